@@ -1,0 +1,238 @@
+"""The exception tree. Each error says what happened, to which command, with the last output, and what to do next.
+
+::
+
+    ProcessError
+     ├─ StartupFailed          the command never ran, or never became usable
+     │   ├─ PermissionDenied       … because the system refused it (EACCES, EPERM, a directory)
+     │   └─ NotReady               … it ran, but its readiness probe did not pass in time
+     ├─ ProcessFailed          it ran, and ended with a non-zero exit status
+     │   └─ ProcessCrashed         … it was ended by a signal that we did not send
+     │       └─ OutOfMemory            … sent by the system because memory ran out
+     ├─ ExecutionTimeout       it ran longer than allowed and was killed (also a TimeoutError)
+     ├─ ResourceExhausted      a limit was reached: ours (max_concurrent) or the system's (descriptors, processes, memory)
+     ├─ CommunicationError     talking to a live or just-ended process failed: closed stdin, broken frame
+     ├─ StopFailed             after SIGKILL and its deadline somebody of the tree is still there
+     ├─ RestartsExhausted      a supervisor gave up: FATAL
+     ├─ NameInUse              a live process has that name
+     ├─ UnknownProcess         no such id or name (also a KeyError)
+     └─ Closed                 the manager, pool or scheduler was closed
+
+All of them pickle, keep their fields, and show masked commands only.
+"""
+
+import errno
+import os
+from typing import Any
+
+from nbprocs.model import ProcessResult, signal_name
+
+__all__ = [
+    "Closed",
+    "CommunicationError",
+    "ExecutionTimeout",
+    "NameInUse",
+    "NotReady",
+    "OutOfMemory",
+    "PermissionDenied",
+    "ProcessCrashed",
+    "ProcessError",
+    "ProcessFailed",
+    "ResourceExhausted",
+    "RestartsExhausted",
+    "StartupFailed",
+    "StopFailed",
+    "UnknownProcess",
+    "error_from_os",
+    "error_from_result",
+    "tail_text",
+]
+
+
+class ProcessError(Exception):
+    """Base of all errors of nbprocs.
+
+    ``message`` says what happened, ``hint`` what to do next; the other fields are evidence and may be None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        process_id: str | None = None,
+        name: str | None = None,
+        command: str | None = None,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        last_output: str = "",
+        attempts: int = 1,
+        hint: str = "",
+    ) -> None:
+        """Keep every field; the text is made when it is asked for."""
+        super().__init__(message)
+        self.message = message
+        self.process_id = process_id
+        self.name = name
+        self.command = command
+        self.exit_code = exit_code
+        self.signal = signal
+        self.last_output = last_output
+        self.attempts = attempts
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """What happened, to which command, the last output, what to do."""
+        lines = [self.message]
+        if self.command and self.command not in self.message:
+            lines.append(f"  command: {self.command}")
+        if self.attempts > 1:
+            lines.append(f"  attempts: {self.attempts}")
+        if self.last_output:
+            lines.append("  last output:")
+            lines += [f"    {line}" for line in self.last_output.splitlines()]
+        if self.hint:
+            lines.append(f"  → {self.hint}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the fields across pickling: the constructor's keywords would be lost otherwise."""
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(kind: type[ProcessError], args: tuple[Any, ...], state: dict[str, Any]) -> ProcessError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class StartupFailed(ProcessError):
+    """The command never ran. Nothing was left behind."""
+
+
+class PermissionDenied(StartupFailed):
+    """The system refused to run it: not executable, a directory, no right."""
+
+
+class NotReady(StartupFailed):
+    """It ran, but was not ready in time; it has been stopped."""
+
+
+class ProcessFailed(ProcessError):
+    """It ran and ended with a non-zero exit status."""
+
+
+class ProcessCrashed(ProcessFailed):
+    """A signal that we did not send ended it."""
+
+
+class OutOfMemory(ProcessCrashed):
+    """The system killed it because memory ran out."""
+
+
+class ExecutionTimeout(ProcessError, TimeoutError):
+    """It ran longer than allowed; its whole tree has been killed."""
+
+
+class ResourceExhausted(ProcessError):
+    """A limit of ours or of the system is reached; nothing was started."""
+
+
+class CommunicationError(ProcessError):
+    """Bytes could not be exchanged with the process."""
+
+
+class StopFailed(ProcessError):
+    """Somebody of the tree survived SIGKILL for longer than the deadline; ``survivors`` lists (pid, name)."""
+
+    survivors: tuple[tuple[int, str], ...] = ()
+
+
+class RestartsExhausted(ProcessError):
+    """The supervisor gave up; ``history`` holds one line for each start and end."""
+
+    history: tuple[str, ...] = ()
+
+
+class NameInUse(ProcessError):
+    """A live process has the name; names of live processes are unique."""
+
+
+class UnknownProcess(ProcessError, KeyError):
+    """No process with that id or name, live or in the history."""
+
+    __str__ = ProcessError.__str__  # KeyError would show the repr of the message
+
+
+class Closed(ProcessError):
+    """The object was closed and starts nothing any more."""
+
+
+_EXHAUSTED = {
+    errno.EMFILE: "this kernel has no file descriptors left; close what is not needed, or raise `ulimit -n` before starting Jupyter",
+    errno.ENFILE: "the system has no file descriptors left",
+    errno.EAGAIN: "no more processes are allowed; wait for some to end, set max_concurrent, or raise `ulimit -u`",
+    errno.ENOMEM: "no memory left to start a process; free some, or restart the kernel",
+}
+_DENIED = {
+    errno.EACCES: "it is not executable; `chmod +x` it, or run it by its interpreter (for example python script.py)",
+    errno.EPERM: "the system forbids it",
+    errno.EISDIR: "it is a directory; name a program inside it",
+}
+_FAILED = {
+    errno.ENOENT: "no such program; check the spelling and PATH, or give the full path",
+    errno.ENOTDIR: "a part of the path is not a directory",
+    errno.ENOEXEC: "it is not a program this system can run; start a script with #!, or run it by its interpreter",
+    errno.E2BIG: "the arguments and the environment are too long together; pass the data by a file or by stdin",
+    errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.ELOOP: "too many symbolic links",
+    errno.ETXTBSY: "the program file is open for writing; close it first",
+}
+
+
+def error_from_os(error: OSError, *, command: str, **fields: Any) -> ProcessError:  # noqa: ANN401 - the base class's keywords
+    """The error of ours for a start that the system refused; the original becomes its cause when raised ``from`` it."""
+    number = error.errno or 0
+    for table, kind in ((_EXHAUSTED, ResourceExhausted), (_DENIED, PermissionDenied), (_FAILED, StartupFailed)):
+        if number in table:
+            return kind(f"could not start {command}: {os.strerror(number)}", command=command, hint=table[number], **fields)
+    return StartupFailed(f"could not start {command}: {error.strerror or error}", command=command, **fields)
+
+
+def tail_text(data: bytes, *, lines: int = 10, width: int = 400) -> str:
+    """The last lines of some output as text, bounded both ways, for an error message."""
+    rows = data[-64 * 1024 :].decode("utf-8", "replace").splitlines()[-lines:]
+    return "\n".join(row if len(row) <= width else f"{row[:width]}…" for row in rows)
+
+
+def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessError | None:
+    """The error that a result stands for; None when it completed with exit status 0.
+
+    The classes: timeout, out of memory, signal, stopped by us, non-zero exit, in this order.
+    """
+    if result.ok:
+        return None
+    output = tail_text(result.stderr or result.stdout)
+    fields: dict[str, Any] = {
+        "process_id": result.process_id,
+        "name": result.name,
+        "command": result.command,
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "last_output": output,
+        "attempts": attempts,
+    }
+    took = f"after {result.execution_time:.3g} s"
+    if result.reason == "timeout":
+        hint = "give it more time with timeout=, or find out what it waits for with its last output"
+        return ExecutionTimeout(f"{result.name} ran out of time {took} and was killed with its whole tree", hint=hint, **fields)
+    if result.reason == "out of memory":
+        hint = "lower its memory use, or run fewer at a time"
+        return OutOfMemory(f"{result.name} was killed by the system {took}: out of memory", hint=hint, **fields)
+    if result.reason is not None and result.reason.startswith("stopped"):
+        return ProcessFailed(f"{result.name} was stopped {took}", **fields)
+    if result.signal is not None:
+        hint = "a segmentation fault is a bug in the program; SIGKILL from outside is often the out-of-memory killer"
+        return ProcessCrashed(f"{result.name} was ended by {signal_name(result.signal)} {took}", hint=hint, **fields)
+    hint = "pass check=False to get the result instead of this error"
+    return ProcessFailed(f"{result.name} failed with exit status {result.exit_code} {took}", hint=hint, **fields)

@@ -1,0 +1,256 @@
+"""Values of the process manager: statuses, configs, results, infos and events.
+
+Only enums and frozen dataclasses live here, with the pure functions that read them. No I/O, no loop, no clock.
+Pool, scheduler and monitor keep their own values in a ``model`` module of their own package.
+"""
+
+import os
+import signal as signals
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+
+from nbprocs.redact import mask_command, mask_env
+
+__all__ = [
+    "TRANSITIONS",
+    "EventKind",
+    "ProcessConfig",
+    "ProcessEvent",
+    "ProcessInfo",
+    "ProcessResult",
+    "ProcessStatus",
+    "Stream",
+    "TaskPriority",
+    "allowed",
+    "ended_status",
+    "signal_name",
+]
+
+
+class ProcessStatus(StrEnum):
+    """The life of one process. The last three are final."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TERMINATED = "terminated"
+
+    @property
+    def live(self) -> bool:
+        """True while the operating system may still have the process."""
+        return self in (ProcessStatus.STARTING, ProcessStatus.RUNNING)
+
+
+TRANSITIONS: Mapping[ProcessStatus, frozenset[ProcessStatus]] = MappingProxyType(
+    {
+        ProcessStatus.STARTING: frozenset({ProcessStatus.RUNNING, ProcessStatus.FAILED}),
+        ProcessStatus.RUNNING: frozenset({ProcessStatus.COMPLETED, ProcessStatus.FAILED, ProcessStatus.TERMINATED}),
+        ProcessStatus.COMPLETED: frozenset(),
+        ProcessStatus.FAILED: frozenset(),
+        ProcessStatus.TERMINATED: frozenset(),
+    }
+)
+
+
+def allowed(current: ProcessStatus, following: ProcessStatus) -> bool:
+    """Whether a process may go from one status straight to the other."""
+    return following in TRANSITIONS[current]
+
+
+def ended_status(*, exit_code: int | None, signal: int | None, stopped_by_us: bool) -> ProcessStatus:
+    """The final status of a process that ended: TERMINATED if we stopped it, else by its exit.
+
+    A process that we told to stop but that had already exited 0 by itself counts as TERMINATED too: its owner asked for its end.
+    """
+    if stopped_by_us:
+        return ProcessStatus.TERMINATED
+    if exit_code == 0 and signal is None:
+        return ProcessStatus.COMPLETED
+    return ProcessStatus.FAILED
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9; ``signal 77`` for a number without a name."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Stream(StrEnum):
+    """The two output streams of a process."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class TaskPriority(IntEnum):
+    """Order of tasks in a pool or a scheduler: higher first, equal ones by arrival."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    CRITICAL = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessConfig:
+    """What to run, and how. Immutable, so that a restart runs the very same thing.
+
+    With ``shell=True`` the command is a line for ``/bin/sh -c`` (``cmd /c`` on Windows) and ``args`` must be empty.
+    """
+
+    command: str
+    args: tuple[str, ...] = ()
+    working_dir: str | None = None  # None: the kernel's own, at the time of the start
+    env_vars: Mapping[str, str | None] = field(default_factory=dict)  # a diff on the kernel's; None removes
+    stdin: bool = False  # True: an open pipe for send(); False: /dev/null
+    timeout: float | None = None  # seconds; past it the whole tree is killed
+    name: str | None = None  # None: the manager makes one
+    shell: bool = False
+    pty: bool = False  # a pseudo-terminal: stdout and stderr arrive as one stream
+    output_limit: int | None = None  # bytes of output kept in memory a stream; None: the manager's
+
+    def __post_init__(self) -> None:
+        """Freeze what the caller may still hold. Raises TypeError or ValueError for what no system could run."""
+        if not isinstance(self.command, (str, os.PathLike)):
+            msg = f"command must be a string or a path, not {type(self.command).__name__}; pass arguments as args"
+            raise TypeError(msg)
+        object.__setattr__(self, "command", os.fspath(self.command))
+        object.__setattr__(self, "args", tuple(str(os.fspath(a)) if isinstance(a, os.PathLike) else str(a) for a in self.args))
+        if self.working_dir is not None:
+            object.__setattr__(self, "working_dir", os.fspath(self.working_dir))
+        object.__setattr__(self, "env_vars", MappingProxyType(dict(self.env_vars)))
+        if self.timeout is not None and not self.timeout > 0:
+            msg = f"timeout must be a positive number of seconds or None, not {self.timeout!r}"
+            raise ValueError(msg)
+        if self.shell and self.args:
+            msg = "with shell=True the command is one line; put the arguments into it (shlex.join helps)"
+            raise ValueError(msg)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by fields: a mapping proxy can't be pickled."""
+        state = {name: getattr(self, name) for name in self.__slots__}
+        state["env_vars"] = dict(self.env_vars)
+        return _config_from, (state,)
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The argument vector; for a shell line the line itself as the only item."""
+        return (self.command, *self.args)
+
+    @property
+    def display(self) -> str:
+        """The command as a person would type it, passwords and tokens masked."""
+        return mask_command(self.argv, shell=self.shell)
+
+    def __repr__(self) -> str:
+        """Masked: a config is often the last line of a cell."""
+        parts = [f"command={self.display!r}"]
+        defaults = {"working_dir": None, "stdin": False, "timeout": None, "name": None, "shell": False, "pty": False}
+        parts += [f"{key}={getattr(self, key)!r}" for key, default in defaults.items() if getattr(self, key) != default]
+        if self.env_vars:
+            parts.append(f"env_vars={mask_env(self.env_vars)!r}")
+        return f"ProcessConfig({', '.join(parts)})"
+
+
+def _config_from(state: dict[str, object]) -> ProcessConfig:
+    return ProcessConfig(**state)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessResult:
+    """How one process ended, with all that it wrote (or what the byte budget and the spill file kept of it)."""
+
+    process_id: str
+    name: str
+    command: str  # masked, as displayed
+    exit_code: int | None  # None when a signal ended it, or when somebody else reaped it
+    signal: int | None  # the signal's number
+    stdout: bytes
+    stderr: bytes
+    execution_time: float  # seconds from start to exit, by the monotonic clock
+    status: ProcessStatus
+    reason: str | None = None  # "timeout", "stopped", "out of memory", … or None for an end of its own
+    dropped_bytes: int = 0  # output that neither memory nor the spill file could hold
+    peak_rss: int | None = None  # bytes, of the process itself, as the kernel accounted it at the exit
+    cpu_time: float | None = None  # seconds, user + system, with the children it waited for
+
+    @property
+    def ok(self) -> bool:
+        """True for exit status 0 of its own accord."""
+        return self.status is ProcessStatus.COMPLETED
+
+    @property
+    def text(self) -> str:
+        """The standard output as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.stdout.decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        """One line, with the exit and the amount of output, not the output."""
+        end = f"exit_code={self.exit_code}" if self.signal is None else f"signal={signal_name(self.signal)}"
+        return (
+            f"<ProcessResult {self.name}: {self.status} {end} in {self.execution_time:.3f} s, "
+            f"stdout {len(self.stdout):,} B, stderr {len(self.stderr):,} B>"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessInfo:
+    """A snapshot of one process; it never changes afterwards."""
+
+    id: str
+    name: str
+    pid: int | None
+    status: ProcessStatus
+    created_at: datetime  # timezone-aware
+    config: ProcessConfig
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    execution_time: float = 0.0  # seconds so far, or in all
+    ready: bool = False  # its readiness probe has passed (True at once without one)
+    paused: bool = False
+    restarts: int = 0  # how many predecessors of the same lineage there were
+    reason: str | None = None
+    stdout_bytes: int = 0  # written so far
+    stderr_bytes: int = 0
+    dropped_bytes: int = 0
+    peak_rss: int | None = None
+    last_line: str = ""
+
+
+class EventKind(StrEnum):
+    """What the manager's event stream tells."""
+
+    STARTED = "started"
+    READY = "ready"
+    OUTPUT = "output"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    EXITED = "exited"  # info holds the final status
+    FAILED = "failed"  # a start failed; there is no process, error says why
+    RESTARTING = "restarting"  # a supervisor will start it again after delay seconds
+    FATAL = "fatal"  # a supervisor gave up; error holds the history
+    REMOVED = "removed"  # fell out of the bounded history
+    ADOPTED = "adopted"
+    CLOSED = "closed"  # the manager closed; the last event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessEvent:
+    """One thing that happened to one process."""
+
+    kind: EventKind
+    process_id: str  # "" for CLOSED
+    name: str
+    at: float  # seconds, time.monotonic()
+    info: ProcessInfo | None = None  # not for OUTPUT: that one is frequent
+    stream: Stream | None = None  # OUTPUT
+    size: int = 0  # bytes, OUTPUT
+    delay: float | None = None  # seconds, RESTARTING
+    error: BaseException | None = None
