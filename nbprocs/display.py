@@ -1,0 +1,120 @@
+"""How objects show themselves: text always, static HTML beside it, and a live view where a front end can carry one.
+
+This is the bottom of the display stack and knows no widget. ``nbprocs/__init__`` installs a *view factory* when it runs in a
+kernel with comms; models stay ignorant of their views::
+
+    model  --_repr_mimebundle_-->  {text/plain, text/html}            always, also in a saved notebook
+                                   + widget-view+json from the factory  in a live kernel
+
+Everything that comes from outside goes through :func:`text`: names, commands and output may hold markup, ANSI sequences and bidirectional
+control characters, which could otherwise make a command read as something that it is not.
+"""
+
+import html
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+__all__ = ["Displayable", "plain", "set_view_factory", "text", "view_factory"]
+
+ViewFactory = Callable[[Any], dict[str, Any] | None]
+Publisher = Callable[[Any], object]
+
+_factory: ViewFactory | None = None
+_publisher: Publisher | None = None
+
+# CSI, OSC (ended by BEL or ST) and the two-byte escapes; what is left of a broken one is caught by _CONTROL
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+# C0 and C1 controls, and the characters that reorder or hide text (bidi embeddings, isolates, zero-width, BOM, line separators)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def plain(value: object, *, limit: int | None = None) -> str:
+    r"""Readable characters only: ANSI sequences removed, controls and text-reordering characters made visible as ``U+FFFD``.
+
+    Tabs and newlines stay. With ``limit`` the text is cut to so many characters, the last of them an ellipsis.
+
+    >>> plain("\x1b[31mred\x1b[0m")
+    'red'
+    >>> plain("a" * 50, limit=5)
+    'aaaa…'
+    """
+    cleaned = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _ANSI.sub("", str(value)))
+    if limit is not None and len(cleaned) > limit:
+        return cleaned[: max(limit - 1, 0)] + "…"
+    return cleaned
+
+
+def text(value: object, *, limit: int | None = None) -> str:
+    """:func:`plain`, escaped for an HTML text or attribute: nothing in it can end a tag, an attribute or a script.
+
+    >>> text("<script>alert(1)</script>")
+    '&lt;script&gt;alert(1)&lt;/script&gt;'
+    """
+    return html.escape(plain(value, limit=limit), quote=True)
+
+
+def set_view_factory(factory: ViewFactory | None, *, publish: Publisher | None = None) -> None:
+    """Install what makes live views, or remove it with None.
+
+    ``factory(model)`` returns a mimebundle with the live view of the model, or None if it has none. It may raise: the static
+    forms are shown then, with the reason in them. ``publish(model)``, if given, displays the model itself under a display id,
+    so that the static record in the saved notebook can be brought up to date when a process ends.
+
+    >>> set_view_factory(None)
+    """
+    global _factory, _publisher  # one per interpreter, like the kernel it stands for
+    _factory, _publisher = factory, publish
+
+
+def view_factory() -> ViewFactory | None:
+    """The factory in force.
+
+    >>> set_view_factory(None)
+    >>> view_factory() is None
+    True
+    """
+    return _factory
+
+
+class Displayable:
+    """Mixin for whatever may be the last line of a cell.
+
+    A class gives ``_html_()``: static, self-contained HTML without ``script`` or ``style`` tags, with everything that is not its own
+    put through :func:`text`. It gets ``text/plain`` from its ``repr``, ``text/html`` from the hook, and the live view of the factory.
+
+    >>> class Greeting(Displayable):
+    ...     def _html_(self) -> str:
+    ...         return f"<b>{text('a < b')}</b>"
+    >>> Greeting()._repr_mimebundle_()["text/html"]
+    '<b>a &lt; b</b>'
+    """
+
+    __slots__ = ()
+
+    def _html_(self) -> str:
+        """The static form; the default is the ``repr`` in fixed width."""
+        return f"<pre>{text(repr(self))}</pre>"
+
+    @property
+    def _ipython_display_(self) -> Callable[[], object] | None:
+        """None, unless a publisher is installed: IPython then goes on to the mimebundle.
+
+        A method here would override every other form for good; a property can step aside.
+        """
+        publisher = _publisher
+        return None if publisher is None else lambda: publisher(self)
+
+    def _repr_mimebundle_(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    ) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
+        """What IPython asks for. Never raises: an object that can't be shown live is shown static, with a word why."""
+        bundle: dict[str, Any] = {"text/plain": plain(repr(self)), "text/html": self._html_()}
+        if _factory is not None:
+            try:
+                bundle = {**(_factory(self) or {}), **bundle}
+            except Exception as error:  # noqa: BLE001 - a broken view must not take the object's own display away
+                bundle["text/html"] += f"<div><small>no live view: {text(repr(error), limit=300)}</small></div>"
+        return {
+            kind: data for kind, data in bundle.items() if (include is None or kind in include) and (exclude is None or kind not in exclude)
+        }
