@@ -119,7 +119,14 @@ class NotReady(StartupFailed):
 
 
 class ProcessFailed(ProcessError):
-    """It ran and ended with a non-zero exit status."""
+    """It ran and ended with a non-zero exit status; ``reason`` tells an end that was not its own ("stopped", "out of memory")."""
+
+    reason: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its owner asked for its end; nobody should start such a process again by itself."""
+        return self.reason is not None and self.reason.startswith("stopped")
 
 
 class ProcessCrashed(ProcessFailed):
@@ -190,7 +197,7 @@ _FAILED = {
 }
 
 
-def error_from_os(error: OSError, *, command: str, **fields: Any) -> ProcessError:  # noqa: ANN401 - the base class's keywords
+def error_from_os(error: OSError, *, command: str, **fields: Any) -> ProcessError:
     """The error of ours for a start that the system refused; the original becomes its cause when raised ``from`` it."""
     number = error.errno or 0
     for table, kind in ((_EXHAUSTED, ResourceExhausted), (_DENIED, PermissionDenied), (_FAILED, StartupFailed)):
