@@ -229,7 +229,13 @@ def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessErr
         "last_output": output,
         "attempts": attempts,
     }
-    took = f"after {result.execution_time:.3g} s"
+    error = _classified(result, took=f"after {result.execution_time:.3g} s", fields=fields)
+    if isinstance(error, ProcessFailed):
+        error.reason = result.reason
+    return error
+
+
+def _classified(result: ProcessResult, *, took: str, fields: dict[str, Any]) -> ProcessError:
     if result.reason == "timeout":
         hint = "give it more time with timeout=, or find out what it waits for with its last output"
         return ExecutionTimeout(f"{result.name} ran out of time {took} and was killed with its whole tree", hint=hint, **fields)

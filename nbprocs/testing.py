@@ -59,10 +59,10 @@ class FakeClock:
         if delay <= 0:
             await asyncio.sleep(0)
             return
-        woken = asyncio.get_running_loop().create_future()
-        cancel = self.call_later(delay, lambda: woken.done() or woken.set_result(None))
+        woken = asyncio.Event()
+        cancel = self.call_later(delay, woken.set)
         try:
-            await woken
+            await woken.wait()
         finally:
             cancel()
 

@@ -113,7 +113,7 @@ class RestartPolicy:
         return float(wait(call_state(ProcessFailed("a failed run"), attempt=number, elapsed=0.0)))
 
 
-def restart_policy(given: "RestartPolicy | bool | None") -> RestartPolicy | None:
+def restart_policy(given: object) -> RestartPolicy | None:
     """What ``restart=`` of ``spawn`` stands for: True is the default policy, None and False are none. Raises TypeError for anything else.
 
     >>> restart_policy(True).max_restarts

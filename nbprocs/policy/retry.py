@@ -62,7 +62,7 @@ class RetryPolicy:
     out_of_memory: bool = True  # whether one that the system killed for its memory is tried again
     timeout: bool = True  # whether one that ran out of time is tried again
     output: str | re.Pattern[str] | None = None  # a regular expression that the last output must contain
-    exceptions: tuple[type[BaseException], ...] = (Exception,)  # only errors of these types
+    exceptions: type[BaseException] | tuple[type[BaseException], ...] = Exception  # only errors of these types
     when: Callable[[BaseException], bool] | None = None  # the last word on an error that passed all the others
     wait: Wait | None = None  # any tenacity wait
     stop: Stop | None = None  # any tenacity stop
@@ -77,8 +77,6 @@ class RetryPolicy:
         if self.total_time is not None and not self.total_time > 0:
             msg = f"total_time must be a positive number of seconds or None, not {self.total_time!r}"
             raise ValueError(msg)
-        if isinstance(self.exceptions, type):
-            object.__setattr__(self, "exceptions", (self.exceptions,))
         if isinstance(self.output, str):
             object.__setattr__(self, "output", re.compile(self.output))
 
