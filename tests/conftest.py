@@ -1,0 +1,78 @@
+"""What every test gets: leak checks, a watch for blocking calls, and loops in other modes for those that ask.
+
+- ``leaks`` compares children, zombies, strays, threads, descriptors and comms before and after; ``leaked_tasks`` the loop's tasks.
+- ``blocking`` makes a blocking call of nbprocs on a running loop an error.
+- ``@pytest.mark.loop_modes`` runs an async test three times: plainly, in debug mode, and with eager tasks (Python 3.12+).
+"""
+
+import asyncio
+import inspect
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import blocking as blocking_calls
+from tests import leaks as leak_checks
+
+SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]  # real children take their time
+settings.register_profile("nbprocs", deadline=None, suppress_health_check=SLOW_CHECKS, print_blob=True)
+settings.register_profile("ci", settings.get_profile("nbprocs"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "nbprocs")
+
+LOOP_MODES = ("plain", "debug", *(("eager",) if sys.version_info >= (3, 12) else ()))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("loop_modes"):
+        metafunc.parametrize("loop_mode", LOOP_MODES, indirect=True)
+
+
+@pytest.fixture
+def loop_mode(request: pytest.FixtureRequest) -> str:
+    """The mode of the loop that the test runs on."""
+    return getattr(request, "param", "plain")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> None:
+    leak_checks.warm()
+
+
+@pytest.fixture(autouse=True)
+def leaks(_warm: None) -> Iterator[None]:
+    """Fails when the test leaves a child, thread, descriptor or comm behind."""
+    before = leak_checks.Snapshot.take()
+    yield
+    if found := leak_checks.leaked(before):
+        pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
+
+
+@pytest.fixture
+async def _own_loop(loop_mode: str) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    if loop_mode == "debug":
+        loop.set_debug(True)
+    elif loop_mode == "eager":
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    before = asyncio.all_tasks()
+    yield
+    if found := await leak_checks.leaked_tasks(before):
+        pytest.fail("left running:\n  " + "\n  ".join(found), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def leaked_tasks(leaks: None, loop_mode: str, request: pytest.FixtureRequest) -> None:
+    """Fails when an async test leaves a task running. Set up after ``leaks``, so that the loop's own descriptors are closed by then."""
+    function = getattr(request, "function", None)
+    function = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    if inspect.iscoroutinefunction(function):
+        request.getfixturevalue("_own_loop")
+
+
+@pytest.fixture(autouse=True)
+def blocking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a blocking call of nbprocs on a running loop an error."""
+    blocking_calls.watch(monkeypatch)
