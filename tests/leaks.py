@@ -1,19 +1,19 @@
 """What a test must not leave behind: children, zombies, threads, descriptors, comms, tasks; each reported by name.
 
 A snapshot is taken before the test; afterwards everything that was not there is a leak, unless nbprocs keeps it once for the whole interpreter: the
-leash process with its pipe, and the background host thread with its loop. Both are started before the first snapshot (``warm``), so they are simply
-part of it; a test that ends and restarts one of them changes identities, and is excused by name.
+leash process with its pipe and table, and the background host thread with its loop. Both are started before the first snapshot (``warm``), so they
+are part of it; the leash is excused by name as well, because a test may kill it and have it replaced.
 """
 
 import asyncio
 import gc
-import importlib.util
 import os
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,18 +22,18 @@ HOST_THREAD = "nbprocs-host"
 FDS = Path("/proc/self/fd")
 
 
-def _leash_pids() -> set[int]:
-    leash = sys.modules.get("nbprocs.engine.leash")
-    return set(leash.pids()) if leash is not None else set()
+def _leash() -> Any:
+    module = sys.modules.get("nbprocs.engine.leash")
+    return None if module is None else module.leash
 
 
 def children() -> dict[tuple[int, float], str]:
     """All descendants, zombies included, except the leash."""
     found = {}
-    excused = _leash_pids()
+    leash = _leash()
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.pid in excused:
+            if leash is not None and child.pid == leash.pid:
                 continue
             state = child.status()
             command = "zombie" if state == psutil.STATUS_ZOMBIE else " ".join(child.cmdline())[:120]
@@ -43,20 +43,16 @@ def children() -> dict[tuple[int, float], str]:
     return found
 
 
-def _token() -> str | None:
-    leash = sys.modules.get("nbprocs.engine.leash")
-    return leash.token() if leash is not None else None
-
-
-def strays(token: str | None) -> dict[tuple[int, float], str]:
+def strays() -> dict[tuple[int, float], str]:
     """Processes that carry our token but are nobody's children any more: daemons, grandchildren in a session of their own."""
     found: dict[tuple[int, float], str] = {}
-    if token is None:
+    leash = _leash()
+    if leash is None:
         return found
-    needle, me, excused = token.encode(), os.getpid(), _leash_pids()
+    needle, me = leash.token.encode(), os.getpid()
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
-        if pid == me or pid in excused:
+        if pid == me:
             continue
         try:
             if needle in (folder / "environ").read_bytes():
@@ -76,12 +72,15 @@ def threads() -> dict[int, str]:
 def descriptors() -> dict[tuple[int, str], str]:
     """Open descriptors with what they are."""
     found = {}
+    leash = _leash()
+    excused = set() if leash is None else {leash._pipe, leash._table}
     for entry in FDS.iterdir() if FDS.exists() else ():
         try:
             target = str(entry.readlink())
         except OSError:
             continue  # the listing's own
-        found[int(entry.name), target] = f"descriptor {entry.name} → {target}"
+        if int(entry.name) not in excused:
+            found[int(entry.name), target] = f"descriptor {entry.name} → {target}"
     return found
 
 
@@ -109,7 +108,7 @@ class Snapshot:
     @classmethod
     def take(cls) -> "Snapshot":
         """Look at everything once."""
-        return cls(children=children(), strays=strays(_token()), threads=threads(), descriptors=descriptors(), comms=comms())
+        return cls(children=children(), strays=strays(), threads=threads(), descriptors=descriptors(), comms=comms())
 
     def since(self, before: "Snapshot") -> list[str]:
         """What is here and was not there before."""
@@ -142,7 +141,7 @@ async def leaked_tasks(before: set["asyncio.Task[object]"], *, patience: float =
 def warm() -> None:
     """Start what nbprocs keeps for the whole interpreter, so that every snapshot holds it."""
     from nbprocs.engine.home import Home
+    from nbprocs.engine.leash import leash
 
     Home.background()
-    if importlib.util.find_spec("nbprocs.engine.leash"):
-        importlib.import_module("nbprocs.engine.leash").start()
+    leash.ensure()
