@@ -26,6 +26,7 @@ from nbprocs.policy import CircuitBreaker, Fatal, Finished, Life, RestartPolicy,
 
 __all__ = ["Keeper", "Supervised", "Supervisor"]
 
+_EARLY = 0.01  # seconds; a timer may fire before its time by the resolution of the clock
 Cancel = Callable[[], object]
 Later = Callable[[float, Callable[[], None]], Cancel]
 
@@ -177,10 +178,8 @@ class Supervisor(Generic[P]):
         held.held = False
         if held.released or self._closed:
             return
-        if held.process.result is None:
-            self._began(held)  # it was never stopped
-            return
-        self._failed_start(held, error)
+        if held.process.result is not None:  # else it still runs, and its end will be noticed
+            self._failed_start(held, error)
 
     def breaker(self, config: ProcessConfig) -> CircuitBreaker | None:
         """The breaker of that command line, if a policy with one has been used for it."""
@@ -257,7 +256,7 @@ class Supervisor(Generic[P]):
         lineage.timer = None
         now = self._clock()
         more = self._breaker_wait(lineage, now)
-        if more > 0:  # somebody else's try of the half-open breaker is under way
+        if more > _EARLY:  # somebody else's try of the half-open breaker is under way
             self._wait(lineage, more, None)
             return
         key = lineage.process.config.argv
