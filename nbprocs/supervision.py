@@ -62,7 +62,7 @@ class Supervised(Protocol):
     def started(self) -> float:
         """When it started, by time.monotonic()."""
 
-    async def stop(self, grace: float = 5.0) -> ProcessResult:
+    async def stop(self, *, grace: float = 5.0) -> ProcessResult:
         """End it."""
 
 

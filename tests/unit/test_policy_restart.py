@@ -31,7 +31,7 @@ def live(policy, uptimes, *, late=None):
 
 def test_backoff_with_a_cap_then_fatal():
     policy = RestartPolicy(max_restarts=4, initial_delay=1, max_delay=5, jitter=False)
-    restarts, delays, decision = live(policy, [0.5] * 9)
+    _, delays, decision = live(policy, [0.5] * 9)
     assert delays == [1, 2, 4, 5] == policy.delays()
     assert decision == Fatal(reason="4 restarts within 60 s, the most allowed")
 
