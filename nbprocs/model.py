@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
+from typing import SupportsBytes
 
 from nbprocs.redact import mask_command, mask_env
 
@@ -164,21 +165,37 @@ def _config_from(state: dict[str, object]) -> ProcessConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessResult:
-    """How one process ended, with all that it wrote (or what the byte budget and the spill file kept of it)."""
+    """How one process ended, with all that it wrote (or what the byte budget and the spill file kept of it).
+
+    A large output stays where it is, in memory and in the spill file, until ``stdout`` or ``stderr`` is asked for.
+
+    >>> ProcessResult(process_id="1", name="date", command="date", exit_code=0, execution_time=0.1, status=ProcessStatus.COMPLETED).ok
+    True
+    """
 
     process_id: str
     name: str
     command: str  # masked, as displayed
     exit_code: int | None  # None when a signal ended it, or when somebody else reaped it
-    signal: int | None  # the signal's number
-    stdout: bytes
-    stderr: bytes
-    execution_time: float  # seconds from start to exit, by the monotonic clock
-    status: ProcessStatus
+    signal: int | None = None  # the signal's number
+    stdout_source: SupportsBytes = field(default=b"", repr=False, compare=False)
+    stderr_source: SupportsBytes = field(default=b"", repr=False, compare=False)
+    execution_time: float = 0.0  # seconds from start to exit, by the monotonic clock
+    status: ProcessStatus = ProcessStatus.COMPLETED
     reason: str | None = None  # "timeout", "stopped", "out of memory", … or None for an end of its own
     dropped_bytes: int = 0  # output that neither memory nor the spill file could hold
     peak_rss: int | None = None  # bytes, of the process itself, as the kernel accounted it at the exit
     cpu_time: float | None = None  # seconds, user + system, with the children it waited for
+
+    @property
+    def stdout(self) -> bytes:
+        """All of the standard output that was kept."""
+        return bytes(self.stdout_source)
+
+    @property
+    def stderr(self) -> bytes:
+        """All of the standard error that was kept; empty with ``pty=True``, where both are one stream."""
+        return bytes(self.stderr_source)
 
     @property
     def ok(self) -> bool:
@@ -190,13 +207,20 @@ class ProcessResult:
         """The standard output as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stdout.decode("utf-8", "replace")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the output itself."""
+        state = {name: getattr(self, name) for name in self.__slots__}
+        return _result_from, ({**state, "stdout_source": self.stdout, "stderr_source": self.stderr},)
+
     def __repr__(self) -> str:
         """One line, with the exit and the amount of output, not the output."""
         end = f"exit_code={self.exit_code}" if self.signal is None else f"signal={signal_name(self.signal)}"
-        return (
-            f"<ProcessResult {self.name}: {self.status} {end} in {self.execution_time:.3f} s, "
-            f"stdout {len(self.stdout):,} B, stderr {len(self.stderr):,} B>"
-        )
+        why = f" ({self.reason})" if self.reason else ""
+        return f"<ProcessResult {self.name}: {self.status}{why} {end} in {self.execution_time:.3f} s: {self.command}>"
+
+
+def _result_from(state: dict[str, object]) -> ProcessResult:
+    return ProcessResult(**state)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

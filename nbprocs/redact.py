@@ -12,16 +12,16 @@ __all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text"]
 
 MASK = "•••"
 
-_SECRET = (
+_SENSITIVE = (
     r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth(?:orization)?|cookie|bearer)"
 )
-_NAME = re.compile(rf"(?:^|[-_.]){_SECRET}s?(?:$|[-_.])", re.IGNORECASE)
+_NAME = re.compile(rf"(?:^|[-_.]){_SENSITIVE}s?(?:$|[-_.])", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ASSIGN = re.compile(r"^(-{0,2}[\w.-]+)([=:])(.+)$", re.DOTALL)
 _URL_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):([^\s/@]+)@", re.IGNORECASE)
-_HEADER = re.compile(rf"((?:authorization|x-api-key|cookie|{_SECRET})\s*[:=]\s*)(?:(bearer|basic)\s+)?[^\s'\"&;|]+", re.IGNORECASE)
-_TEXT_OPTION = re.compile(rf"(--?[\w-]*{_SECRET}[\w-]*)(\s+|=)(?!-)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
-_TEXT_ASSIGN = re.compile(rf"\b(\w*{_SECRET}\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|]+)", re.IGNORECASE)
+_HEADER = re.compile(rf"((?:authorization|x-api-key|cookie|{_SENSITIVE})\s*[:=]\s*)(?:(bearer|basic)\s+)?[^\s'\"&;|]+", re.IGNORECASE)
+_TEXT_OPTION = re.compile(rf"(--?[\w-]*{_SENSITIVE}[\w-]*)(\s+|=)(?!-)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
+_TEXT_ASSIGN = re.compile(rf"\b(\w*{_SENSITIVE}\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|]+)", re.IGNORECASE)
 
 
 def is_secret_name(name: str) -> bool:

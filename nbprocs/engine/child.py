@@ -1,0 +1,169 @@
+"""One child of the operating system behind one small interface, and the choice between its two makes.
+
+::
+
+      Spec ──start()──►  Child  ──►  Listener.output(stream, data)     what it wrote, in chunks
+                           │    ──►  Listener.exited(Exit)             the process is gone; pipes may still be open
+                           │    ──►  Listener.drained()                nothing more will come; always after exited, bounded
+                           ◄── write / close_stdin / send_signal
+
+Exit is a fact about the process, not about its pipes: a grandchild may hold them for hours.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import psutil
+
+from nbprocs.engine.table import Identity
+from nbprocs.model import Stream
+
+__all__ = [
+    "DRAIN",
+    "TOKEN",
+    "Child",
+    "Engine",
+    "Exit",
+    "Listener",
+    "Spec",
+    "child_environment",
+    "engine_for",
+    "pause_group",
+    "resume_group",
+    "signal_group",
+    "start",
+]
+
+DRAIN = 0.1  # seconds that a pipe may stay open after the process has gone
+TOKEN = "NBPROCS_TOKEN"  # noqa: S105 - not a secret: the mark by which the leash and stop() know our descendants
+
+Engine = Literal["posix", "portable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What to start, complete: the environment is the child's whole environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str | None = None
+    stdin: bool = False
+    pty: bool = False
+    inherit: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended. Both numbers are None when somebody else reaped it."""
+
+    exit_code: int | None
+    signal: int | None
+    at: float  # time.monotonic()
+    peak_rss: int | None = None  # bytes
+    cpu_time: float | None = None  # seconds
+
+    @classmethod
+    def from_code(cls, code: int, *, at: float, peak_rss: int | None = None, cpu_time: float | None = None) -> "Exit":
+        """From the convention of subprocess: a negative code is a signal."""
+        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at, peak_rss=peak_rss, cpu_time=cpu_time)
+
+
+class Listener(Protocol):
+    """Who is told. All calls come on the home loop."""
+
+    def output(self, stream: Stream, data: bytes) -> None:
+        """The child wrote."""
+
+    def exited(self, how: Exit) -> None:
+        """The process is gone and reaped."""
+
+    def drained(self) -> None:
+        """The pipes are closed; the last call."""
+
+
+class Child(Protocol):
+    """A started process."""
+
+    pid: int
+    identity: Identity
+    exit: Exit | None
+
+    async def write(self, data: bytes) -> None:
+        """Hand all of the data to the system. Raises BrokenPipeError when the child closed its end or is gone."""
+
+    async def close_stdin(self) -> None:
+        """End of input for the child. Idempotent."""
+
+    def send_signal(self, number: int) -> None:
+        """To the process itself, while its identity holds; ProcessLookupError after."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell a pseudo-terminal its size; nothing without one."""
+
+
+def child_environment(changes: Mapping[str, str | None], *, token: str) -> dict[str, str]:
+    """The kernel's environment with the changes, unbuffered Python by default, and our token behind those of outer kernels."""
+    env = {**os.environ}
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    for name, value in changes.items():
+        if value is None:
+            env.pop(name, None)
+        else:
+            env[name] = value
+    outer = os.environ.get(TOKEN)
+    env[TOKEN] = f"{outer}:{token}" if outer else token
+    return env
+
+
+def engine_for(loop: asyncio.AbstractEventLoop) -> Engine | None:
+    """Which make of child this loop can have; None if it can have none (a Windows selector loop), so that a host loop is needed."""
+    if sys.platform != "win32" and isinstance(loop, asyncio.SelectorEventLoop):
+        return "posix"
+    base = asyncio.BaseEventLoop
+    if isinstance(loop, base) and type(loop)._make_subprocess_transport is base._make_subprocess_transport:  # type: ignore[attr-defined]  # noqa: SLF001
+        return None
+    if type(loop).subprocess_exec is asyncio.AbstractEventLoop.subprocess_exec:
+        return None
+    return "portable"
+
+
+async def start(spec: Spec, *, engine: Engine, listener: Listener) -> Child:
+    """Start a process on the running loop. Raises OSError as the system said it, or ValueError for what no system can run."""
+    if engine == "posix":
+        from nbprocs.engine.posix import PosixChild  # noqa: PLC0415 - not importable on Windows
+
+        return PosixChild(spec, listener=listener)
+    from nbprocs.engine.portable import start_portable  # noqa: PLC0415 - the other make is loaded only where it is used
+
+    return await start_portable(spec, listener=listener)
+
+
+def signal_group(child: Child, number: int) -> None:
+    """To everybody in the child's process group, as a terminal's Ctrl-C would. ProcessLookupError once the child is reaped."""
+    if child.exit is not None:
+        raise ProcessLookupError(f"process {child.pid} has ended")
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, number)  # until we reap the leader, the group's number can't be reused
+    else:
+        child.send_signal(number)
+
+
+def pause_group(child: Child) -> None:
+    """Stop the group where it stands."""
+    if hasattr(signal, "SIGSTOP"):
+        signal_group(child, signal.SIGSTOP)
+    else:
+        psutil.Process(child.pid).suspend()
+
+
+def resume_group(child: Child) -> None:
+    """Let a stopped group go on."""
+    if hasattr(signal, "SIGCONT"):
+        signal_group(child, signal.SIGCONT)
+    else:
+        psutil.Process(child.pid).resume()

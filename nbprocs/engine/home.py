@@ -1,0 +1,260 @@
+"""The loop an object lives on: hopping to it, owned tasks, the heartbeat, and the background host.
+
+::
+
+      a cell, a subshell thread, a worker thread          the home loop
+      ────────────────────────────────────────            ─────────────
+      await pm.run(…)  ──@hops──►  Home.hop  ──────────►  the method itself, in a task
+             │                                                  │
+        heartbeat on the caller's loop                     Tasks: owned, named, failures logged
+
+Every stateful object has one home loop and touches its state only there. This is the only module that creates tasks.
+"""
+
+import asyncio
+import functools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
+
+from nbprocs.errors import Closed
+
+__all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "log"]
+
+log = logging.getLogger("nbprocs")
+
+HOST_THREAD = "nbprocs-host"
+BEAT = 0.2  # seconds; a Jupyter interrupt is noticed only when the loop wakes, so it must wake by itself
+LATE = 2.0  # seconds; a loop found later than this was blocked, and the user is told
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class HasHome(Protocol):
+    """What @hops needs."""
+
+    @property
+    def home(self) -> "Home":
+        """The home of the object."""
+
+
+S = TypeVar("S", bound=HasHome)
+
+
+class _Here(threading.local):
+    home: "Home | None" = None
+
+
+_here = _Here()
+_homes: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Home]" = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class Home:
+    """One event loop as a place to live.
+
+    Also the loop's heartbeat: while anybody holds it (``with home:``), a timer wakes the loop every 200 ms, so that an interrupt
+    is noticed. ``watch`` additionally has lateness reported, once: for loops that own live processes.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.thread_id = threading.get_ident()
+        self._holders = 0
+        self._watchers = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = False
+        self.latest = 0.0  # seconds: the worst lateness seen while watched
+
+    @classmethod
+    def current(cls) -> "Home":
+        """The home of the running loop. Raises RuntimeError, with the cure, where none runs."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            msg = "no event loop is running here; create it inside a cell or a coroutine, or with background=True"
+            raise RuntimeError(msg) from None
+        home = _here.home
+        if home is not None and home.loop is loop:
+            return home
+        with _lock:
+            home = _homes.get(loop)
+            if home is None:
+                home = _homes[loop] = cls(loop)
+        _here.home = home
+        return home
+
+    @classmethod
+    def background(cls) -> "Home":
+        """The home in a thread of its own, shared by all that ask; started on first use (a few milliseconds)."""
+        return _host.start()
+
+    @property
+    def here(self) -> bool:
+        """True when called on the home loop's own thread."""
+        return threading.get_ident() == self.thread_id
+
+    def post(self, callback: Callable[..., object], *args: object) -> None:
+        """Run a callback on the home loop soon, from any thread. Raises Closed when that loop is gone."""
+        try:
+            if self.here:
+                self.loop.call_soon(callback, *args)
+            else:
+                self.loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError as error:
+            raise Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel") from error
+
+    async def hop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the home loop and wait for it here, on another loop. Cancelling the wait cancels it there too."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError as error:
+            coroutine.close()
+            raise Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel") from error
+        return await asyncio.wrap_future(future)
+
+    # -- heartbeat
+
+    def __enter__(self) -> Self:
+        self._holders += 1
+        if self._timer is None:
+            self._beat_from(self.loop.time())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._holders -= 1
+
+    def watch(self) -> None:
+        """Keep the heart beating and have a blocked loop reported; once for each live process. Only on the loop's thread."""
+        self._watchers += 1
+        self.__enter__()
+
+    def unwatch(self) -> None:
+        """The counterpart of watch."""
+        self._watchers -= 1
+        self.__exit__(None, None, None)
+
+    def _beat_from(self, now: float) -> None:
+        self._timer = self.loop.call_at(now + BEAT, self._beat, now + BEAT)
+
+    def _beat(self, due: float) -> None:
+        now = self.loop.time()
+        if self._watchers:
+            self._notice(now - due)
+        if self._holders:
+            self._beat_from(now)
+        else:
+            self._timer = None  # the next holder starts it again; stopping at once would cost a timer for each call
+
+    def _notice(self, late: float) -> None:
+        self.latest = max(self.latest, late)
+        if late < LATE or self._told:
+            return
+        self._told = True
+        log.warning(
+            "the event loop was blocked for %.1f s (a cell that computes without await?): meanwhile no output was read, no timeout "
+            "fired and nothing was started. Cure: ProcessManager(background=True), or `await` in the cell. Said once.",
+            late,
+        )
+
+
+class Tasks:
+    """The tasks of one object: owned, named, their failures logged, all cancelled and waited for at its end."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Start a task. Only on the home loop."""
+        task = self._home.loop.create_task(coroutine, name=f"nbprocs: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def aclose(self) -> None:
+        """Cancel all, and wait until all have ended; the calling task itself is left alone."""
+        mine = asyncio.current_task()
+        others = {task for task in self._tasks if task is not mine}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
+
+
+def hops(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make an async method callable from any loop and thread; the heart of the caller's loop beats while it is awaited."""
+
+    @functools.wraps(method)
+    async def hopping(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with Home.current() as caller:
+            home = self.home
+            if home is caller:
+                return await method(self, *args, **kwargs)
+            return await home.hop(method(self, *args, **kwargs))
+
+    return hopping
+
+
+class _Host:
+    """The thread that the background loop runs in. A daemon: it must never keep a kernel from ending; the leash ends the children."""
+
+    def __init__(self) -> None:
+        self._home: Home | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> Home:
+        with self._lock:
+            if self._home is None or self._home.loop.is_closed():
+                ready: list[Home] = []
+                started = threading.Event()
+                threading.Thread(target=self._run, args=(ready, started), name=HOST_THREAD, daemon=True).start()
+                started.wait()
+                self._home = ready[0]
+            return self._home
+
+    def _run(self, ready: list[Home], started: threading.Event) -> None:
+        # On Windows a Proactor loop, whatever the kernel's policy says: only that one can start processes.
+        loop = getattr(asyncio, "ProactorEventLoop", asyncio.new_event_loop)()
+
+        async def announce() -> None:
+            ready.append(Home.current())
+            started.set()
+
+        loop.run_until_complete(announce())
+        loop.run_forever()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    def forget(self) -> None:
+        """In a forked child the thread is gone: the next use starts another."""
+        self._home = None
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """End the thread, for tests. Whatever lives there must be closed before."""
+        with self._lock:
+            if self._home is not None and not self._home.loop.is_closed():
+                self._home.loop.call_soon_threadsafe(self._home.loop.stop)
+                for thread in threading.enumerate():
+                    if thread.name == HOST_THREAD:
+                        thread.join()
+            self._home = None
+
+
+_host = _Host()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_host.forget)

@@ -1,0 +1,234 @@
+"""OutputLog: everything that one stream wrote, by absolute byte offset, in bounded memory.
+
+::
+
+      0            spilled         first                       end
+      ├── spill file ──┤── dropped ──┤──── chunks in memory ────┤   ◄── feed()
+      the head, on disk   counted      the tail, `memory_limit`
+
+What memory can't hold goes to an unlinked temporary file; what neither can hold (spill limit, full disk) is dropped and counted, and
+every reader is told. Nothing here splits lines until somebody asks: chunks are kept as they were read.
+"""
+
+import asyncio
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import BinaryIO
+
+from nbprocs.engine.home import log
+
+__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog"]
+
+DEFAULT_MEMORY = 8 << 20  # bytes a stream
+DEFAULT_SPILL = 2 << 30
+_BLOCK = 64 << 10  # small writes are gathered into blocks of this size: a bytes object costs 33 bytes by itself
+
+
+class OutputLog:
+    """The bytes of one stream. Fed on one loop; read from any thread.
+
+    ``start`` and ``end`` are absolute offsets: of the first byte kept (0 unless the head could not be spilled) and behind the last
+    one. ``dropped`` counts bytes that were lost between the spill file and memory; ``closed`` is True once no more will come.
+    """
+
+    def __init__(
+        self, *, memory_limit: int = DEFAULT_MEMORY, spill_limit: int = DEFAULT_SPILL, on_feed: Callable[[int], object] | None = None
+    ) -> None:
+        self.memory_limit = memory_limit
+        self.spill_limit = spill_limit
+        self.on_feed = on_feed
+        self.end = 0
+        self.closed = False
+        self.lines = 0  # newlines seen so far
+        self.spill_error: OSError | None = None
+        self._chunks: deque[bytes] = deque()
+        self._pending = bytearray()  # the youngest bytes, not yet a chunk
+        self._first = 0  # offset of the first byte in memory
+        self._spill: BinaryIO | None = None
+        self._spilled = 0
+        self._lock = threading.Lock()
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # -- writing
+
+    def feed(self, data: bytes) -> None:
+        """Append what was read. Costs no copy for big chunks."""
+        size = len(data)
+        with self._lock:
+            if self._pending or size < _BLOCK // 2:
+                self._pending += data
+                if len(self._pending) >= _BLOCK:
+                    self._chunks.append(bytes(self._pending))
+                    self._pending.clear()
+            else:
+                self._chunks.append(data)
+            self.end += size
+            while self.end - self._first > self.memory_limit and self._chunks:
+                self._evict(self._chunks.popleft())
+        self._wake()
+        if self.on_feed is not None:
+            self.on_feed(size)
+
+    def close(self) -> None:
+        """No more will come: every waiting reader goes on. Idempotent."""
+        self.closed = True
+        self._wake()
+
+    def _evict(self, chunk: bytes) -> None:
+        if self._first == self._spilled and self.spill_error is None:
+            self._spill_chunk(chunk)
+        self._first += len(chunk)
+
+    def _spill_chunk(self, chunk: bytes) -> None:
+        room = self.spill_limit - self._spilled
+        try:
+            if self._spill is None and room > 0:
+                self._spill = tempfile.TemporaryFile(buffering=0, prefix="nbprocs-")  # noqa: SIM115 - lives as long as the log
+            if self._spill is not None:
+                view = memoryview(chunk)[: max(room, 0)]
+                while view:
+                    written = self._spill.write(view)
+                    self._spilled += written
+                    view = view[written:]
+        except OSError as error:  # a full disk, a file size limit: from here on the middle is dropped, the tail kept
+            self.spill_error = error
+            log.warning("output can't be spilled to disk any more (%s); the oldest bytes in memory are dropped and counted", error)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- reading
+
+    @property
+    def dropped(self) -> int:
+        """Bytes lost for good so far."""
+        return self._first - self._spilled
+
+    @property
+    def start(self) -> int:
+        """The offset of the first byte that can still be read."""
+        return 0 if self._spilled else self._first
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes held in memory."""
+        return self.end - self._first
+
+    @property
+    def spilled(self) -> int:
+        """Bytes in the spill file."""
+        return self._spilled
+
+    def read(self, position: int, size: int = 256 << 10) -> tuple[int, bytes]:
+        """Up to ``size`` bytes from an offset, with the offset that they really start at: past a dropped part it is a later one.
+
+        ``b""`` when there is nothing there (yet). Never waits.
+        """
+        with self._lock:
+            if position < self._spilled and self._spill is not None:
+                return position, os.pread(self._spill.fileno(), min(size, self._spilled - position), position)
+            position = max(position, self._first)
+            offset = self.end - len(self._pending)
+            if position >= offset:
+                return position, bytes(self._pending[position - offset : position - offset + size])
+            for chunk in reversed(self._chunks):
+                offset -= len(chunk)
+                if offset <= position:
+                    skip = position - offset
+                    return position, chunk if not skip and len(chunk) <= size else chunk[skip : skip + size]
+        return position, b""
+
+    def tail(self, size: int) -> bytes:
+        """The last bytes, at most ``size`` of them."""
+        position = max(self.end - size, self._first if self.dropped else 0)
+        parts = []
+        while True:
+            position, data = self.read(position)
+            if not data:
+                return b"".join(parts)[-size:]
+            parts.append(data)
+            position += len(data)
+
+    def getvalue(self) -> bytes:
+        """All that is kept: the head from the spill file and the tail from memory, in one bytes object."""
+        with self._lock:
+            if not self._spilled:
+                return b"".join((*self._chunks, self._pending))
+            head = os.pread(self._spill.fileno(), self._spilled, 0) if self._spill is not None else b""
+            while len(head) < self._spilled and self._spill is not None:  # Linux reads at most 2 GiB at once
+                head += os.pread(self._spill.fileno(), self._spilled - len(head), len(head))
+            return b"".join((head, *self._chunks, self._pending))
+
+    __bytes__ = getvalue
+
+    async def wait(self, position: int) -> None:
+        """Until there is a byte behind ``position``, or the log is closed. Only on the loop that feeds it."""
+        while self.end <= position and not self.closed:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<OutputLog {state}: {self.end:,} B, {self._spilled:,} spilled, {self.dropped:,} dropped>"
+
+
+class LineReader:
+    """Splits a log into lines, a block at a time; each reader has its own place.
+
+    Lines are text (bytes that are not UTF-8 become U+FFFD) without their newline or carriage return + newline. A carriage return inside a
+    line stays: what it means is the view's affair. Where bytes were dropped, a line says how many.
+    """
+
+    def __init__(self, source: OutputLog, position: int = 0) -> None:
+        self.source = source
+        self.position = position
+        self._carry: list[bytes] = []  # the beginning of a line whose end has not come
+
+    def take(self, size: int = 256 << 10) -> list[str] | None:
+        """The complete lines among the next bytes: an empty list if there are none yet, None at the end."""
+        position, data = self.source.read(self.position, size)
+        lost = position - self.position
+        self.position = position + len(data)
+        if lost:
+            rest = self._flush()
+            mark = f"[nbprocs: {lost:,} bytes of output dropped here]"
+            return [*rest, mark, *self._split(data)]
+        if data:
+            return self._split(data)
+        if self.source.closed and self.position >= self.source.end:
+            return self._flush() or None
+        return []
+
+    def _split(self, data: bytes) -> list[str]:
+        cut = data.rfind(b"\n")
+        if cut < 0:
+            self._carry.append(data)
+            return []
+        if self._carry:
+            block = b"".join((*self._carry, data[:cut]))
+            self._carry.clear()
+        else:
+            block = data[:cut]
+        if cut + 1 < len(data):
+            self._carry.append(data[cut + 1 :])
+        # Decoding whole lines at once can't split a character, and is many times faster than line by line.
+        lines = block.decode("utf-8", "replace").split("\n")
+        return [line.removesuffix("\r") for line in lines] if b"\r" in block else lines
+
+    def _flush(self) -> list[str]:
+        if not self._carry:
+            return []
+        text = b"".join(self._carry).decode("utf-8", "replace")
+        self._carry.clear()
+        return [text.removesuffix("\r")]

@@ -1,0 +1,154 @@
+"""Children through asyncio's own subprocess protocol: Windows, uvloop, and any loop without ``add_reader``.
+
+Slower than nbprocs.engine.posix, and with what the loop's makers chose for signals; the contract is the same and one conformance check holds both to it.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from typing import Any, cast
+
+from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
+from nbprocs.engine.table import Identity, read_row
+from nbprocs.model import Stream
+
+__all__ = ["start_portable"]
+
+
+class _Protocol(asyncio.SubprocessProtocol):
+    """asyncio calls it; it calls the listener. Output may come before ``connection_made`` returned to the starter."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.child: PortableChild | None = None
+        self.early: list[tuple[str, tuple[Any, ...]]] = []
+        self.can_write = asyncio.Event()
+        self.can_write.set()
+
+    def _tell(self, method: str, *args: object) -> None:
+        if self.child is None:  # the starter does not know the child yet: its listener must not hear of it
+            self.early.append((method, args))
+        else:
+            getattr(self.child, method)(*args)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._tell("_output", Stream.STDOUT if fd == 1 else Stream.STDERR, bytes(data))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's signature
+        self.can_write.set()
+        self._tell("_pipe_closed", fd)
+
+    def process_exited(self) -> None:
+        self.can_write.set()
+        self._tell("_exited", time.monotonic())
+
+    def pause_writing(self) -> None:
+        self.can_write.clear()
+
+    def resume_writing(self) -> None:
+        self.can_write.set()
+
+
+class PortableChild:
+    """A child behind an asyncio transport: see nbprocs.engine.child.Child."""
+
+    def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol, *, listener: Listener) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._protocol = protocol
+        self._listener = listener
+        self._open = {1, 2}
+        self._writing = asyncio.Lock()
+        self._drain: asyncio.TimerHandle | None = None
+        self._finished = False
+        self.exit: Exit | None = None
+        self.pid = cast("int", transport.get_pid())
+        row = read_row(self.pid)
+        self.identity = Identity(self.pid, row.start if row else 0.0)
+
+    def begin(self) -> None:
+        """Pass on what came meanwhile, in order."""
+        self._protocol.child = self
+        for method, args in self._protocol.early:
+            getattr(self, method)(*args)
+        self._protocol.early.clear()
+
+    def _output(self, stream: Stream, data: bytes) -> None:
+        self._listener.output(stream, data)
+
+    def _pipe_closed(self, fd: int) -> None:
+        self._open.discard(fd)
+        if not self._open and self.exit is not None:
+            self._drained()
+
+    def _exited(self, at: float) -> None:
+        code = self._transport.get_returncode()
+        self.exit = Exit(exit_code=None, signal=None, at=at) if code is None else Exit.from_code(code, at=at)
+        self._listener.exited(self.exit)
+        if self._open:
+            self._drain = self._loop.call_later(DRAIN, self._drained)
+        else:
+            self._drained()
+
+    def _drained(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        if self._drain is not None:
+            self._drain.cancel()
+        self._transport.close()
+        self._listener.drained()
+
+    async def write(self, data: bytes) -> None:
+        """Through the transport's buffer, which is waited for: a slow child holds its writer back."""
+        async with self._writing:
+            pipe = self._stdin()
+            if pipe is None or pipe.is_closing() or self.exit is not None:
+                raise BrokenPipeError
+            pipe.write(data)
+            await self._protocol.can_write.wait()
+            if pipe.is_closing() or self.exit is not None:
+                raise BrokenPipeError
+
+    async def close_stdin(self) -> None:
+        """After what is being written."""
+        async with self._writing:
+            pipe = self._stdin()
+            if pipe is not None:
+                pipe.close()
+
+    def _stdin(self) -> asyncio.WriteTransport | None:
+        return cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
+
+    def send_signal(self, number: int) -> None:
+        """While it has not been reaped."""
+        if self.exit is not None:
+            raise ProcessLookupError(f"process {self.pid} has ended")
+        self._transport.send_signal(number)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """There is no pseudo-terminal here."""
+
+
+async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
+    """Start a process by the loop's own means. A pseudo-terminal is not to be had here: ValueError."""
+    if spec.pty:
+        msg = "this event loop can't give a process a pseudo-terminal; use background=True, or pty=False"
+        raise ValueError(msg)
+    options: dict[str, Any] = {"cwd": spec.cwd, "env": dict(spec.env)}
+    if sys.platform == "win32":
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        options["start_new_session"] = True
+        options["pass_fds"] = spec.inherit
+    stdin = subprocess.PIPE if spec.stdin else subprocess.DEVNULL
+    argv = (os.fspath(spec.argv[0]), *spec.argv[1:])
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.subprocess_exec(
+        lambda: _Protocol(listener), *argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+    child = PortableChild(transport, protocol, listener=listener)
+    child.begin()
+    return child

@@ -1,0 +1,344 @@
+"""Children on Linux and macOS: Popen or posix_spawn, add_reader, and a pidfd (or a waiting thread) for the exit.
+
+Two ways to start, because of what a kernel does to its signals:
+
+* ``Popen``: vfork, fast, closes every descriptor. Used where no signal is ignored.
+* ``posix_spawn``: resets *every* signal, from any thread. An idle ipykernel ignores SIGINT (and nohup SIGHUP); a child would inherit
+  that and could never be interrupted. Popen resets only SIGPIPE, SIGXFZ and SIGXFSZ, and ``preexec_fn`` would cost a fork of the whole kernel.
+  It also opens the pseudo-terminal as the new session's controlling terminal, which Popen can't do without preexec_fn.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Iterator
+
+from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
+from nbprocs.engine.table import Identity, read_row
+from nbprocs.model import Stream
+
+__all__ = ["PosixChild", "pidfd_open"]
+
+_READ = 64 << 10  # bytes at once: below malloc's mmap threshold, so the buffer is reused
+_READS = 4  # in a row while the pipe is full, before others get their turn
+_PIPE = 256 << 10  # a wider pipe lets a child go on while a cell holds the loop for a moment
+_F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
+_RSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
+_IGNORABLE = tuple(s for s in signal.valid_signals() if s not in {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ})
+_CHECKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
+_CD = 'cd -- "$1" && shift && exec "$@"'  # posix_spawn has no working directory in Python
+
+
+def pidfd_open(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where the system has none (macOS, Linux before 5.3)."""
+    opener = getattr(os, "pidfd_open", None)
+    if opener is None:
+        return None
+    try:
+        return int(opener(pid))
+    except OSError:
+        return None
+
+
+def _ignored() -> bool:
+    return any(signal.getsignal(s) is signal.SIG_IGN for s in _CHECKED)
+
+
+class PosixChild:
+    """A child with pipes of our own: see nbprocs.engine.child.Child."""
+
+    def __init__(self, spec: Spec, *, listener: Listener) -> None:
+        """Start it. On return it runs; on an error no descriptor and no process is left."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._readers: dict[int, Stream] = {}
+        self._stdin: int | None = None
+        self._writing = asyncio.Lock()
+        self._pidfd: int | None = None
+        self._pty = spec.pty
+        self._drain: asyncio.TimerHandle | None = None
+        self.exit: Exit | None = None
+        with contextlib.ExitStack() as undo:
+            self.pid = self._start_pty(spec, undo) if spec.pty else self._start_pipes(spec, undo)
+            undo.callback(_end_at_once, self.pid)
+            row = read_row(self.pid)  # it is there, as a zombie at least, until we reap it
+            self.identity = Identity(self.pid, row.start if row else 0.0)
+            self._watch_exit(undo)
+            for fd in self._readers:
+                self._loop.add_reader(fd, self._readable, fd)
+            undo.pop_all()
+
+    # -- start
+
+    def _start_pipes(self, spec: Spec, undo: contextlib.ExitStack) -> int:
+        with contextlib.ExitStack() as theirs:
+            out = self._output_pipe(Stream.STDOUT, undo, theirs)
+            err = self._output_pipe(Stream.STDERR, undo, theirs)
+            if spec.stdin:
+                inp, self._stdin = os.pipe()
+                theirs.callback(os.close, inp)
+                undo.callback(os.close, self._stdin)
+                os.set_blocking(self._stdin, False)
+            else:
+                inp = subprocess.DEVNULL
+            if _ignored():
+                return _posix_spawn(spec, _dup_actions(inp, out, err))
+            process = subprocess.Popen(
+                spec.argv,
+                stdin=inp,
+                stdout=out,
+                stderr=err,
+                cwd=spec.cwd,
+                env=spec.env,
+                start_new_session=True,
+                pass_fds=spec.inherit,
+            )
+            process.returncode = 0  # we reap it ourselves, with its resource usage: Popen must neither wait for it nor complain
+            return process.pid
+
+    def _output_pipe(self, stream: Stream, undo: contextlib.ExitStack, theirs: contextlib.ExitStack) -> int:
+        ours, other = os.pipe()
+        undo.callback(os.close, ours)
+        theirs.callback(os.close, other)
+        os.set_blocking(ours, False)
+        if _F_SETPIPE_SZ is not None:
+            with contextlib.suppress(OSError):  # over the user's quota: the default size does as well
+                fcntl.fcntl(ours, _F_SETPIPE_SZ, _PIPE)
+        self._readers[ours] = stream
+        return other
+
+    def _start_pty(self, spec: Spec, undo: contextlib.ExitStack) -> int:
+        master, slave = os.openpty()
+        try:
+            undo.callback(os.close, master)
+            os.set_blocking(master, False)
+            self._readers[master] = Stream.STDOUT
+            self.resize(24, 80)
+            if spec.stdin:
+                self._stdin = os.dup(master)  # so that the end of input and the end of output are closed apart
+                undo.callback(os.close, self._stdin)
+            name = os.ttyname(slave)
+            # The first terminal that a session leader opens becomes its controlling one.
+            actions: list[tuple[object, ...]] = [
+                (os.POSIX_SPAWN_OPEN, 1, name, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, 1, 0) if spec.stdin else (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            ]
+            return _posix_spawn(spec, actions)
+        finally:
+            os.close(slave)
+
+    # -- output
+
+    def _readable(self, fd: int) -> None:
+        for _ in range(_READS):
+            try:
+                data = os.read(fd, _READ)
+            except BlockingIOError:
+                return
+            except OSError:  # EIO: the last holder of the pseudo-terminal has gone
+                data = b""
+            if not data:
+                self._close_reader(fd)
+                return
+            self._listener.output(self._readers[fd], data)
+            if len(data) < _READ:
+                return
+
+    def _close_reader(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+        del self._readers[fd]
+        os.close(fd)
+        if not self._readers and self.exit is not None:
+            self._drained()
+
+    def _drained(self) -> None:
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+        for fd in list(self._readers):  # still held by somebody who is not our process
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self._readers.clear()
+        self._listener.drained()
+
+    # -- exit
+
+    def _watch_exit(self, undo: contextlib.ExitStack) -> None:
+        self._pidfd = pidfd_open(self.pid)
+        if self._pidfd is not None:
+            undo.callback(os.close, self._pidfd)
+            self._loop.add_reader(self._pidfd, self._reap)
+            undo.callback(self._loop.remove_reader, self._pidfd)
+        else:
+            threading.Thread(target=self._wait_in_thread, name=f"nbprocs-wait-{self.pid}", daemon=True).start()
+
+    def _wait_in_thread(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and with it everybody who wanted to know
+            self._loop.call_soon_threadsafe(self._reap)
+
+    def _reap(self) -> None:
+        if self.exit is not None:
+            return
+        at = time.monotonic()
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else in this kernel reaped it: how it ended is not to be known
+            self.exit = Exit(exit_code=None, signal=None, at=at)
+        else:
+            if pid == 0:
+                return
+            self.exit = Exit.from_code(
+                os.waitstatus_to_exitcode(status), at=at, peak_rss=usage.ru_maxrss * _RSS_UNIT, cpu_time=usage.ru_utime + usage.ru_stime
+            )
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        self._close_stdin()
+        self._listener.exited(self.exit)
+        self._finish_reading()
+
+    def _finish_reading(self) -> None:
+        if not self._readers:
+            self._drained()
+            return
+        self._drain = self._loop.call_later(DRAIN, self._drained)
+        for fd in list(self._readers):  # what the process itself wrote is in the pipes by now
+            self._readable(fd)
+
+    # -- input
+
+    async def write(self, data: bytes) -> None:
+        """Hand all of the data to the system, in order with other writers."""
+        async with self._writing:
+            view = memoryview(data)
+            while view:
+                if self._stdin is None:
+                    raise BrokenPipeError
+                try:
+                    view = view[os.write(self._stdin, view) :]
+                except BlockingIOError:
+                    await self._writable(self._stdin)
+
+    async def _writable(self, fd: int) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_writer(fd, _set_once, ready)
+        self._write_waiter = ready
+        try:
+            await ready
+        finally:
+            if self._stdin is not None:
+                self._loop.remove_writer(fd)
+
+    async def close_stdin(self) -> None:
+        """After what is being written. On a pseudo-terminal it sends the end-of-file character first."""
+        async with self._writing:
+            if self._pty and self._stdin is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._stdin, b"\x04")
+            self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self._stdin is not None:
+            fd, self._stdin = self._stdin, None
+            self._loop.remove_writer(fd)
+            os.close(fd)
+            waiter = getattr(self, "_write_waiter", None)
+            if waiter is not None:
+                _set_once(waiter)
+
+    # -- signals
+
+    def send_signal(self, number: int) -> None:
+        """Until it is reaped the pid is ours, so no check is needed; afterwards it may be anybody's."""
+        if self.exit is not None:
+            raise ProcessLookupError(f"process {self.pid} has ended")
+        os.kill(self.pid, number)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """The window size of the pseudo-terminal."""
+        if self._pty:
+            for fd in self._readers:
+                fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _end_at_once(pid: int) -> None:
+    """A child that could not be taken in: nobody will ever know it, so it goes."""
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _set_once(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _dup_actions(inp: int, out: int, err: int) -> list[tuple[object, ...]]:
+    # dup2 clears close-on-exec. Ours are never 0-2 unless the kernel closed those; then moving them apart would be needed.
+    first: tuple[object, ...] = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0) if inp == subprocess.DEVNULL else (os.POSIX_SPAWN_DUP2, inp, 0)
+    )
+    return [first, (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, err, 2)]
+
+
+def _posix_spawn(spec: Spec, actions: list[tuple[object, ...]]) -> int:
+    argv, env = _command_in(spec), dict(spec.env)
+    actions = [*actions, *((os.POSIX_SPAWN_CLOSE, fd) for fd in _leaking(spec.inherit))]
+    inherited = {fd: os.get_inheritable(fd) for fd in spec.inherit}
+    try:
+        for fd in inherited:
+            os.set_inheritable(fd, True)
+        return os.posix_spawn(
+            argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=[*_IGNORABLE, signal.SIGPIPE, signal.SIGXFSZ]
+        )
+    finally:
+        for fd, before in inherited.items():
+            os.set_inheritable(fd, before)
+
+
+def _command_in(spec: Spec) -> tuple[str, ...]:
+    """The argument vector with the program's full path, behind a shell that changes the directory where one is asked for."""
+    program = _find(spec.argv[0], spec.cwd, spec.env.get("PATH"))
+    if spec.cwd is None:
+        return (program, *spec.argv[1:])
+    if not os.path.isdir(spec.cwd):
+        raise FileNotFoundError(2, os.strerror(2), spec.cwd)
+    return ("/bin/sh", "-c", _CD, "sh", spec.cwd, program, *spec.argv[1:])
+
+
+def _find(command: str, cwd: str | None, path: str | None) -> str:
+    # Relative paths are meant from the new working directory, as with Popen.
+    if os.path.dirname(command):
+        full = os.path.join(cwd or "", command)
+        if not os.path.exists(full):
+            raise FileNotFoundError(2, os.strerror(2), command)
+        if os.path.isdir(full) or not os.access(full, os.X_OK):
+            raise PermissionError(13, os.strerror(13), command)
+        return command
+    found = shutil.which(command, path=path)
+    if found is None:
+        raise FileNotFoundError(2, os.strerror(2), command)
+    return os.path.abspath(found)
+
+
+def _leaking(keep: tuple[int, ...]) -> Iterator[int]:
+    """Descriptors above 2 that exec would hand on, although nobody asked for it."""
+    for name in os.listdir("/dev/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:  # noqa: PLR2004 - stdin, stdout, stderr
+            with contextlib.suppress(OSError):  # the listing's own descriptor
+                if os.get_inheritable(fd):
+                    yield fd

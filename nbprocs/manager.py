@@ -1,0 +1,619 @@
+"""ProcessManager: starts processes, knows them, limits them, tells what happens to them, and ends them.
+
+::
+
+    spawn ─► Slots (max_concurrent) ─► Registry (names) ─► ManagedProcess.launch ─► readiness ─► caller
+                                                               │
+      subscribers ◄── publish(ProcessEvent) ◄── heard / ended ◄┘      monitor, recovery, store, widgets: nobody polls
+
+All state is touched on the home loop only; async methods may be awaited anywhere.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from nbprocs.display import Displayable, text
+from nbprocs.engine.child import Engine, engine_for
+from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.oom import OomWatch
+from nbprocs.engine.output import DEFAULT_MEMORY
+from nbprocs.engine.tree import end_trees
+from nbprocs.errors import (
+    Closed,
+    CommunicationError,
+    NotReady,
+    PermissionDenied,
+    ProcessError,
+    StartupFailed,
+    error_from_os,
+    error_from_result,
+)
+from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
+from nbprocs.policy import RestartPolicy, RetryPolicy, restart_policy
+from nbprocs.process import ManagedProcess, check_stopped
+from nbprocs.readiness import Probe, as_probe, until_ready
+from nbprocs.registry import Registry, Slots
+from nbprocs.supervision import Supervisor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ProcessManager"]
+
+Ready = Probe | Callable[..., object]
+Subscriber = Callable[[ProcessEvent], object]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Launch:
+    """How a process was asked for beyond its config: what a restart needs."""
+
+    ready: Ready | None = None
+    ready_timeout: float = 30.0
+
+
+class ProcessManager(Displayable):
+    """Runs processes on the event loop it is made on, or, with ``background=True``, on a loop in a thread of its own.
+
+    Args:
+        max_concurrent: how many processes may live at once; None: no limit of ours.
+        background: True keeps everything going while a cell blocks the kernel.
+        history: how many ended processes stay readable.
+        history_bytes: how much memory their output may take together; the oldest go first.
+        output_limit: bytes of output of a live process kept in memory, a stream; more goes to a temporary file.
+        grace: seconds between SIGTERM and SIGKILL where a call doesn't say.
+        engine: how children are made; "auto" takes the fastest that the loop can have.
+
+    Raises RuntimeError where no event loop runs and ``background`` is False.
+
+    >>> async with ProcessManager(max_concurrent=4) as pm:
+    ...     result = await pm.run("sort", "-n", input=b"3\\n1\\n")
+    >>> result.stdout
+    b'1\\n3\\n'
+    """
+
+    def __init__(
+        self,
+        *,
+        max_concurrent: int | None = None,
+        background: bool = False,
+        history: int = 1000,
+        history_bytes: int = 64 << 20,
+        output_limit: int = DEFAULT_MEMORY,
+        grace: float = 5.0,
+        engine: Engine | Literal["auto"] = "auto",
+    ) -> None:
+        self._slots = Slots(max_concurrent)
+        home = Home.background() if background else Home.current()
+        choice = engine_for(home.loop) if engine == "auto" else engine
+        if choice is None:  # a Windows selector loop can't have children: another loop can
+            home = Home.background()
+            choice = engine_for(home.loop) or "portable"
+        self.home = home
+        self.engine: Engine = choice
+        self.tasks = Tasks(home)
+        self.oom = OomWatch()
+        self.grace = grace
+        self.output_limit = output_limit
+        self._registry = Registry(history=history, history_bytes=history_bytes)
+        self._launches: dict[str, _Launch] = {}
+        self._subscribers: dict[int, Subscriber] = {}
+        self._output_subscribers: dict[int, Subscriber] = {}
+        self._subscribed = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
+        self.supervisor: Supervisor[ManagedProcess] = Supervisor(self)
+
+    # -- start
+
+    @hops
+    async def spawn(
+        self,
+        command: str | os.PathLike[str] | ProcessConfig,
+        *args: str | os.PathLike[str],
+        name: str | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        env_vars: Mapping[str, str | None] | None = None,
+        stdin: bool = False,
+        timeout: float | None = None,
+        shell: bool = False,
+        pty: bool = False,
+        ready: Ready | None = None,
+        ready_timeout: float = 30.0,
+        wait: bool = False,
+        restart: RestartPolicy | bool | None = None,
+        inherit: Sequence[int] = (),
+    ) -> ManagedProcess:
+        """Start a process and return it, running (and ready, if ``ready`` says what that means).
+
+        Args:
+            command: a program by name or path, a shell line with ``shell=True``, or a ProcessConfig.
+            args: its arguments.
+            name: unique among live processes; by default the program's name and a number.
+            working_dir: by default the kernel's own.
+            env_vars: what to change in the kernel's environment; None removes a variable.
+            stdin: True opens its stdin for send(); by default it reads end-of-file at once.
+            timeout: seconds after which its whole tree is killed.
+            shell: run the command as a line of ``/bin/sh``.
+            pty: give it a pseudo-terminal; stdout and stderr are one stream then.
+            ready: Port, LogLine, Url, or a callable; awaited before this returns.
+            ready_timeout: seconds for that; then it is stopped and NotReady raised, with its last lines.
+            wait: at max_concurrent wait for a free slot instead of raising ResourceExhausted.
+            restart: True or a RestartPolicy: start it again when it fails.
+            inherit: descriptors that the child keeps open under the same number.
+
+        Raises StartupFailed, PermissionDenied, ResourceExhausted, NameInUse, NotReady or Closed; then nothing was left running.
+        Takes a millisecond or so without ``wait`` and ``ready``.
+        """
+        config = self._config(
+            command, args, name=name, working_dir=working_dir, env_vars=env_vars, stdin=stdin, timeout=timeout, shell=shell, pty=pty
+        )
+        launch = _Launch(ready=ready, ready_timeout=ready_timeout)
+        process = await self._start(config, launch, wait=wait, inherit=tuple(inherit))
+        policy = restart_policy(restart)
+        if policy is not None:
+            self.supervisor.attach(process, policy)
+        return process
+
+    def _config(
+        self, command: str | os.PathLike[str] | ProcessConfig, args: Sequence[str | os.PathLike[str]], **options: Any
+    ) -> ProcessConfig:
+        given = {key: value for key, value in options.items() if value not in (None, False)}
+        if isinstance(command, ProcessConfig):
+            if args:
+                given["args"] = (*command.args, *args)
+            return dataclasses.replace(command, **given) if given else command
+        return ProcessConfig(
+            command=os.fspath(command) if isinstance(command, os.PathLike) else command, args=tuple(map(str, args)), **given
+        )
+
+    async def _start(
+        self,
+        config: ProcessConfig,
+        launch: _Launch,
+        *,
+        wait: bool,
+        inherit: tuple[int, ...] = (),
+        predecessor: ManagedProcess | None = None,
+        name: str | None = None,
+    ) -> ManagedProcess:
+        self._check_open()
+        probe = None if launch.ready is None else as_probe(launch.ready)
+        label = name or config.name or config.display
+        if name or config.name:
+            self._registry.check_free(label)
+        await self._slots.take(wait=wait, what=label)
+        try:
+            self._check_open()
+            process = await self._launch(config, inherit, predecessor, name)
+        except BaseException:
+            self._slots.free()
+            raise
+        if launch.ready is not None:
+            self._launches[process.id] = launch
+        if probe is None:
+            process.mark_ready()
+        else:
+            await self._become_ready(process, probe, launch.ready_timeout)
+        return process
+
+    async def _launch(
+        self, config: ProcessConfig, inherit: tuple[int, ...], predecessor: ManagedProcess | None, name: str | None
+    ) -> ManagedProcess:
+        name = name or config.name
+        if name is None:
+            name = self._registry.fresh_name(config.command)
+        else:
+            self._registry.check_free(name)  # again: somebody may have taken it while we waited for a slot
+        if config.output_limit is None and self.output_limit != DEFAULT_MEMORY:
+            config = dataclasses.replace(config, output_limit=self.output_limit)
+        process = ManagedProcess(config, name=name, owner=self, predecessor=predecessor)
+        self._registry.add(process)
+        try:
+            await process.launch(inherit=inherit)
+        except BaseException as cause:
+            self._registry.discard(process)
+            process.failed_to_start()
+            if not isinstance(cause, (OSError, ValueError)):
+                raise
+            error = _start_error(config, cause, process)
+            self.heard(EventKind.FAILED, process, error=error)
+            raise error from cause
+        return process
+
+    async def _become_ready(self, process: ManagedProcess, probe: Probe, seconds: float) -> None:
+        why = f"was not ready within {seconds:g} s"
+        ready = False
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    ready = await until_ready(process, probe)
+                    why = "ended before it was ready"
+        except BaseException:
+            self.tasks.start(process.end("stopped: not ready", grace=self.grace), name=f"stop {process.name}")
+            raise
+        if ready:
+            process.mark_ready()
+            return
+        stopping = self.tasks.start(process.end("stopped: not ready", grace=self.grace), name=f"stop {process.name}")
+        await asyncio.wait({stopping})
+        result = process.result
+        raise NotReady(
+            f"{process.name} {why}",
+            process_id=process.id,
+            name=process.name,
+            command=process.config.display,
+            exit_code=result.exit_code if result else None,
+            signal=result.signal if result else None,
+            last_output=process.tail(),
+            hint="its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
+        )
+
+    @hops
+    async def run(
+        self,
+        command: str | os.PathLike[str] | ProcessConfig,
+        *args: str | os.PathLike[str],
+        input: bytes | str | None = None,  # noqa: A002 - subprocess.run's name for it
+        check: bool = True,
+        retry: RetryPolicy | None = None,
+        name: str | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        env_vars: Mapping[str, str | None] | None = None,
+        timeout: float | None = None,
+        shell: bool = False,
+        pty: bool = False,
+        wait: bool = True,
+    ) -> ProcessResult:
+        """Start a process, wait for its end and return its result.
+
+        As spawn(), and: ``input`` is written to its stdin; ``check=False`` returns the result of a failure instead of raising;
+        ``retry`` tries again by that policy; at max_concurrent it waits for a free slot, unless ``wait=False``.
+        Raises ProcessFailed (ProcessCrashed, OutOfMemory, ExecutionTimeout) with the exit status and the last lines. When the wait is
+        cancelled, by an interrupt of the cell say, the process is stopped: nobody else knows it.
+        """
+        config = self._config(
+            command,
+            args,
+            name=name,
+            working_dir=working_dir,
+            env_vars=env_vars,
+            timeout=timeout,
+            shell=shell,
+            pty=pty,
+            stdin=input is not None,
+        )
+        began = time.monotonic()
+        attempt = 0
+        while True:
+            attempt += 1
+            error: ProcessError | None
+            try:
+                result = await self._run_once(config, input, wait=wait)
+            except ProcessError as start_error:
+                result, error = None, start_error
+            else:
+                error = error_from_result(result, attempts=attempt)
+            delay = None if error is None or retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
+            if delay is not None:
+                await asyncio.sleep(delay)
+            elif error is None or (result is not None and not check):
+                assert result is not None  # noqa: S101 - for the type checker
+                return result
+            else:
+                error.attempts = attempt
+                raise error
+
+    async def _run_once(self, config: ProcessConfig, data: bytes | str | None, *, wait: bool) -> ProcessResult:
+        process = await self._start(config, _Launch(), wait=wait)
+        try:
+            if data is not None:
+                self.tasks.start(_feed(process, data), name=f"input of {process.name}")
+            return await process.wait()
+        except BaseException:
+            self.tasks.start(process.end("stopped: interrupted", grace=self.grace), name=f"stop {process.name}")
+            raise
+
+    # -- by id or name
+
+    def get(self, key: str) -> ManagedProcess:
+        """The process with that id, or the youngest with that name. Raises UnknownProcess."""
+        return self._registry.get(key)
+
+    def status(self, key: str) -> ProcessStatus:
+        """Its status now. Raises UnknownProcess."""
+        return self.get(key).status
+
+    async def wait(self, key: str, timeout: float | None = None) -> ProcessResult:
+        """ManagedProcess.wait of that process. Raises UnknownProcess."""
+        return await self.get(key).wait(timeout)
+
+    @hops
+    async def terminate(self, key: str, *, grace: float | None = None) -> ProcessResult:
+        """ManagedProcess.stop of that process, and no supervised restart any more. Raises UnknownProcess, StopFailed."""
+        process = self.get(key)
+        self.supervisor.release(process.id)
+        return await process.stop(self.grace if grace is None else grace)
+
+    @hops
+    async def restart(self, key: str, *, grace: float | None = None) -> ManagedProcess:
+        """Stop it, if it lives, and start the same config under the same name; returns the new process.
+
+        Its supervision goes on with the new one. Raises what spawn() and stop() raise.
+        """
+        process = self.get(key)
+        held = self.supervisor.hold(process.id)
+        try:
+            if process.status.live:
+                await process.stop(self.grace if grace is None else grace)
+            new = await self.respawn(process)
+        except BaseException as error:
+            if held is not None:
+                self.supervisor.lose(held, error)
+            raise
+        if held is not None and not self.supervisor.give(held, new):
+            await new.stop(self.grace)
+        return new
+
+    @hops
+    async def replace(self, key: str, *, config: ProcessConfig | None = None, grace: float | None = None) -> ManagedProcess:
+        """Start a second one, let it become ready, give it the name, then stop the old one; returns the new process.
+
+        ``config`` makes the new one run something else. On an error the old one goes on as before. Raises what spawn() raises.
+        """
+        old = self.get(key)
+        name = old.name
+        held = self.supervisor.hold(old.id)
+        try:
+            new = await self._start(
+                config or old.config,
+                self._launches.get(old.id, _Launch()),
+                wait=True,
+                predecessor=old,
+                name=self._registry.fresh_name(f"{name}-next"),
+            )
+        except BaseException as error:
+            if held is not None:
+                self.supervisor.lose(held, error)
+            raise
+        self._registry.swap(old, new)
+        if held is not None:
+            self.supervisor.give(held, new)
+        if old.status.live:
+            await old.stop(self.grace if grace is None else grace)
+        return new
+
+    @hops
+    async def rename(self, key: str, name: str) -> None:
+        """Give a process another name. Raises NameInUse, UnknownProcess."""
+        self._registry.rename(self.get(key), name)
+
+    # -- looking
+
+    def processes(self) -> tuple[ManagedProcess, ...]:
+        """All that are known: the history, oldest end first, then the live ones."""
+        return tuple(self._registry)
+
+    def list(self) -> tuple[ProcessInfo, ...]:
+        """A snapshot of all that are known, in order of creation."""
+        return tuple(sorted((process.info for process in self._registry), key=lambda info: info.created_at))
+
+    @property
+    def live(self) -> int:
+        """How many processes live now."""
+        return len(self._registry.live)
+
+    @property
+    def waiting(self) -> int:
+        """How many starts wait for a free slot."""
+        return self._slots.waiting
+
+    @property
+    def max_concurrent(self) -> int | None:
+        """How many may live at once."""
+        return self._slots.limit
+
+    def frame(self) -> "pd.DataFrame":
+        """list() as a DataFrame, a row a process, indexed by name; commands are masked.
+
+        >>> async with ProcessManager() as pm:
+        ...     _ = await pm.run("true", name="nothing")
+        ...     print(pm.frame().loc["nothing", "exit_code"])
+        0
+        """
+        import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
+
+        columns = [f.name for f in dataclasses.fields(ProcessInfo) if f.name not in {"config", "name"}]
+        infos = self.list()
+        frame = pd.DataFrame([{c: getattr(info, c) for c in columns} for info in infos], columns=columns)
+        frame.insert(1, "command", [info.config.display for info in infos])
+        frame.index = pd.Index([info.name for info in infos], name="name")
+        kinds = {"pid": "Int64", "exit_code": "Int64", "signal": "Int64", "peak_rss": "Int64", "status": "string", "command": "string"}
+        times = {"created_at": "datetime64[us, UTC]", "ended_at": "datetime64[us, UTC]"}
+        return frame.astype({**kinds, **times})
+
+    def __repr__(self) -> str:
+        ended = sum(not p.status.live for p in self._registry)
+        limit = f" of {self.max_concurrent}" if self.max_concurrent else ""
+        state = ", closed" if self._closed else ""
+        return f"<ProcessManager: {self.live}{limit} live, {ended} ended{state}>"
+
+    def _html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{text(i.name)}</td><td>{i.status}</td><td>{i.pid}</td><td>{i.execution_time:.1f} s</td>"
+            f"<td><code>{text(i.config.display, limit=120)}</code></td><td>{text(i.last_line, limit=80)}</td></tr>"
+            for i in self.list()[-50:]
+        )
+        head = "<tr><th>name</th><th>status</th><th>pid</th><th>time</th><th>command</th><th>last line</th></tr>"
+        return f"<div>{text(repr(self))}<table>{head}{rows}</table></div>"
+
+    # -- events
+
+    def subscribe(self, callback: Subscriber, *, output: bool = False) -> Callable[[], None]:
+        """Call back with every event from now on, on the home loop; OUTPUT events only if asked for. Returns what ends it.
+
+        A callback must be quick and not block; what it raises is logged and harms nobody.
+        """
+        self._subscribed += 1
+        key = self._subscribed
+        self._subscribers = {**self._subscribers, key: callback}  # replaced, not changed: a publish may be going through it
+        if output:
+            self._output_subscribers = {**self._output_subscribers, key: callback}
+
+        def unsubscribe() -> None:
+            self._subscribers = {k: v for k, v in self._subscribers.items() if k != key}
+            self._output_subscribers = {k: v for k, v in self._output_subscribers.items() if k != key}
+
+        return unsubscribe
+
+    async def events(self, *, output: bool = False) -> AsyncIterator[ProcessEvent]:
+        """The event stream from now on, until CLOSED. A reader that falls 100,000 events behind loses the oldest."""
+        waiting: deque[ProcessEvent] = deque(maxlen=100_000)
+        more: list[asyncio.Future[None]] = []
+
+        def arrived(event: ProcessEvent) -> None:
+            waiting.append(event)
+            for future in more:
+                if not future.done():
+                    future.set_result(None)
+            more.clear()
+
+        unsubscribe = self.subscribe(arrived, output=output)
+        try:
+            while True:
+                event = await self._next_event(waiting, more)
+                yield event
+                if event.kind is EventKind.CLOSED:
+                    return
+        finally:
+            unsubscribe()
+
+    @hops
+    async def _next_event(self, waiting: deque[ProcessEvent], more: "list[asyncio.Future[None]]") -> ProcessEvent:
+        while not waiting:
+            future = self.home.loop.create_future()
+            more.append(future)
+            await future
+        return waiting.popleft()
+
+    def publish(self, event: ProcessEvent) -> None:
+        """Tell the subscribers. For code of ours, on the home loop."""
+        subscribers = self._output_subscribers if event.kind is EventKind.OUTPUT else self._subscribers
+        for callback in subscribers.values():
+            try:
+                callback(event)
+            except Exception:  # a stranger's callback must not keep the others from hearing
+                log.exception("a subscriber of the process events failed")
+
+    # -- what processes and the supervisor ask of it (process.Owner, supervision.Keeper)
+
+    def heard(
+        self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0, error: BaseException | None = None
+    ) -> None:
+        """Publish what happened to a process."""
+        if kind is EventKind.OUTPUT:
+            if self._output_subscribers:
+                self.publish(
+                    ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=time.monotonic(), stream=stream, size=size)
+                )
+        elif self._subscribers:
+            self.publish(
+                ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=time.monotonic(), info=process.info, error=error)
+            )
+
+    def ended(self, process: ManagedProcess) -> None:
+        """A process has its final status."""
+        self._slots.free()
+        gone = self._registry.ended(process)
+        self.heard(EventKind.EXITED, process)
+        for old in gone:
+            self._launches.pop(old.id, None)
+            self.heard(EventKind.REMOVED, old)
+
+    async def respawn(self, process: ManagedProcess) -> ManagedProcess:
+        """Start its config again under its name, as its successor."""
+        return await self._start(
+            process.config, self._launches.get(process.id, _Launch()), wait=True, predecessor=process, name=process.name
+        )
+
+    def on_end(self, process: ManagedProcess, callback: Callable[[ManagedProcess], None]) -> None:
+        """The supervisor's way to hear of an end."""
+        process.add_done_callback(callback)
+
+    # -- end
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this manager is closed and starts nothing any more", hint="create another ProcessManager")
+
+    @hops
+    async def aclose(self, *, grace: float | None = None) -> None:
+        """End every live process with its whole tree, all at once, and start nothing any more. Idempotent.
+
+        On return nobody is left; takes at most ``grace`` + 5.1 seconds. Raises StopFailed if somebody survived SIGKILL. Cancelling
+        the wait does not call it off.
+        """
+        if self._closing is None:
+            self._closed = True
+            self._slots.close()
+            self._closing = self.tasks.start(self._close(self.grace if grace is None else grace), name="close the manager")
+        await asyncio.wait({self._closing})
+        self._closing.result()
+
+    async def _close(self, grace: float) -> None:
+        await self.supervisor.aclose()
+        live = self._registry.live
+        running = [process for process in live if process.pid is not None]
+        for process in running:
+            process.blame("stopped: manager closed")
+        left = await end_trees([process.root for process in running], grace=grace)
+        for process in running:
+            check_stopped(process, [identity for identity in left if identity == process.identity] if len(running) > 1 else left)
+        for process in live:
+            while process.status.live:
+                await process.ended_within(1.0)
+        await self.tasks.aclose()
+        self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+
+async def _feed(process: ManagedProcess, data: bytes | str) -> None:
+    with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
+        await process.send(data)
+        await process.close_stdin()
+
+
+def _start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:
+    """Ours for what the system, or Python in front of it, said of a start."""
+    fields: dict[str, Any] = {"process_id": process.id, "name": process.name}
+    command = config.display or "''"
+    if config.working_dir is not None and not os.path.isdir(config.working_dir):
+        where = "is not a directory" if os.path.exists(config.working_dir) else "does not exist"
+        return StartupFailed(
+            f"could not start {command}: the working directory {config.working_dir} {where}",
+            command=command,
+            hint="create it first, or give another working_dir",
+            **fields,
+        )
+    if not config.command.strip():
+        return StartupFailed("could not start a process: the command is empty", command=command, hint="name a program", **fields)
+    if isinstance(cause, OSError):
+        if isinstance(cause, PermissionError) and os.path.isdir(config.command):
+            cause = IsADirectoryError(21, os.strerror(21), config.command)
+            error = error_from_os(cause, command=command, **fields)
+            return error if isinstance(error, PermissionDenied) else StartupFailed(str(cause), command=command, **fields)
+        return error_from_os(cause, command=command, **fields)
+    hint = "remove the NUL character; no argument, name or variable can hold one" if "null" in str(cause) else ""
+    return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)

@@ -1,0 +1,519 @@
+"""ManagedProcess: one child, its state, its streams and its end.
+
+::
+
+      engine Child ──output──► OutputLog ×2 ──► lines(), receive_output(), tail(), panes
+           │                       └─ Owner.heard(OUTPUT)
+           ├──exited──► exit noted, timeout cancelled        status stays RUNNING: output may still be in the pipes
+           └──drained─► result made, status final ──► wait() returns, callbacks, Owner.ended()
+
+The manager makes it and is its owner; nobody else constructs one. State changes happen on the home loop only.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Protocol
+
+from nbprocs.display import Displayable, text
+from nbprocs.engine.child import Child, Engine, Exit, Spec, child_environment, pause_group, resume_group, signal_group, start
+from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.leash import leash
+from nbprocs.engine.oom import OomWatch
+from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
+from nbprocs.engine.table import Identity, present
+from nbprocs.engine.tree import Root, end_trees, name_of
+from nbprocs.errors import CommunicationError, StopFailed, tail_text
+from nbprocs.model import (
+    EventKind,
+    ProcessConfig,
+    ProcessInfo,
+    ProcessResult,
+    ProcessStatus,
+    Stream,
+    allowed,
+    ended_status,
+    signal_name,
+)
+
+__all__ = ["ManagedProcess", "Owner"]
+
+TIMEOUT_GRACE = 0.5  # seconds between SIGTERM and SIGKILL for a process that ran out of time
+_CHUNK_OF_LINES = 1 << 20  # bytes that lines() hands out before it lets the loop breathe
+
+
+class Owner(Protocol):
+    """What a process needs of its manager."""
+
+    home: Home
+    tasks: Tasks
+    engine: Engine
+    oom: OomWatch
+
+    def heard(self, kind: EventKind, process: "ManagedProcess", *, stream: Stream | None = None, size: int = 0) -> None:
+        """Something happened to it."""
+
+    def ended(self, process: "ManagedProcess") -> None:
+        """Its status is final."""
+
+
+class ManagedProcess(Displayable):
+    """A process that the manager started. Made by ``ProcessManager.spawn``; its async methods may be awaited on any loop.
+
+    >>> pm = ProcessManager()
+    >>> proc = await pm.spawn("cat", stdin=True)
+    >>> await proc.send_line("hello")
+    >>> await proc.receive_output()
+    'hello'
+    >>> (await proc.stop()).status
+    <ProcessStatus.TERMINATED: 'terminated'>
+    >>> await pm.aclose()
+    """
+
+    def __init__(self, config: ProcessConfig, *, name: str, owner: Owner, predecessor: "ManagedProcess | None" = None) -> None:
+        self.id = str(uuid.uuid4())
+        self.name = name
+        self.config = config
+        self.created_at = datetime.now(UTC)
+        self.started = time.monotonic()
+        self.predecessor = predecessor
+        self.restarts = 0 if predecessor is None else predecessor.restarts + 1
+        self.ready = False
+        self.status = ProcessStatus.STARTING
+        self.result: ProcessResult | None = None
+        self.ended_at: datetime | None = None
+        self._owner = owner
+        self.home = owner.home
+        limit = config.output_limit or DEFAULT_MEMORY
+        self.stdout = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
+        self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
+        self._token = f"{leash.token}.{self.id}"
+        self._child: Child | None = None
+        self._slot: int | None = None
+        self._reaped_at: float | None = None
+        self._reason: str | None = None  # why we stopped it
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._output_waiters: list[asyncio.Future[None]] = []
+        self._callbacks: list[Callable[[ManagedProcess], object]] = []
+        self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
+
+    # -- start: called by the manager, on the home loop
+
+    async def launch(self, *, inherit: tuple[int, ...] = ()) -> None:
+        """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
+        config = self.config
+        leash.ensure()
+        spec = Spec(
+            argv=("/bin/sh", "-c", config.command) if config.shell else config.argv,
+            env=child_environment(config.env_vars, token=self._token),
+            cwd=config.working_dir,
+            stdin=config.stdin,
+            pty=config.pty,
+            inherit=inherit,
+        )
+        self.started = time.monotonic()
+        self._child = await start(spec, engine=self._owner.engine, listener=self)
+        self._move(ProcessStatus.RUNNING)
+        if self._child.exit is None:
+            self._slot = leash.hold(self._child.identity)
+        self.home.watch()
+        if config.timeout is not None:
+            self._timer = self.home.loop.call_later(config.timeout, self._out_of_time)
+        self._owner.heard(EventKind.STARTED, self)
+
+    def failed_to_start(self) -> None:
+        """The manager's word that there will be no child."""
+        self._move(ProcessStatus.FAILED)
+        self.stdout.close()
+        self.stderr.close()
+
+    def mark_ready(self) -> None:
+        """Its readiness probe has passed, or it has none."""
+        self.ready = True
+        self._owner.heard(EventKind.READY, self)
+
+    def _move(self, status: ProcessStatus) -> None:
+        if not allowed(self.status, status):
+            msg = f"{self.name} can't go from {self.status} to {status}"
+            raise AssertionError(msg)
+        self.status = status
+
+    # -- what the child tells (engine.child.Listener)
+
+    def output(self, stream: Stream, data: bytes) -> None:
+        """A chunk arrived."""
+        (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
+        if self._output_waiters:
+            self._wake(self._output_waiters)
+        self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
+
+    def exited(self, how: Exit) -> None:
+        """The process has gone; its pipes are being drained."""
+        self._reaped_at = present()
+        if self._slot is not None:
+            leash.release(self._slot)
+            self._slot = None
+        self.home.unwatch()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reason is None and how.signal == getattr(signal, "SIGKILL", None) and self._owner.oom.explains():
+            self._reason = "out of memory"
+
+    def drained(self) -> None:
+        """All that will ever come has come: the result is made and everybody is told."""
+        how = self._child.exit if self._child else None
+        if how is None:
+            return
+        self.stdout.close()
+        self.stderr.close()
+        self.ended_at = datetime.now(UTC)
+        stopped = self._reason is not None and self._reason != "out of memory"
+        self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped))
+        self._paused = False
+        self.result = ProcessResult(
+            process_id=self.id,
+            name=self.name,
+            command=self.config.display,
+            exit_code=how.exit_code,
+            signal=how.signal,
+            stdout_source=_settled(self.stdout),
+            stderr_source=_settled(self.stderr),
+            execution_time=how.at - self.started,
+            status=self.status,
+            reason=self._reason,
+            dropped_bytes=self.stdout.dropped + self.stderr.dropped,
+            peak_rss=how.peak_rss,
+            cpu_time=how.cpu_time,
+        )
+        self._wake(self._waiters)
+        self._wake(self._output_waiters)
+        self._owner.ended(self)
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._call(callback)
+
+    def _call(self, callback: "Callable[[ManagedProcess], object]") -> None:
+        try:
+            callback(self)
+        except Exception:  # a stranger's callback must not keep the others from hearing
+            log.exception("a done callback of %s failed", self.name)
+
+    @staticmethod
+    def _wake(waiters: "list[asyncio.Future[None]]") -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        waiters.clear()
+
+    # -- waiting
+
+    @hops
+    async def wait(self, timeout: float | None = None) -> ProcessResult:
+        """Wait for the end of the process (not of its pipes) and return its result; never raises for how it ended.
+
+        With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at
+        most 0.1 s more, if a grandchild still holds its output open.
+        """
+        if self.result is None:
+            async with asyncio.timeout(timeout):
+                await self._ending()
+        assert self.result is not None  # noqa: S101 - for the type checker
+        return self.result
+
+    async def _ending(self) -> None:
+        if self.status.live:
+            waiter = self.home.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    async def ended_within(self, seconds: float) -> bool:
+        """Wait at most so long; True if the process has ended by then. For code on the home loop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending()
+        return not self.status.live
+
+    async def more_output(self, seen: int) -> None:
+        """Wait until both streams together have written more than ``seen`` bytes, or the process has ended. On the home loop."""
+        if self.status.live and self.stdout.end + self.stderr.end <= seen:
+            waiter = self.home.loop.create_future()
+            self._output_waiters.append(waiter)
+            await waiter
+
+    def add_done_callback(self, callback: "Callable[[ManagedProcess], object]") -> None:
+        """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
+        self.home.post(self._add_callback, callback)
+
+    def _add_callback(self, callback: "Callable[[ManagedProcess], object]") -> None:
+        if self.status.live:
+            self._callbacks.append(callback)
+        else:
+            self._call(callback)
+
+    # -- ending
+
+    @hops
+    async def stop(self, grace: float = 5.0) -> ProcessResult:
+        """SIGTERM to the whole tree, SIGKILL to who is left after ``grace`` seconds; a paused process is continued to hear it.
+
+        On return nobody of the tree is alive and the process is reaped, also where it had ended by itself before. Takes at most
+        ``grace`` + 5.1 seconds; raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
+        """
+        return await self._end("stopped", grace)
+
+    @hops
+    async def kill(self) -> ProcessResult:
+        """SIGKILL to the whole tree at once; otherwise as stop()."""
+        return await self._end("stopped: killed", 0.0)
+
+    async def _end(self, reason: str, grace: float) -> ProcessResult:
+        task = self._owner.tasks.start(self.end(reason, grace=grace), name=f"stop {self.name}")
+        await asyncio.wait({task})  # not awaited directly: an interrupt of the cell must not leave the tree half ended
+        return task.result()
+
+    async def end(self, reason: str, *, grace: float) -> ProcessResult:
+        """The stop itself, for code of ours that is a task already."""
+        self.blame(reason)
+        check_stopped(self, await end_trees([self.root], grace=grace))
+        await self._ending()
+        assert self.result is not None  # noqa: S101 - for the type checker
+        return self.result
+
+    def blame(self, reason: str) -> None:
+        """From now on its end is our doing."""
+        if self.status.live and self._reason is None and (self._child is None or self._child.exit is None):
+            self._reason = reason
+
+    @property
+    def root(self) -> Root:
+        """Its tree, for nbprocs.engine.tree."""
+        return Root(identity=self.identity, token=self._token.encode(), reaped_at=self._reaped_at)
+
+    def _out_of_time(self) -> None:
+        self._owner.tasks.start(self.end("timeout", grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")
+
+    # -- signals
+
+    def pause(self) -> None:
+        """SIGSTOP to its process group; nothing if it is paused. Raises CommunicationError when it has ended."""
+        self._signalled(lambda child: pause_group(child))
+        self._paused = True
+        self._tell(EventKind.PAUSED)
+
+    def resume(self) -> None:
+        """SIGCONT to its process group. Raises CommunicationError when it has ended."""
+        self._signalled(lambda child: resume_group(child))
+        self._paused = False
+        self._tell(EventKind.RESUMED)
+
+    def send_signal(self, number: int) -> None:
+        """A signal to the process itself. Raises CommunicationError when it has ended."""
+        self._signalled(lambda child: child.send_signal(number))
+
+    def interrupt(self) -> None:
+        """SIGINT to its process group, like Ctrl-C in a terminal. Raises CommunicationError when it has ended."""
+        self._signalled(lambda child: signal_group(child, signal.SIGINT))
+
+    def _signalled(self, act: Callable[[Child], None]) -> None:
+        if self._child is None:
+            raise self._broken("has not started")
+        try:
+            act(self._child)
+        except ProcessLookupError:
+            raise self._broken("has ended; there is nobody to signal") from None
+
+    def _tell(self, kind: EventKind) -> None:
+        self.home.post(lambda: self._owner.heard(kind, self))
+
+    # -- talking
+
+    @hops
+    async def send(self, data: bytes | str) -> None:
+        """Write to its stdin; text as UTF-8. Returns when the system has taken it all: a child that doesn't read holds it back.
+
+        Raises CommunicationError if it was started without ``stdin=True``, closed its stdin, or has ended. When cancelled a part may
+        have been written.
+        """
+        if self._child is None or not self.config.stdin:
+            raise self._broken("has no stdin; start it with stdin=True")
+        try:
+            await self._child.write(data.encode() if isinstance(data, str) else data)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._broken("no longer reads its stdin") from None
+
+    async def send_line(self, line: str) -> None:
+        """send() with a newline behind it."""
+        await self.send(line + "\n")
+
+    @hops
+    async def close_stdin(self) -> None:
+        """End of input: what was sent is still delivered. Idempotent."""
+        if self._child is not None and self.config.stdin:
+            await self._child.close_stdin()
+
+    def _broken(self, what: str) -> CommunicationError:
+        return CommunicationError(
+            f"{self.name} {what}",
+            process_id=self.id,
+            name=self.name,
+            command=self.config.display,
+            exit_code=self.result.exit_code if self.result else None,
+            signal=self.result.signal if self.result else None,
+            last_output=self.tail(),
+        )
+
+    # -- reading
+
+    async def lines(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0) -> AsyncIterator[str]:
+        """Every line of a stream, from the beginning (or a byte position), until its end. Several readers at once each see them all.
+
+        Lines of any length come whole, without their newline; bytes that are not UTF-8 become U+FFFD. Where output was dropped,
+        a line says how many bytes.
+        """
+        source = self._log(stream)
+        reader = LineReader(source, position)
+        breath = position
+        while (block := await self._next_lines(reader)) is not None:
+            for line in block:
+                yield line
+            if reader.position - breath > _CHUNK_OF_LINES:
+                breath = reader.position
+                await asyncio.sleep(0)
+
+    @hops
+    async def _next_lines(self, reader: LineReader) -> list[str] | None:
+        while True:
+            block = reader.take()
+            if block is None or block:
+                return block
+            if reader.position >= reader.source.end:
+                await reader.source.wait(reader.position)
+
+    async def receive_output(self) -> str | None:
+        """The next line of stdout that no receive_output() has given yet; None at the end. Waits for it."""
+        return await self._receive(Stream.STDOUT)
+
+    async def receive_error(self) -> str | None:
+        """The same for stderr."""
+        return await self._receive(Stream.STDERR)
+
+    @hops
+    async def _receive(self, stream: Stream) -> str | None:
+        reader, pending = self._readers.setdefault(stream, (LineReader(self._log(stream)), deque()))
+        while not pending:
+            block = reader.take()
+            if block is None:
+                return None
+            pending.extend(block)
+            if not block and reader.position >= reader.source.end:
+                await reader.source.wait(reader.position)
+        return pending.popleft()
+
+    def _log(self, stream: Stream | str) -> OutputLog:
+        return self.stdout if Stream(stream) is Stream.STDOUT else self.stderr
+
+    def tail(self, lines: int = 10) -> str:
+        """The last lines of its stderr, or of its stdout if that is empty."""
+        return tail_text((self.stderr if self.stderr.end else self.stdout).tail(64 << 10), lines=lines)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """The window size of its pseudo-terminal; nothing without one."""
+        if self._child is not None:
+            self._child.resize(rows, columns)
+
+    # -- looking
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while it has none. After its end the number may be somebody else's."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def identity(self) -> Identity:
+        """(pid, start time). Raises CommunicationError before the start."""
+        if self._child is None:
+            raise self._broken("has not started")
+        return self._child.identity
+
+    @property
+    def paused(self) -> bool:
+        """Whether pause() was the last word."""
+        return self._paused
+
+    @property
+    def execution_time(self) -> float:
+        """Seconds since its start, or from start to end."""
+        return self.result.execution_time if self.result else time.monotonic() - self.started
+
+    @property
+    def info(self) -> ProcessInfo:
+        """A snapshot."""
+        result = self.result
+        return ProcessInfo(
+            id=self.id,
+            name=self.name,
+            pid=self.pid,
+            status=self.status,
+            created_at=self.created_at,
+            config=self.config,
+            ended_at=self.ended_at,
+            exit_code=result.exit_code if result else None,
+            signal=result.signal if result else None,
+            execution_time=self.execution_time,
+            ready=self.ready,
+            paused=self._paused,
+            restarts=self.restarts,
+            reason=self._reason,
+            stdout_bytes=self.stdout.end,
+            stderr_bytes=self.stderr.end,
+            dropped_bytes=self.stdout.dropped + self.stderr.dropped,
+            peak_rss=result.peak_rss if result else None,
+            last_line=_last_line(self.stdout if self.stdout.end else self.stderr),
+        )
+
+    def __repr__(self) -> str:
+        end = ""
+        if self.result is not None:
+            code = self.result.exit_code
+            end = f" exit {code}" if self.result.signal is None else f" {signal_name(self.result.signal)}"
+        paused = " paused" if self._paused else ""
+        return (
+            f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {self.config.display}>"
+        )
+
+    def _html_(self) -> str:
+        rows = text(self.tail(), limit=4000)
+        return f"<div><code>{text(repr(self))}</code><pre>{rows}</pre></div>"
+
+
+def check_stopped(process: ManagedProcess, left: list[Identity]) -> None:
+    """Raise StopFailed if somebody is left."""
+    if not left:
+        return
+    survivors = tuple((identity.pid, name_of(identity)) for identity in left)
+    error = StopFailed(
+        f"{process.name} could not be ended: still there after SIGKILL: " + ", ".join(f"{name} (pid {pid})" for pid, name in survivors),
+        process_id=process.id,
+        name=process.name,
+        command=process.config.display,
+        hint="a process in the middle of disk or network I/O ends when that does; another user's can only be ended by that user",
+    )
+    error.survivors = survivors
+    raise error
+
+
+def _settled(source: OutputLog) -> "bytes | OutputLog":
+    """The output itself when it is small, else the log that holds it."""
+    return source if source.spilled or source.end > 64 << 10 else source.getvalue()
+
+
+def _last_line(source: OutputLog) -> str:
+    rows = source.tail(1024).decode("utf-8", "replace").replace("\r\n", "\n").rstrip("\n\r").splitlines()
+    return rows[-1][-200:] if rows else ""

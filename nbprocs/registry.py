@@ -1,0 +1,180 @@
+"""Who is known to a manager, by id and by name, and how many may live at once. Plain state; nothing here starts or stops anything."""
+
+import asyncio
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
+from nbprocs.process import ManagedProcess
+
+__all__ = ["Registry", "Slots"]
+
+_SPILLED_KEPT = 64  # finished processes whose output is in a file: each holds a descriptor or two
+
+
+class Slots:
+    """How many processes may live at once. First come, first served; a freed slot is handed straight to the longest waiter."""
+
+    def __init__(self, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            msg = f"max_concurrent must be at least 1 or None, not {limit!r}"
+            raise ValueError(msg)
+        self.limit = limit
+        self.taken = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many starts wait for a slot."""
+        return sum(not waiter.done() for waiter in self._waiters)
+
+    async def take(self, *, wait: bool, what: str) -> None:
+        """Have a slot: at once, or after waiting for one, or raise ResourceExhausted."""
+        if self.limit is None or (self.taken < self.limit and not self.waiting):
+            self.taken += 1
+            return
+        if not wait:
+            raise ResourceExhausted(
+                f"{what} was not started: {self.taken} processes are live, the most that max_concurrent={self.limit} allows",
+                hint="pass wait=True to start it when one ends, stop one, or raise max_concurrent",
+            )
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.free()  # handed to us at the very moment we were cancelled
+            raise
+
+    def free(self) -> None:
+        """Give a slot back."""
+        self.taken -= 1
+        self._hand_out()
+
+    def resize(self, limit: int | None) -> None:
+        """Another limit from now on; those that live stay."""
+        self.limit = limit
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiters and (self.limit is None or self.taken < self.limit):
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self.taken += 1
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """Nobody will be served any more."""
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(Closed("the manager was closed while this start waited for a slot"))
+
+
+class Registry:
+    """All live processes and a bounded history of ended ones."""
+
+    def __init__(self, *, history: int, history_bytes: int) -> None:
+        self._live: dict[str, ManagedProcess] = {}
+        self._ended: OrderedDict[str, ManagedProcess] = OrderedDict()  # oldest end first
+        self._names: dict[str, ManagedProcess] = {}
+        self._history = history
+        self._history_bytes = history_bytes
+        self._bytes = 0
+        self._spilled = 0
+        self._numbers = itertools.count(1)
+
+    def __iter__(self) -> Iterator[ManagedProcess]:
+        yield from self._ended.values()
+        yield from self._live.values()
+
+    @property
+    def live(self) -> tuple[ManagedProcess, ...]:
+        """Those that have not ended."""
+        return tuple(self._live.values())
+
+    def fresh_name(self, command: str) -> str:
+        """A name nobody has: the command's own, with a number."""
+        base = command.split()[0].replace("\\", "/").rsplit("/", 1)[-1][:32] if command.split() else "process"
+        while (name := f"{base}-{next(self._numbers)}") in self._names:
+            pass
+        return name
+
+    def check_free(self, name: str) -> None:
+        """Raise NameInUse if a live process has the name."""
+        holder = self._names.get(name)
+        if holder is not None and holder.status.live:
+            raise NameInUse(
+                f"a live process is called {name!r} already (pid {holder.pid})",
+                process_id=holder.id,
+                name=name,
+                command=holder.config.display,
+                hint=f"choose another name, or `await pm.terminate({name!r})` first; pm.restart and pm.replace keep the name",
+            )
+
+    def add(self, process: ManagedProcess) -> None:
+        """A process that is being started; its name must be free."""
+        self._live[process.id] = process
+        self._names[process.name] = process
+
+    def discard(self, process: ManagedProcess) -> None:
+        """A start that failed: no trace stays."""
+        self._live.pop(process.id, None)
+        if self._names.get(process.name) is process:
+            del self._names[process.name]
+            if process.predecessor is not None and process.predecessor.id in self._ended:
+                self._names[process.name] = process.predecessor
+
+    def rename(self, process: ManagedProcess, name: str) -> None:
+        """Give it another name, which must be free."""
+        self.check_free(name)
+        if self._names.get(process.name) is process:
+            del self._names[process.name]
+        process.name = name
+        self._names[name] = process
+
+    def swap(self, old: ManagedProcess, new: ManagedProcess) -> None:
+        """The new one takes the old one's name, and the other way round, in one step."""
+        old.name, new.name = new.name, old.name
+        self._names[old.name] = old
+        self._names[new.name] = new
+
+    def ended(self, process: ManagedProcess) -> list[ManagedProcess]:
+        """Move it to the history; returns who fell out of the history for it."""
+        del self._live[process.id]
+        self._ended[process.id] = process
+        self._bytes += _held(process)
+        self._spilled += _spills(process)
+        gone = []
+        while self._ended and (len(self._ended) > self._history or self._bytes > self._history_bytes or self._spilled > _SPILLED_KEPT):
+            if len(self._ended) == 1 and self._history > 0:
+                break  # the youngest stays readable, however much it wrote
+            gone.append(self._forget(next(iter(self._ended))))
+        return gone
+
+    def _forget(self, process_id: str) -> ManagedProcess:
+        process = self._ended.pop(process_id)
+        self._bytes -= _held(process)
+        self._spilled -= _spills(process)
+        if self._names.get(process.name) is process:
+            del self._names[process.name]
+        process.predecessor = None  # else a lineage would keep all its ancestors
+        return process
+
+    def get(self, key: str) -> ManagedProcess:
+        """By id, else by name (the youngest of that name). Raises UnknownProcess."""
+        process = self._live.get(key) or self._ended.get(key) or self._names.get(key)
+        if process is None:
+            known = ", ".join(sorted(self._names)[:10]) or "none"
+            raise UnknownProcess(f"no process with the id or name {key!r}; known names: {known}", hint="pm.list() shows all")
+        return process
+
+
+def _held(process: ManagedProcess) -> int:
+    return process.stdout.in_memory + process.stderr.in_memory + 2048
+
+
+def _spills(process: ManagedProcess) -> int:
+    return bool(process.stdout.spilled) + bool(process.stderr.spilled)
