@@ -1,0 +1,117 @@
+"""The Interrupt button ends the cell within half a second, kills no child, and leaves process and manager sound."""
+
+import textwrap
+import time
+
+import pytest
+
+from tests.kernel.conftest import alive, eventually
+
+SETUP = """
+import asyncio, signal, sys, time, nbprocs
+pm = nbprocs.ProcessManager(background=BACKGROUND)
+def child(code):
+    return [sys.executable, "-I", "-S", "-c", "import signal, sys, time\\n" + code]
+silent = await pm.spawn(*child("print('ready', flush=True)\\nwhile True: signal.pause()"), name="silent", ready=nbprocs.LogLine("ready"))
+print(silent.pid)
+"""
+SOUND = """
+assert silent.status is nbprocs.ProcessStatus.RUNNING, silent
+result = await pm.run("echo", "sound")
+assert result.stdout == b"sound\\n", result
+assert [p.name for p in pm.list() if p.status.live] == ["silent"], pm.list()
+ended = await silent.stop(grace=2)
+assert ended.status is nbprocs.ProcessStatus.TERMINATED, ended
+print("sound")
+"""
+
+AWAITS = {
+    "wait": "await silent.wait()",
+    "manager's wait": "await pm.wait('silent')",
+    "lines": "async for line in silent.lines(): print(line)",
+    "receive": "\nwhile True: await silent.receive_output()",
+    "run": "await pm.run('sleep', '1000')",
+    "ready": "await pm.spawn('sleep', '1000', ready=nbprocs.LogLine('never'), ready_timeout=100)",
+    "events": "async for event in pm.events(): pass",
+}
+
+
+@pytest.fixture(params=[False, True], ids=["kernel-loop", "background"])
+async def ready(kernel, request):
+    """A kernel with a manager ``pm`` and a silent process, and that process's pid."""
+    pid = int(await kernel.run(SETUP.replace("BACKGROUND", str(request.param))))
+    return kernel, pid
+
+
+async def sound(kernel, pid):
+    """Process and manager are what they were before the interrupt."""
+    assert alive([pid])
+    assert "sound" in await kernel.run(SOUND)
+    await eventually(lambda: not kernel.descendants(), within=2, what="nothing left behind")
+
+
+async def test_interrupt_of_an_idle_kernel(ready):
+    kernel, pid = ready
+    await kernel.interrupt()
+    await sound(kernel, pid)
+
+
+async def test_interrupt_of_a_sync_cell(ready):
+    kernel, pid = ready
+    cell = await kernel.start("print('go'); time.sleep(60)")
+    await cell.says("go")
+    await kernel.interrupt()
+    assert (await cell.done(timeout=5)).error == "KeyboardInterrupt"
+    await sound(kernel, pid)
+
+
+@pytest.mark.parametrize("what", AWAITS)
+async def test_interrupt_of_an_awaiting_cell_ends_it_at_once(ready, what):
+    kernel, pid = ready
+    cell = await kernel.start(f"print('go')\n{textwrap.dedent(AWAITS[what])}")
+    await cell.says("go")
+    await eventually(lambda: cell.text, within=5, what="running")
+    began = time.monotonic()
+    await kernel.interrupt()
+    await cell.done(timeout=5)
+    assert cell.error in ("CancelledError", "KeyboardInterrupt"), cell.traceback
+    assert cell.finished_at - began < 0.5
+    await sound(kernel, pid)
+
+
+async def test_many_interrupts_in_a_row(ready):
+    kernel, pid = ready
+    for _ in range(5):
+        cell = await kernel.start("print('go'); await silent.wait()")
+        await cell.says("go")
+        await kernel.interrupt()
+        await cell.done(timeout=5)
+        assert cell.error in ("CancelledError", "KeyboardInterrupt")
+    await sound(kernel, pid)
+
+
+async def test_children_of_background_tasks_can_be_interrupted(ready):
+    """An idle kernel ignores SIGINT, and a child would inherit that."""
+    kernel, _ = ready
+    await kernel.run(
+        textwrap.dedent(
+            """
+            async def later():
+                global late
+                await asyncio.sleep(0.2)   # the cell is over by now, the kernel idle
+                late = await pm.spawn("sleep", "1000", name="late")
+            task = asyncio.get_running_loop().create_task(later())
+            """
+        )
+    )
+    await eventually(lambda: len(kernel.descendants()) == 2, within=10, what="the late child")
+    code = """
+    await task
+    mask = next(int(line.split()[1], 16) for line in open(f"/proc/{late.pid}/status") if line.startswith("SigIgn"))
+    print(mask & 0x7FFFFFFF)  # 32 and 33 are the C library's own
+    late.send_signal(signal.SIGINT)
+    result = await late.wait(timeout=5)
+    print(result.signal)
+    await silent.stop()
+    """
+    assert (await kernel.run(textwrap.dedent(code))).split() == ["0", "2"]
