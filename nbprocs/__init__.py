@@ -1,9 +1,9 @@
-"""Run, watch, pool, schedule and repair real processes from a notebook.
+r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 >>> async with ProcessManager() as pm:
 ...     result = await pm.run("echo", "hello")
 >>> result.text
-'hello\\n'
+'hello\n'
 """
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
@@ -15,7 +15,8 @@
 #     pool
 #     manager
 #     supervision
-#     registry  readiness
+#     startup
+#     registry  readiness  events  snapshots
 #     process
 #     engine
 #     policy

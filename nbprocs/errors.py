@@ -12,6 +12,7 @@
      ├─ ExecutionTimeout       it ran longer than allowed and was killed (also a TimeoutError)
      ├─ ResourceExhausted      a limit was reached: ours (max_concurrent) or the system's (descriptors, processes, memory)
      ├─ CommunicationError     talking to a live or just-ended process failed: closed stdin, broken frame
+     ├─ Unhealthy              it runs, but an alert or its liveness probe says that it is not well
      ├─ StopFailed             after SIGKILL and its deadline somebody of the tree is still there
      ├─ RestartsExhausted      a supervisor gave up: FATAL
      ├─ NameInUse              a live process has that name
@@ -42,6 +43,7 @@ __all__ = [
     "RestartsExhausted",
     "StartupFailed",
     "StopFailed",
+    "Unhealthy",
     "UnknownProcess",
     "error_from_os",
     "error_from_result",
@@ -147,6 +149,10 @@ class ResourceExhausted(ProcessError):
 
 class CommunicationError(ProcessError):
     """Bytes could not be exchanged with the process."""
+
+
+class Unhealthy(ProcessError):
+    """It still runs, but an alert lasts or its liveness probe fails."""
 
 
 class StopFailed(ProcessError):

@@ -12,34 +12,33 @@ All state is touched on the home loop only; async methods may be awaited anywher
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from nbprocs.display import Displayable, text
+from nbprocs.display import Displayable
 from nbprocs.engine.child import Engine, engine_for
-from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
-from nbprocs.engine.tree import end_trees
+from nbprocs.engine.tree import check_ended, end_trees
 from nbprocs.errors import (
     Closed,
-    CommunicationError,
     NotReady,
-    PermissionDenied,
     ProcessError,
-    StartupFailed,
-    error_from_os,
     error_from_result,
 )
+from nbprocs.events import EventStream, Subscriber
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.policy import RestartPolicy, RetryPolicy, restart_policy
-from nbprocs.process import ManagedProcess, check_stopped
-from nbprocs.readiness import Probe, as_probe, until_ready
+from nbprocs.process import ManagedProcess
+from nbprocs.readiness import Probe, Ready, as_probe, until_ready
 from nbprocs.registry import Registry, Slots
+from nbprocs.snapshots import frame_of, table_html
+from nbprocs.startup import Launch, build_config, feed, start_error
 from nbprocs.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -47,20 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessManager"]
 
-Ready = Probe | Callable[..., object]
-Subscriber = Callable[[ProcessEvent], object]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Launch:
-    """How a process was asked for beyond its config: what a restart needs."""
-
-    ready: Ready | None = None
-    ready_timeout: float = 30.0
-
 
 class ProcessManager(Displayable):
-    """Runs processes on the event loop it is made on, or, with ``background=True``, on a loop in a thread of its own.
+    r"""Runs processes on the event loop it is made on, or, with ``background=True``, on a loop in a thread of its own.
 
     Args:
         max_concurrent: how many processes may live at once; None: no limit of ours.
@@ -74,9 +62,9 @@ class ProcessManager(Displayable):
     Raises RuntimeError where no event loop runs and ``background`` is False.
 
     >>> async with ProcessManager(max_concurrent=4) as pm:
-    ...     result = await pm.run("sort", "-n", input=b"3\\n1\\n")
+    ...     result = await pm.run("sort", "-n", input=b"3\n1\n")
     >>> result.stdout
-    b'1\\n3\\n'
+    b'1\n3\n'
     """
 
     def __init__(
@@ -103,10 +91,8 @@ class ProcessManager(Displayable):
         self.grace = grace
         self.output_limit = output_limit
         self._registry = Registry(history=history, history_bytes=history_bytes)
-        self._launches: dict[str, _Launch] = {}
-        self._subscribers: dict[int, Subscriber] = {}
-        self._output_subscribers: dict[int, Subscriber] = {}
-        self._subscribed = 0
+        self._launches: dict[str, Launch] = {}
+        self._events = EventStream(home)
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
         self.supervisor: Supervisor[ManagedProcess] = Supervisor(self)
@@ -152,32 +138,20 @@ class ProcessManager(Displayable):
         Raises StartupFailed, PermissionDenied, ResourceExhausted, NameInUse, NotReady or Closed; then nothing was left running.
         Takes a millisecond or so without ``wait`` and ``ready``.
         """
-        config = self._config(
+        config = build_config(
             command, args, name=name, working_dir=working_dir, env_vars=env_vars, stdin=stdin, timeout=timeout, shell=shell, pty=pty
         )
-        launch = _Launch(ready=ready, ready_timeout=ready_timeout)
+        launch = Launch(ready=ready, ready_timeout=ready_timeout)
         process = await self._start(config, launch, wait=wait, inherit=tuple(inherit))
         policy = restart_policy(restart)
         if policy is not None:
             self.supervisor.attach(process, policy)
         return process
 
-    def _config(
-        self, command: str | os.PathLike[str] | ProcessConfig, args: Sequence[str | os.PathLike[str]], **options: Any
-    ) -> ProcessConfig:
-        given = {key: value for key, value in options.items() if value not in (None, False)}
-        if isinstance(command, ProcessConfig):
-            if args:
-                given["args"] = (*command.args, *args)
-            return dataclasses.replace(command, **given) if given else command
-        return ProcessConfig(
-            command=os.fspath(command) if isinstance(command, os.PathLike) else command, args=tuple(map(str, args)), **given
-        )
-
     async def _start(
         self,
         config: ProcessConfig,
-        launch: _Launch,
+        launch: Launch,
         *,
         wait: bool,
         inherit: tuple[int, ...] = (),
@@ -186,10 +160,10 @@ class ProcessManager(Displayable):
     ) -> ManagedProcess:
         self._check_open()
         probe = None if launch.ready is None else as_probe(launch.ready)
-        label = name or config.name or config.display
-        if name or config.name:
-            self._registry.check_free(label)
-        await self._slots.take(wait=wait, what=label)
+        wanted = name or config.name
+        if wanted:
+            self._registry.check_free(wanted)
+        await self._slots.take(wait=wait, what=wanted or config.command)
         try:
             self._check_open()
             process = await self._launch(config, inherit, predecessor, name)
@@ -223,9 +197,12 @@ class ProcessManager(Displayable):
             process.failed_to_start()
             if not isinstance(cause, (OSError, ValueError)):
                 raise
-            error = _start_error(config, cause, process)
+            error = start_error(config, cause, process)
             self.heard(EventKind.FAILED, process, error=error)
             raise error from cause
+        if self._closed:  # closed while the loop was starting it
+            await process.end("stopped: manager closed", grace=self.grace)
+            self._check_open()
         return process
 
     async def _become_ready(self, process: ManagedProcess, probe: Probe, seconds: float) -> None:
@@ -279,7 +256,7 @@ class ProcessManager(Displayable):
         Raises ProcessFailed (ProcessCrashed, OutOfMemory, ExecutionTimeout) with the exit status and the last lines. When the wait is
         cancelled, by an interrupt of the cell say, the process is stopped: nobody else knows it.
         """
-        config = self._config(
+        config = build_config(
             command,
             args,
             name=name,
@@ -291,31 +268,31 @@ class ProcessManager(Displayable):
             stdin=input is not None,
         )
         began = time.monotonic()
-        attempt = 0
-        while True:
-            attempt += 1
-            error: ProcessError | None
+        for attempt in itertools.count(1):
+            result = None
             try:
                 result = await self._run_once(config, input, wait=wait)
+                error = error_from_result(result)
             except ProcessError as start_error:
-                result, error = None, start_error
-            else:
-                error = error_from_result(result, attempts=attempt)
-            delay = None if error is None or retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
+                error = start_error
+            if error is None:
+                break
+            error.attempts = attempt
+            delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
             if delay is not None:
                 await asyncio.sleep(delay)
-            elif error is None or (result is not None and not check):
-                assert result is not None  # noqa: S101 - for the type checker
-                return result
-            else:
-                error.attempts = attempt
+            elif check or result is None:
                 raise error
+            else:
+                break
+        assert result is not None  # noqa: S101 - for the type checker
+        return result
 
     async def _run_once(self, config: ProcessConfig, data: bytes | str | None, *, wait: bool) -> ProcessResult:
-        process = await self._start(config, _Launch(), wait=wait)
+        process = await self._start(config, Launch(), wait=wait)
         try:
             if data is not None:
-                self.tasks.start(_feed(process, data), name=f"input of {process.name}")
+                self.tasks.start(feed(process, data), name=f"input of {process.name}")
             return await process.wait()
         except BaseException:
             self.tasks.start(process.end("stopped: interrupted", grace=self.grace), name=f"stop {process.name}")
@@ -374,7 +351,7 @@ class ProcessManager(Displayable):
         try:
             new = await self._start(
                 config or old.config,
-                self._launches.get(old.id, _Launch()),
+                self._launches.get(old.id, Launch()),
                 wait=True,
                 predecessor=old,
                 name=self._registry.fresh_name(f"{name}-next"),
@@ -428,16 +405,7 @@ class ProcessManager(Displayable):
         ...     print(pm.frame().loc["nothing", "exit_code"])
         0
         """
-        import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
-
-        columns = [f.name for f in dataclasses.fields(ProcessInfo) if f.name not in {"config", "name"}]
-        infos = self.list()
-        frame = pd.DataFrame([{c: getattr(info, c) for c in columns} for info in infos], columns=columns)
-        frame.insert(1, "command", [info.config.display for info in infos])
-        frame.index = pd.Index([info.name for info in infos], name="name")
-        kinds = {"pid": "Int64", "exit_code": "Int64", "signal": "Int64", "peak_rss": "Int64", "status": "string", "command": "string"}
-        times = {"created_at": "datetime64[us, UTC]", "ended_at": "datetime64[us, UTC]"}
-        return frame.astype({**kinds, **times})
+        return frame_of(self.list())
 
     def __repr__(self) -> str:
         ended = sum(not p.status.live for p in self._registry)
@@ -446,13 +414,7 @@ class ProcessManager(Displayable):
         return f"<ProcessManager: {self.live}{limit} live, {ended} ended{state}>"
 
     def _html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{text(i.name)}</td><td>{i.status}</td><td>{i.pid}</td><td>{i.execution_time:.1f} s</td>"
-            f"<td><code>{text(i.config.display, limit=120)}</code></td><td>{text(i.last_line, limit=80)}</td></tr>"
-            for i in self.list()[-50:]
-        )
-        head = "<tr><th>name</th><th>status</th><th>pid</th><th>time</th><th>command</th><th>last line</th></tr>"
-        return f"<div>{text(repr(self))}<table>{head}{rows}</table></div>"
+        return table_html(repr(self), self.list())
 
     # -- events
 
@@ -461,56 +423,15 @@ class ProcessManager(Displayable):
 
         A callback must be quick and not block; what it raises is logged and harms nobody.
         """
-        self._subscribed += 1
-        key = self._subscribed
-        self._subscribers = {**self._subscribers, key: callback}  # replaced, not changed: a publish may be going through it
-        if output:
-            self._output_subscribers = {**self._output_subscribers, key: callback}
+        return self._events.subscribe(callback, output=output)
 
-        def unsubscribe() -> None:
-            self._subscribers = {k: v for k, v in self._subscribers.items() if k != key}
-            self._output_subscribers = {k: v for k, v in self._output_subscribers.items() if k != key}
-
-        return unsubscribe
-
-    async def events(self, *, output: bool = False) -> AsyncIterator[ProcessEvent]:
+    def events(self, *, output: bool = False) -> AsyncIterator[ProcessEvent]:
         """The event stream from now on, until CLOSED. A reader that falls 100,000 events behind loses the oldest."""
-        waiting: deque[ProcessEvent] = deque(maxlen=100_000)
-        more: list[asyncio.Future[None]] = []
-
-        def arrived(event: ProcessEvent) -> None:
-            waiting.append(event)
-            for future in more:
-                if not future.done():
-                    future.set_result(None)
-            more.clear()
-
-        unsubscribe = self.subscribe(arrived, output=output)
-        try:
-            while True:
-                event = await self._next_event(waiting, more)
-                yield event
-                if event.kind is EventKind.CLOSED:
-                    return
-        finally:
-            unsubscribe()
-
-    @hops
-    async def _next_event(self, waiting: deque[ProcessEvent], more: "list[asyncio.Future[None]]") -> ProcessEvent:
-        while not waiting:
-            future = self.home.loop.create_future()
-            more.append(future)
-            await future
-        return waiting.popleft()
+        return self._events.stream(output=output)
 
     def publish(self, event: ProcessEvent) -> None:
         """Tell the subscribers. For code of ours, on the home loop."""
-        subscribers = self._output_subscribers if event.kind is EventKind.OUTPUT else self._subscribers
-        for callback in subscribers.values():
-            try:
-                callback(event)
-            except Exception:  # a stranger's callback must not keep the others from hearing
-                log.exception("a subscriber of the process events failed")
+        self._events.publish(event)
 
     # -- what processes and the supervisor ask of it (process.Owner, supervision.Keeper)
 
@@ -518,15 +439,14 @@ class ProcessManager(Displayable):
         self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0, error: BaseException | None = None
     ) -> None:
         """Publish what happened to a process."""
-        if kind is EventKind.OUTPUT:
-            if self._output_subscribers:
-                self.publish(
-                    ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=time.monotonic(), stream=stream, size=size)
-                )
-        elif self._subscribers:
-            self.publish(
-                ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=time.monotonic(), info=process.info, error=error)
-            )
+        events = self._events
+        if events.heard_by_nobody(kind):
+            return
+        info = None if kind is EventKind.OUTPUT else process.info
+        now = time.monotonic()
+        events.publish(
+            ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=now, info=info, stream=stream, size=size, error=error)
+        )
 
     def ended(self, process: ManagedProcess) -> None:
         """A process has its final status."""
@@ -540,7 +460,7 @@ class ProcessManager(Displayable):
     async def respawn(self, process: ManagedProcess) -> ManagedProcess:
         """Start its config again under its name, as its successor."""
         return await self._start(
-            process.config, self._launches.get(process.id, _Launch()), wait=True, predecessor=process, name=process.name
+            process.config, self._launches.get(process.id, Launch()), wait=True, predecessor=process, name=process.name
         )
 
     def on_end(self, process: ManagedProcess, callback: Callable[[ManagedProcess], None]) -> None:
@@ -574,46 +494,15 @@ class ProcessManager(Displayable):
         for process in running:
             process.blame("stopped: manager closed")
         left = await end_trees([process.root for process in running], grace=grace)
-        for process in running:
-            check_stopped(process, [identity for identity in left if identity == process.identity] if len(running) > 1 else left)
-        for process in live:
-            while process.status.live:
-                await process.ended_within(1.0)
+        for process in () if left else live:
+            await process.wait()
         await self.tasks.aclose()
         self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
+        for process in running:
+            check_ended(left, of=process)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.aclose()
-
-
-async def _feed(process: ManagedProcess, data: bytes | str) -> None:
-    with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
-        await process.send(data)
-        await process.close_stdin()
-
-
-def _start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:
-    """Ours for what the system, or Python in front of it, said of a start."""
-    fields: dict[str, Any] = {"process_id": process.id, "name": process.name}
-    command = config.display or "''"
-    if config.working_dir is not None and not os.path.isdir(config.working_dir):
-        where = "is not a directory" if os.path.exists(config.working_dir) else "does not exist"
-        return StartupFailed(
-            f"could not start {command}: the working directory {config.working_dir} {where}",
-            command=command,
-            hint="create it first, or give another working_dir",
-            **fields,
-        )
-    if not config.command.strip():
-        return StartupFailed("could not start a process: the command is empty", command=command, hint="name a program", **fields)
-    if isinstance(cause, OSError):
-        if isinstance(cause, PermissionError) and os.path.isdir(config.command):
-            cause = IsADirectoryError(21, os.strerror(21), config.command)
-            error = error_from_os(cause, command=command, **fields)
-            return error if isinstance(error, PermissionDenied) else StartupFailed(str(cause), command=command, **fields)
-        return error_from_os(cause, command=command, **fields)
-    hint = "remove the NUL character; no argument, name or variable can hold one" if "null" in str(cause) else ""
-    return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)

@@ -2,7 +2,7 @@
 
 ::
 
-      engine Child ──output──► OutputLog ×2 ──► lines(), receive_output(), tail(), panes
+      engine Child ──output──► OutputLog, twice ──► lines(), receive_output(), tail(), panes
            │                       └─ Owner.heard(OUTPUT)
            ├──exited──► exit noted, timeout cancelled        status stays RUNNING: output may still be in the pipes
            └──drained─► result made, status final ──► wait() returns, callbacks, Owner.ended()
@@ -27,8 +27,8 @@ from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
 from nbprocs.engine.table import Identity, present
-from nbprocs.engine.tree import Root, end_trees, name_of
-from nbprocs.errors import CommunicationError, StopFailed, tail_text
+from nbprocs.engine.tree import Root, check_ended, end_trees
+from nbprocs.errors import CommunicationError, tail_text
 from nbprocs.model import (
     EventKind,
     ProcessConfig,
@@ -82,7 +82,7 @@ class ManagedProcess(Displayable):
         self.created_at = datetime.now(UTC)
         self.started = time.monotonic()
         self.predecessor = predecessor
-        self.restarts = 0 if predecessor is None else predecessor.restarts + 1
+        self.restarts: int = 0 if predecessor is None else predecessor.restarts + 1
         self.ready = False
         self.status = ProcessStatus.STARTING
         self.result: ProcessResult | None = None
@@ -183,8 +183,8 @@ class ManagedProcess(Displayable):
             command=self.config.display,
             exit_code=how.exit_code,
             signal=how.signal,
-            stdout_source=_settled(self.stdout),
-            stderr_source=_settled(self.stderr),
+            stdout_source=self.stdout.settled(),
+            stderr_source=self.stderr.settled(),
             execution_time=how.at - self.started,
             status=self.status,
             reason=self._reason,
@@ -202,7 +202,7 @@ class ManagedProcess(Displayable):
     def _call(self, callback: "Callable[[ManagedProcess], object]") -> None:
         try:
             callback(self)
-        except Exception:  # a stranger's callback must not keep the others from hearing
+        except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
             log.exception("a done callback of %s failed", self.name)
 
     @staticmethod
@@ -281,7 +281,7 @@ class ManagedProcess(Displayable):
     async def end(self, reason: str, *, grace: float) -> ProcessResult:
         """The stop itself, for code of ours that is a task already."""
         self.blame(reason)
-        check_stopped(self, await end_trees([self.root], grace=grace))
+        check_ended(await end_trees([self.root], grace=grace), of=self)
         await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result
@@ -303,13 +303,13 @@ class ManagedProcess(Displayable):
 
     def pause(self) -> None:
         """SIGSTOP to its process group; nothing if it is paused. Raises CommunicationError when it has ended."""
-        self._signalled(lambda child: pause_group(child))
+        self._signalled(pause_group)
         self._paused = True
         self._tell(EventKind.PAUSED)
 
     def resume(self) -> None:
         """SIGCONT to its process group. Raises CommunicationError when it has ended."""
-        self._signalled(lambda child: resume_group(child))
+        self._signalled(resume_group)
         self._paused = False
         self._tell(EventKind.RESUMED)
 
@@ -397,7 +397,7 @@ class ManagedProcess(Displayable):
                 await reader.source.wait(reader.position)
 
     async def receive_output(self) -> str | None:
-        """The next line of stdout that no receive_output() has given yet; None at the end. Waits for it."""
+        """The next line of stdout that no earlier call has given; None at the end. Waits for it."""
         return await self._receive(Stream.STDOUT)
 
     async def receive_error(self) -> str | None:
@@ -475,7 +475,7 @@ class ManagedProcess(Displayable):
             stderr_bytes=self.stderr.end,
             dropped_bytes=self.stdout.dropped + self.stderr.dropped,
             peak_rss=result.peak_rss if result else None,
-            last_line=_last_line(self.stdout if self.stdout.end else self.stderr),
+            last_line=(self.stdout if self.stdout.end else self.stderr).last_line(),
         )
 
     def __repr__(self) -> str:
@@ -491,29 +491,3 @@ class ManagedProcess(Displayable):
     def _html_(self) -> str:
         rows = text(self.tail(), limit=4000)
         return f"<div><code>{text(repr(self))}</code><pre>{rows}</pre></div>"
-
-
-def check_stopped(process: ManagedProcess, left: list[Identity]) -> None:
-    """Raise StopFailed if somebody is left."""
-    if not left:
-        return
-    survivors = tuple((identity.pid, name_of(identity)) for identity in left)
-    error = StopFailed(
-        f"{process.name} could not be ended: still there after SIGKILL: " + ", ".join(f"{name} (pid {pid})" for pid, name in survivors),
-        process_id=process.id,
-        name=process.name,
-        command=process.config.display,
-        hint="a process in the middle of disk or network I/O ends when that does; another user's can only be ended by that user",
-    )
-    error.survivors = survivors
-    raise error
-
-
-def _settled(source: OutputLog) -> "bytes | OutputLog":
-    """The output itself when it is small, else the log that holds it."""
-    return source if source.spilled or source.end > 64 << 10 else source.getvalue()
-
-
-def _last_line(source: OutputLog) -> str:
-    rows = source.tail(1024).decode("utf-8", "replace").replace("\r\n", "\n").rstrip("\n\r").splitlines()
-    return rows[-1][-200:] if rows else ""

@@ -8,7 +8,7 @@ import inspect
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from nbprocs.engine.output import LineReader
 from nbprocs.model import Stream
 from nbprocs.process import ManagedProcess
 
-__all__ = ["LogLine", "Port", "Probe", "Url", "as_probe", "until_ready"]
+__all__ = ["LogLine", "Port", "Probe", "Ready", "Url", "as_probe", "until_ready"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25  # seconds between two checks: a port can't tell us when it opens
 
@@ -26,6 +26,9 @@ class Probe(Protocol):
 
     async def check(self, process: ManagedProcess) -> bool:
         """One look: True if it is ready now. May wait for a while, and may be cancelled."""
+
+
+Ready = Probe | Callable[..., object]  # what ready= takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def _takes_argument(function: Callable[..., object]) -> bool:
     return True
 
 
-def as_probe(ready: "Probe | Callable[..., object | Awaitable[object]]") -> Probe:
+def as_probe(ready: Ready) -> Probe:
     """A probe as it is; a callable (sync or async, called with the process or with nothing) as one."""
     if hasattr(ready, "check"):
         return ready

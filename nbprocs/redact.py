@@ -4,6 +4,7 @@ The rule of thumb of the field (GitHub Actions, supervisord, Airflow's secrets m
 A value without a telling name can't be known; pass it by a file or by stdin.
 """
 
+import functools
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -41,7 +42,11 @@ def mask_text(text: str) -> str:
 
 def mask_command(argv: Iterable[str], *, shell: bool = False) -> str:
     """The command line quoted for a shell, with the values of secret-looking options masked."""
-    words = list(argv)
+    return _masked(tuple(argv), shell)
+
+
+@functools.lru_cache(maxsize=512)  # a pool or a queue shows the same few commands again and again
+def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - private
     if shell:
         return mask_text(" ".join(words))
     shown: list[str] = []

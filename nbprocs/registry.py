@@ -97,7 +97,7 @@ class Registry:
 
     def fresh_name(self, command: str) -> str:
         """A name nobody has: the command's own, with a number."""
-        base = command.split()[0].replace("\\", "/").rsplit("/", 1)[-1][:32] if command.split() else "process"
+        base = command.split(maxsplit=1)[0].replace("\\", "/").rsplit("/", 1)[-1][:32] if command.split() else "process"
         while (name := f"{base}-{next(self._numbers)}") in self._names:
             pass
         return name

@@ -97,6 +97,7 @@ class _Lineage(Generic[P]):
     count: int = 0  # lives in all
     timer: Cancel | None = None
     released: bool = False  # its owner wants no more restarts
+    starting: bool = False  # a restart is being made right now
     held: bool = False  # somebody is restarting it on purpose; its end is no failure
     born: float = 0.0
 
@@ -152,19 +153,21 @@ class Supervisor(Generic[P]):
         return True
 
     def hold(self, process_id: str) -> "_Lineage[P] | None":
-        """Somebody is about to stop and start it on purpose: its end is no failure. None if it is not supervised.
+        """Somebody is about to stop and start it on purpose: its end is no failure.
 
+        None if it is not supervised, or if its supervisor is starting it right now (the name is taken then).
         What is returned goes back by ``give`` with the new process, or by ``lose`` when there is none.
         """
         lineage = self._lineages.get(process_id)
-        if lineage is not None:
-            lineage.held = True
-            lineage.cancel_timer()
+        if lineage is None or lineage.starting:
+            return None
+        lineage.held = True
+        lineage.cancel_timer()
         return lineage
 
     def give(self, held: "_Lineage[P]", new: P) -> bool:
         """Go on with the same policy and history for the new process. False if the owner wanted an end meanwhile: stop it then."""
-        held.held = False
+        held.held = held.starting = False
         if held.released or self._closed:
             return False
         self._lineages.pop(held.process.id, None)
@@ -262,6 +265,7 @@ class Supervisor(Generic[P]):
         key = lineage.process.config.argv
         if key in self._breakers:
             self._breakers[key] = self._breakers[key].tried(now)
+        lineage.starting = True
         self._tasks.start(self._respawn(lineage), name=f"restart of {lineage.process.name}")
 
     async def _respawn(self, lineage: _Lineage[P]) -> None:
@@ -280,6 +284,7 @@ class Supervisor(Generic[P]):
                 await new.stop()
 
     def _failed_start(self, lineage: _Lineage[P], error: BaseException) -> None:
+        lineage.starting = False
         now = self._clock()
         self._next(lineage, Life(started=now, ended=now, what=_first_line(error)), error)
 

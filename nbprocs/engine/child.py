@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 
@@ -50,11 +50,18 @@ class Spec:
     """What to start, complete: the environment is the child's whole environment."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Mapping[str, str] | Mapping[bytes, bytes]
     cwd: str | None = None
     stdin: bool = False
     pty: bool = False
     inherit: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> str | None:
+        """The child's PATH."""
+        env: Mapping[Any, str | bytes] = self.env
+        found = env.get(b"PATH", env.get("PATH"))
+        return None if found is None else os.fsdecode(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +113,21 @@ class Child(Protocol):
         """Tell a pseudo-terminal its size; nothing without one."""
 
 
-def child_environment(changes: Mapping[str, str | None], *, token: str) -> dict[str, str]:
+def child_environment(changes: Mapping[str, str | None], *, token: str) -> dict[str, str] | dict[bytes, bytes]:
     """The kernel's environment with the changes, unbuffered Python by default, and our token behind those of outer kernels."""
-    env = {**os.environ}
-    env.setdefault("PYTHONUNBUFFERED", "1")
-    for name, value in changes.items():
-        if value is None:
-            env.pop(name, None)
-        else:
-            env[name] = value
     outer = os.environ.get(TOKEN)
-    env[TOKEN] = f"{outer}:{token}" if outer else token
+    wanted = {TOKEN: f"{outer}:{token}" if outer else token, **changes}
+    if "PYTHONUNBUFFERED" not in os.environ:
+        wanted = {"PYTHONUNBUFFERED": "1", **wanted}
+    if not os.supports_bytes_environ:
+        return {name: value for name, value in {**os.environ, **wanted}.items() if value is not None}
+    # The mapping below os.environ holds bytes already: decoding and encoding every variable again would take a fifth of a start.
+    env: dict[bytes, bytes] = dict(getattr(os.environ, "_data", os.environb))
+    for name, value in wanted.items():
+        if value is None:
+            env.pop(os.fsencode(name), None)
+        else:
+            env[os.fsencode(name)] = os.fsencode(value)
     return env
 
 

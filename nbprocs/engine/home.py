@@ -63,13 +63,21 @@ class Home:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = weakref.ref(loop)  # the table of homes is keyed by loop: a strong reference would keep every loop for ever
         self.thread_id = threading.get_ident()
         self._holders = 0
         self._watchers = 0
         self._timer: asyncio.TimerHandle | None = None
         self._told = False
         self.latest = 0.0  # seconds: the worst lateness seen while watched
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop. Raises Closed once it is gone."""
+        loop = self._loop()
+        if loop is None:
+            raise _gone()
+        return loop
 
     @classmethod
     def current(cls) -> "Home":
@@ -80,12 +88,13 @@ class Home:
             msg = "no event loop is running here; create it inside a cell or a coroutine, or with background=True"
             raise RuntimeError(msg) from None
         home = _here.home
-        if home is not None and home.loop is loop:
+        if home is not None and home._loop() is loop:
             return home
         with _lock:
             home = _homes.get(loop)
             if home is None:
                 home = _homes[loop] = cls(loop)
+        home.thread_id = threading.get_ident()
         _here.home = home
         return home
 
@@ -107,7 +116,7 @@ class Home:
             else:
                 self.loop.call_soon_threadsafe(callback, *args)
         except RuntimeError as error:
-            raise Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel") from error
+            raise _gone() from error
 
     async def hop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the home loop and wait for it here, on another loop. Cancelling the wait cancels it there too."""
@@ -115,7 +124,7 @@ class Home:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except RuntimeError as error:
             coroutine.close()
-            raise Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel") from error
+            raise _gone() from error
         return await asyncio.wrap_future(future)
 
     # -- heartbeat
@@ -161,6 +170,10 @@ class Home:
             "fired and nothing was started. Cure: ProcessManager(background=True), or `await` in the cell. Said once.",
             late,
         )
+
+
+def _gone() -> Closed:
+    return Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel")
 
 
 class Tasks:

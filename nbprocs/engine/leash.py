@@ -72,7 +72,7 @@ class Leash:
                 pass_fds=(theirs, self._table),
             )
         except OSError as error:
-            log.error("the leash could not be started (%s): if this kernel is killed, its children will stay", error)  # noqa: TRY400
+            log.error("the leash could not be started (%s): if this kernel is killed, its children will stay", error)
             os.close(self._pipe)
             self._pipe = None
         finally:

@@ -3,6 +3,7 @@
 Arguments: the pipe, the table of records, the kernel's pid, the kernel's token.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 
 GRACE = 0.7  # seconds between SIGTERM and SIGKILL: all must be over within two seconds
+QUIET = 2  # empty looks in a row: a fork may have been under way during the first
 GIVE_UP = 20.0  # seconds after which only what the system itself holds can be left
 RECORD = struct.Struct("=qd")
 
@@ -18,10 +20,8 @@ RECORD = struct.Struct("=qd")
 def wait_for_the_end(pipe: int, kernel: int) -> None:
     """Return when the kernel is gone: its pipe closed, or its pidfd readable."""
     waiting = [pipe]
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # not on this system, or it is gone already: the pipe tells then
         waiting.append(os.pidfd_open(kernel))
-    except (AttributeError, OSError):
-        pass  # not on this system, or it is gone already: the pipe tells then
     if os.getppid() == kernel:
         select.select(waiting, [], [])
 
@@ -50,7 +50,7 @@ def rows() -> "dict[int, tuple[int, int, str, float]]":
             except (OSError, ValueError):
                 continue
     if not found:
-        for line in os.popen("ps -A -o pid= -o ppid= -o pgid= -o stat="):
+        for line in os.popen("ps -A -o pid= -o ppid= -o pgid= -o stat="):  # noqa: S605 - a constant
             pid, parent, group, state = line.split()[:4]
             found[int(pid)] = (int(parent), int(group), state[0], 0.0)
     return found
@@ -103,7 +103,7 @@ def main() -> None:
     began = time.monotonic()
     told: set[int] = set()
     quiet = 0
-    while quiet < 2 and time.monotonic() - began < GIVE_UP:  # twice: a fork may have been under way during the first look
+    while quiet < QUIET and time.monotonic() - began < GIVE_UP:
         left = targets(held, token)
         quiet = 0 if left else quiet + 1
         if time.monotonic() - began < GRACE:

@@ -147,7 +147,7 @@ class OutputLog:
     def tail(self, size: int) -> bytes:
         """The last bytes, at most ``size`` of them."""
         position = max(self.end - size, self._first if self.dropped else 0)
-        parts = []
+        parts: list[bytes] = []
         while True:
             position, data = self.read(position)
             if not data:
@@ -166,6 +166,15 @@ class OutputLog:
             return b"".join((head, *self._chunks, self._pending))
 
     __bytes__ = getvalue
+
+    def settled(self) -> "bytes | OutputLog":
+        """For a result: the output itself when it is small, else this log, which holds it."""
+        return self if self._spilled or self.end > _BLOCK else self.getvalue()
+
+    def last_line(self) -> str:
+        """The last line that is not empty, at most 200 characters of it; after carriage returns, what a terminal would show."""
+        rows = self.tail(1024).decode("utf-8", "replace").splitlines()
+        return next((row[-200:] for row in reversed(rows) if row.strip()), "")
 
     async def wait(self, position: int) -> None:
         """Until there is a byte behind ``position``, or the log is closed. Only on the loop that feeds it."""

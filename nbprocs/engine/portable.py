@@ -1,6 +1,7 @@
 """Children through asyncio's own subprocess protocol: Windows, uvloop, and any loop without ``add_reader``.
 
-Slower than nbprocs.engine.posix, and with what the loop's makers chose for signals; the contract is the same and one conformance check holds both to it.
+Slower than nbprocs.engine.posix, and with what the loop's makers chose for signals; the contract is the same, and one conformance
+check holds both to it.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ class PortableChild:
         self._drain: asyncio.TimerHandle | None = None
         self._finished = False
         self.exit: Exit | None = None
-        self.pid = cast("int", transport.get_pid())
+        self.pid = transport.get_pid()
         row = read_row(self.pid)
         self.identity = Identity(self.pid, row.start if row else 0.0)
 
@@ -150,5 +151,5 @@ async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
         lambda: _Protocol(listener), *argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
     )
     child = PortableChild(transport, protocol, listener=listener)
-    child.begin()
+    loop.call_soon(child.begin)  # after the starter has taken the child in: its exit must not be heard before its start
     return child

@@ -85,7 +85,8 @@ def _read_proc(pid: int) -> Row | None:
         os.close(fd)
 
 
-def _read_psutil(pid: int) -> Row | None:
+def read_psutil(pid: int) -> Row | None:
+    """The same as read_row, by psutil: on every system, ten times slower."""
     try:
         p = psutil.Process(pid)
         with p.oneshot():
@@ -114,7 +115,7 @@ def _read_psutil(pid: int) -> Row | None:
 
 def read_row(pid: int) -> Row | None:
     """The row of one process, or None if there is none (or we may not look at it)."""
-    return _read_proc(pid) if ON_LINUX else _read_psutil(pid)
+    return _read_proc(pid) if ON_LINUX else read_psutil(pid)
 
 
 def present() -> float:

@@ -12,12 +12,14 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import psutil
 
 from nbprocs.engine.table import Identity, Row, descendants, environ_contains, read_row, scan
+from nbprocs.errors import StopFailed
 
-__all__ = ["KILL_DEADLINE", "Root", "end_trees", "members", "name_of"]
+__all__ = ["KILL_DEADLINE", "Root", "check_ended", "end_trees", "members"]
 
 KILL_DEADLINE = 5.0  # seconds after SIGKILL in which the system must have ended everybody
 _ROUND = 1.0  # seconds to wait for the known members before looking again for new ones
@@ -61,7 +63,7 @@ _waiting: dict[int, list["asyncio.Future[dict[int, Row]]"]] = {}
 async def _shared_scan() -> dict[int, Row]:
     """One scan for everybody who asks in the same turn of the loop: a thousand stops at once must not scan a thousand times."""
     loop = asyncio.get_running_loop()
-    mine = loop.create_future()
+    mine: asyncio.Future[dict[int, Row]] = loop.create_future()
     asking = _waiting.setdefault(id(loop), [])
     asking.append(mine)
     if len(asking) == 1:
@@ -172,8 +174,34 @@ async def _by_psutil(targets: set[Identity], everybody: set[Identity], numbers: 
     await asyncio.get_running_loop().run_in_executor(None, lambda: psutil.wait_procs(processes, timeout=timeout))
 
 
-def name_of(identity: Identity) -> str:
-    """The program's name, for an error message."""
+class Named(Protocol):
+    """Whose tree it was, for an error message."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
+def check_ended(left: Iterable[Identity], *, of: Named) -> None:
+    """Raise StopFailed if somebody is left, naming them."""
+    survivors = tuple((identity.pid, _program(identity)) for identity in left)
+    if not survivors:
+        return
+    error = StopFailed(
+        f"{of.name} could not be ended: still there after SIGKILL: " + ", ".join(f"{program} (pid {pid})" for pid, program in survivors),
+        process_id=of.id,
+        name=of.name,
+        hint="a process in the middle of disk or network I/O ends when that does; another user's can only be ended by that user",
+    )
+    error.survivors = survivors
+    raise error
+
+
+def _program(identity: Identity) -> str:
     try:
         return psutil.Process(identity.pid).name()
     except psutil.Error:

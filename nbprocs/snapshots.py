@@ -1,0 +1,48 @@
+"""Many processes at a glance: as a DataFrame and as a static HTML table."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nbprocs.display import text
+from nbprocs.model import ProcessInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["frame_of", "table_html"]
+
+_KINDS = {
+    "status": "string",
+    "command": "string",
+    "pid": "Int64",
+    "exit_code": "Int64",
+    "signal": "Int64",
+    "peak_rss": "Int64",
+    "created_at": "datetime64[us, UTC]",
+    "ended_at": "datetime64[us, UTC]",
+}
+_ROWS = 50  # of a static table: a saved notebook is read by people
+
+
+def frame_of(infos: Iterable[ProcessInfo]) -> "pd.DataFrame":
+    """A row a process, indexed by name; commands are masked."""
+    import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
+
+    infos = list(infos)
+    columns = [field.name for field in dataclasses.fields(ProcessInfo) if field.name not in {"config", "name"}]
+    frame = pd.DataFrame([{column: getattr(info, column) for column in columns} for info in infos], columns=columns)
+    frame.insert(1, "command", [info.config.display for info in infos])
+    frame.index = pd.Index([info.name for info in infos], name="name")
+    return frame.astype(_KINDS)
+
+
+def table_html(title: str, infos: Iterable[ProcessInfo]) -> str:
+    """The youngest fifty as a table, everything escaped."""
+    rows = "".join(
+        f"<tr><td>{text(info.name)}</td><td>{info.status}</td><td>{info.pid}</td><td>{info.execution_time:.1f} s</td>"
+        f"<td><code>{text(info.config.display, limit=120)}</code></td><td>{text(info.last_line, limit=80)}</td></tr>"
+        for info in list(infos)[-_ROWS:]
+    )
+    head = "<tr><th>name</th><th>status</th><th>pid</th><th>time</th><th>command</th><th>last line</th></tr>"
+    return f"<div>{text(title)}<table>{head}{rows}</table></div>"

@@ -1,0 +1,62 @@
+"""What a start needs besides the process itself: its config from keywords, its input, and the error when the system refuses it."""
+
+import contextlib
+import dataclasses
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from nbprocs.errors import CommunicationError, ProcessError, StartupFailed, error_from_os
+from nbprocs.model import ProcessConfig
+from nbprocs.process import ManagedProcess
+from nbprocs.readiness import Ready
+
+__all__ = ["Launch", "build_config", "feed", "start_error"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How a process was asked for beyond its config: what a restart needs."""
+
+    ready: Ready | None = None
+    ready_timeout: float = 30.0  # seconds
+
+
+def build_config(command: str | os.PathLike[str] | ProcessConfig, args: Sequence[str | os.PathLike[str]], **options: Any) -> ProcessConfig:
+    """The config of a call: of its words and keywords, or a given one with the keywords that say something else."""
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    if isinstance(command, ProcessConfig):
+        if args:
+            given["args"] = (*command.args, *args)
+        return dataclasses.replace(command, **given) if given else command
+    return ProcessConfig(command=command, args=tuple(args), **given)  # type: ignore[arg-type]  # it converts paths itself
+
+
+async def feed(process: ManagedProcess, data: bytes | str) -> None:
+    """Write its whole input and close it."""
+    with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
+        await process.send(data)
+        await process.close_stdin()
+
+
+def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:
+    """Ours for what the system, or Python in front of it, said of a start."""
+    fields: dict[str, Any] = {"process_id": process.id, "name": process.name}
+    command = config.display or "''"
+    if config.working_dir is not None and not os.path.isdir(config.working_dir):
+        where = "is not a directory" if os.path.exists(config.working_dir) else "does not exist"
+        return StartupFailed(
+            f"could not start {command}: the working directory {config.working_dir} {where}",
+            command=command,
+            hint="create it first, or give another working_dir",
+            **fields,
+        )
+    if not config.command.strip():
+        return StartupFailed("could not start a process: the command is empty", command=command, hint="name a program", **fields)
+    if isinstance(cause, OSError):
+        if isinstance(cause, PermissionError) and os.path.isdir(config.command):
+            cause = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), config.command)
+        return error_from_os(cause, command=command, **fields)
+    hint = "remove the NUL character; no argument, name or variable can hold one" if "null" in str(cause) else ""
+    return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
