@@ -1,0 +1,329 @@
+"""Strategies that act. Each is a small callable: ``await strategy(incident)`` does it and returns an Outcome.
+
+A strategy of one's own is any function of the incident, sync or async; what it returns may be an Outcome, a text, a bool or nothing, and
+an exception is a failed outcome. ``Sequence`` does all of its steps, ``FirstOf`` goes on until one succeeds.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from nbprocs.errors import ProcessError, RestartsExhausted
+from nbprocs.manager import ProcessManager
+from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
+from nbprocs.process import ManagedProcess
+from nbprocs.recovery import notify
+from nbprocs.recovery.model import Outcome, RecoveryStrategy
+
+__all__ = [
+    "DoNothing",
+    "FirstOf",
+    "Incident",
+    "NotifyAdmin",
+    "ReplaceProcess",
+    "RestartProcess",
+    "Scalable",
+    "ScaleDown",
+    "ScaleUp",
+    "Sequence",
+    "Strategy",
+    "as_strategy",
+    "carry_out",
+]
+
+
+class Scalable(Protocol):
+    """What SCALE_UP and SCALE_DOWN need; a ProcessPool is one."""
+
+    @property
+    def size(self) -> int:
+        """How many workers it means to have."""
+
+    async def resize(self, size: int, /) -> object:
+        """Have so many, within its bounds."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Incident:
+    """What a strategy is told, and what it may act on."""
+
+    name: str
+    error: BaseException
+    process: ManagedProcess | None  # the one that failed, live or ended; None when it never started
+    manager: ProcessManager
+    pool: Any = None  # what scaling strategies act on
+    attempts: int = 1  # tries in all
+    lives: tuple[Life, ...] = ()  # the runs of that name that came to a strategy, this one last
+    wait: Callable[[float], Awaitable[None]] = asyncio.sleep  # use it instead of asyncio.sleep: the record shows the wait
+
+    def told(self) -> dict[str, Any]:
+        """The incident as plain values for a notification; commands are masked."""
+        process = self.process
+        return notify.notification(
+            self.error,
+            process_id=process.id if process else "",
+            name=self.name,
+            command=process.config.display if process else "",
+            result=process.result if process else None,
+            attempts=self.attempts,
+        )
+
+
+Result = Outcome | str | bool | None
+Strategy = Callable[[Incident], Result | Awaitable[Result]]
+
+
+def _no_process(incident: Incident, action: str) -> Outcome:
+    return Outcome(action=action, ok=False, detail=f"{incident.name} has never started, so there is no config to start again")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartProcess:
+    """The same config under the same name, with the failed process as predecessor. Stops it first if it still lives.
+
+    The brake: delays and the limit of ``policy`` hold for the restarts that this strategy makes of one name; past it nothing is
+    started any more and the outcome is a failure.
+
+    >>> RestartProcess(policy=RestartPolicy(max_restarts=2)).policy.max_restarts
+    2
+    """
+
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    grace: float | None = None  # seconds between SIGTERM and SIGKILL for one that still lives; None: the manager's
+
+    async def __call__(self, incident: Incident) -> Outcome:
+        """Restart it, or say why not."""
+        action = RecoveryStrategy.RESTART_PROCESS.value
+        if incident.process is None:
+            return _no_process(incident, action)
+        waited = await _brake(incident, self.policy)
+        new = await incident.manager.restart(incident.process.id, grace=self.grace)
+        return Outcome(action=action, ok=True, detail=f"running as pid {new.pid}", process_id=new.id, waited=waited)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaceProcess:
+    """A new process becomes ready beside the old one, takes the name, and then the old one is stopped: no moment without one.
+
+    If the new one does not become ready, the old one keeps the name and goes on. The brake is RestartProcess's.
+
+    >>> ReplaceProcess(grace=1.0).grace
+    1.0
+    """
+
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    grace: float | None = None  # seconds between SIGTERM and SIGKILL for the old one; None: the manager's
+
+    async def __call__(self, incident: Incident) -> Outcome:
+        """Replace it, or say why not."""
+        action = RecoveryStrategy.REPLACE_PROCESS.value
+        if incident.process is None:
+            return _no_process(incident, action)
+        waited = await _brake(incident, self.policy)
+        new = await incident.manager.replace(incident.process.id, grace=self.grace)
+        return Outcome(action=action, ok=True, detail=f"replaced by pid {new.pid}", process_id=new.id, waited=waited)
+
+
+async def _brake(incident: Incident, policy: RestartPolicy) -> float:
+    """Wait as the policy says, and return the seconds waited. Raises RestartsExhausted at its limit."""
+    if not incident.lives:
+        return 0.0
+    born = incident.lives[0].started
+    decision = decide_restart(policy, incident.lives, incident.lives[-1].ended)
+    if isinstance(decision, Fatal):
+        fatal = RestartsExhausted(
+            f"{incident.name} was given up: {decision.reason}",
+            name=incident.name,
+            process_id=incident.process.id if incident.process else None,
+            command=incident.process.config.display if incident.process else None,
+            attempts=incident.attempts,
+            hint="find the cause in its last output; the policy of the strategy sets the limit",
+        )
+        fatal.history = tuple(f"{life.started - born:+.2f} s started, {life.ended - born:+.2f} s {life.what}" for life in incident.lives)
+        raise fatal from incident.error
+    delay = decision.delay if isinstance(decision, Restart) else 0.0
+    if delay > 0:
+        await incident.wait(delay)
+    return delay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleUp:
+    """So many workers more in the pool, at most its ``max_processes``. At the bound the outcome is a failure and says so."""
+
+    by: int = 1
+
+    async def __call__(self, incident: Incident) -> Outcome:
+        """Resize the pool."""
+        return await _scale(incident, self.by, RecoveryStrategy.SCALE_UP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleDown:
+    """So many workers fewer in the pool, at least its ``min_processes``. At the bound the outcome is a failure and says so."""
+
+    by: int = 1
+
+    async def __call__(self, incident: Incident) -> Outcome:
+        """Resize the pool."""
+        return await _scale(incident, -self.by, RecoveryStrategy.SCALE_DOWN)
+
+
+async def _scale(incident: Incident, by: int, strategy: RecoveryStrategy) -> Outcome:
+    pool = incident.pool
+    if pool is None:
+        return Outcome(action=strategy.value, ok=False, detail="no pool to scale: make the handler with ErrorHandler(pm, pool=pool)")
+    before = pool.size
+    low, high = pool.config.min_processes, pool.config.max_processes
+    wanted = min(max(before + by, low), high)
+    if wanted == before:
+        return Outcome(action=strategy.value, ok=False, detail=f"the pool stays at {before}, the bound of {low} to {high}")
+    answer = pool.resize(wanted)
+    if inspect.isawaitable(answer):
+        await answer
+    return Outcome(action=strategy.value, ok=True, detail=f"the pool went from {before} to {pool.size} workers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyAdmin:
+    """Tells somebody: always a logging record (logger ``nbprocs.admin``), and a callback and a webhook if given.
+
+    The webhook gets a POST with JSON: id, name, command (masked), exit_code, signal, duration, error, message, last_lines, attempts,
+    at. Tried again by ``retry``. The outcome is a failure if the callback raised or the webhook could not be reached.
+
+    >>> NotifyAdmin(webhook="https://example.org/hook").timeout
+    10.0
+    """
+
+    callback: Callable[[notify.Notification], object] | None = None  # sync or async
+    webhook: str | None = field(default=None, repr=False)  # its URL is often a secret
+    timeout: float = 10.0  # seconds for an async callback, and for each try of the webhook
+    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(max_retries=2))
+
+    async def __call__(self, incident: Incident) -> Outcome:
+        """Tell them all; one that fails keeps no other from being told."""
+        told = incident.told()
+        notify.announce(told)
+        done, failed = ["logged"], []
+        if self.callback is not None:
+            try:
+                await notify.call(self.callback, told, timeout=self.timeout)
+                done.append("callback called")
+            except Exception as error:  # noqa: BLE001 - it is reported in the outcome
+                failed.append(f"callback failed: {error!r}")
+        if self.webhook is not None:
+            try:
+                status = await notify.post_with_retries(self.webhook, told, timeout=self.timeout, policy=self.retry)
+                done.append(f"webhook answered {status}")
+            except (OSError, ValueError, TimeoutError) as error:
+                failed.append(f"webhook failed: {error or type(error).__name__}")
+        return Outcome(action=RecoveryStrategy.NOTIFY_ADMIN.value, ok=not failed, detail=", ".join(done + failed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoNothing:
+    """Leaves it; the record shows that it was seen."""
+
+    async def __call__(self, incident: Incident) -> Outcome:
+        """Nothing."""
+        return Outcome(action=RecoveryStrategy.DO_NOTHING.value, ok=True, detail=f"{incident.name} is left as it is")
+
+
+class _Composed:
+    __slots__ = ("steps",)
+
+    def __init__(self, *steps: "RecoveryStrategy | Strategy") -> None:
+        self.steps = tuple(as_strategy(step) for step in steps)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.steps))})"
+
+
+class Sequence(_Composed):
+    """All steps, in order, whatever becomes of the ones before.
+
+    >>> Sequence(RecoveryStrategy.DO_NOTHING, ScaleUp(by=2))
+    Sequence(DoNothing(), ScaleUp(by=2))
+    """
+
+    __slots__ = ()
+
+    async def outcomes(self, incident: Incident) -> list[Outcome]:
+        """What each step did."""
+        return [outcome for step in self.steps for outcome in await carry_out(step, incident)]
+
+
+class FirstOf(_Composed):
+    """The steps in order until one succeeds: try a restart, and only if that fails notify.
+
+    >>> FirstOf(RecoveryStrategy.DO_NOTHING, RecoveryStrategy.SCALE_UP)
+    FirstOf(DoNothing(), ScaleUp(by=1))
+    """
+
+    __slots__ = ()
+
+    async def outcomes(self, incident: Incident) -> list[Outcome]:
+        """What each step did, up to the first that succeeded."""
+        found: list[Outcome] = []
+        for step in self.steps:
+            outcomes = await carry_out(step, incident)
+            found += outcomes
+            if all(outcome.ok for outcome in outcomes):
+                break
+        return found
+
+
+_DEFAULTS: dict[RecoveryStrategy, Callable[[], Strategy]] = {
+    RecoveryStrategy.RESTART_PROCESS: RestartProcess,
+    RecoveryStrategy.REPLACE_PROCESS: ReplaceProcess,
+    RecoveryStrategy.SCALE_UP: ScaleUp,
+    RecoveryStrategy.SCALE_DOWN: ScaleDown,
+    RecoveryStrategy.NOTIFY_ADMIN: NotifyAdmin,
+    RecoveryStrategy.DO_NOTHING: DoNothing,
+}
+
+
+def as_strategy(given: object) -> Any:
+    """The callable that a name stands for; a list is a Sequence, a callable is itself. Raises TypeError or ValueError for anything else."""
+    if isinstance(given, str):
+        return _DEFAULTS[RecoveryStrategy(given)]()
+    if callable(given) or isinstance(given, _Composed):
+        return given
+    if isinstance(given, Iterable):
+        return Sequence(*given)
+    msg = f"a strategy is a RecoveryStrategy, a callable, or several of them, not {type(given).__name__}"
+    raise TypeError(msg)
+
+
+async def carry_out(strategy: Any, incident: Incident) -> list[Outcome]:
+    """Do it, and say what was done: what it raises is a failed outcome. Cancelling goes through."""
+    if isinstance(strategy, (Sequence, FirstOf)):
+        return await strategy.outcomes(incident)
+    action = _name(strategy)
+    began = time.monotonic()
+    try:
+        answer = strategy(incident)
+        if inspect.isawaitable(answer):
+            answer = await answer
+    except Exception as error:  # noqa: BLE001 - it is reported in the outcome
+        why = error.message if isinstance(error, ProcessError) else f"{type(error).__name__}: {error}"
+        return [Outcome(action=action, ok=False, detail=why, seconds=time.monotonic() - began, error=error)]
+    return [_outcome(answer, action, time.monotonic() - began)]
+
+
+def _outcome(answer: Any, action: str, seconds: float) -> Outcome:
+    if isinstance(answer, Outcome):
+        return replace(answer, seconds=seconds)
+    if isinstance(answer, ManagedProcess):
+        return Outcome(action=action, ok=True, detail=f"running as pid {answer.pid}", process_id=answer.id, seconds=seconds)
+    return Outcome(action=action, ok=answer is not False, detail=answer if isinstance(answer, str) else "", seconds=seconds)
+
+
+def _name(strategy: Any) -> str:
+    for strategy_name, kind in _DEFAULTS.items():
+        if type(strategy) is kind:
+            return strategy_name.value
+    return str(getattr(strategy, "__name__", type(strategy).__name__))
