@@ -20,6 +20,7 @@ import psutil
 PATIENCE = 2.0  # seconds for what is already ending: a reaper thread, a closing descriptor
 HOST_THREAD = "nbprocs-host"
 FDS = Path("/proc/self/fd")
+KEPT: set[int] = set()  # processes that a fixture of the session keeps, such as a Jupyter server; what they start is not excused
 
 
 def _leash() -> Any:
@@ -33,7 +34,7 @@ def children() -> dict[tuple[int, float], str]:
     leash = _leash()
     for child in psutil.Process().children(recursive=True):
         try:
-            if leash is not None and child.pid == leash.pid:
+            if child.pid in KEPT or (leash is not None and child.pid == leash.pid):
                 continue
             state = child.status()
             command = "zombie" if state == psutil.STATUS_ZOMBIE else " ".join(child.cmdline())[:120]

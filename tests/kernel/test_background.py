@@ -23,7 +23,7 @@ slow = await pm.spawn(*child("time.sleep(1000)"), name="slow", timeout=2)
 # 3. ends by itself; then somebody who waits for a slot can start
 short = await pm.spawn(*child("time.sleep(3)"), name="short")
 async def next_one():
-    return await pm.spawn(*child("note('started'); print('hello'); time.sleep(1000)"), name="waiting", wait=True)
+    return await pm.spawn(*child("note('started'); print('hello', flush=True); time.sleep(1000)"), name="waiting", wait=True)
 waiting = asyncio.get_running_loop().create_task(next_one())
 await asyncio.sleep(0)  # let it ask before the kernel blocks
 """

@@ -1,0 +1,170 @@
+"""An open notebook as a test handles it: run cells, look at outputs, reload, take pictures."""
+
+import itertools
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from playwright.async_api import Browser, Locator, Page, expect
+
+from tests.browser.server import ROOT, Server
+
+CELL = ".jp-Notebook .jp-Cell"
+EXECUTED = re.compile(r"\[\d+\]")
+IDLE = "() => [...document.querySelectorAll('[data-status]')].some(e => e.getAttribute('data-status') === 'idle')"
+ERROR = "[data-mime-type='application/vnd.jupyter.error']"
+UPSTREAM = "Cannot read properties of undefined (reading 'schema')"  # Notebook 7.6 throws it by itself when it loads its settings
+
+
+class NotebookPage:
+    """One notebook in one browser tab."""
+
+    def __init__(self, server: Server, page: Page, notebook: str, shots: Path) -> None:
+        self.server, self.page, self.notebook, self.shots = server, page, notebook, shots
+        self.page_errors: list[str] = []
+        self.console_errors: list[str] = []
+        page.on("pageerror", lambda error: self.page_errors.append(error.stack or str(error)))
+        page.on("console", lambda m: self.console_errors.append(m.text) if m.type == "error" else None)
+
+    async def ready(self) -> None:
+        """Wait until the kernel is idle (Voilà: until the page has been rendered)."""
+        if self.server.kind == "voila":
+            await self.page.wait_for_function(
+                "() => document.querySelector('#rendered_cells, .jp-Notebook, .jp-OutputArea')", timeout=90_000
+            )
+            return
+        await self.page.wait_for_selector(CELL, timeout=90_000)
+        await self.page.wait_for_function(IDLE, timeout=90_000)
+
+    def cell(self, number: int) -> Locator:
+        """A cell by its number, markdown cells counted."""
+        return self.page.locator(CELL).nth(number)
+
+    def output(self, number: int) -> Locator:
+        """The output area of a cell."""
+        return self.cell(number).locator(".jp-Cell-outputWrapper")
+
+    async def start(self, number: int) -> None:
+        """Run a cell, and return at once."""
+        cell = self.cell(number)
+        await cell.scroll_into_view_if_needed()
+        await cell.locator(".jp-InputPrompt").first.click()
+        await self.page.keyboard.press("Control+Enter")
+
+    async def run(self, number: int, *, timeout: float = 60, check: bool = True) -> None:
+        """Run a cell to its end; fails if it raised, unless ``check=False``."""
+        prompt = self.cell(number).locator(".jp-InputPrompt").first
+        before = (await prompt.text_content() or "").strip()
+        await self.start(number)
+        if EXECUTED.search(before):
+            await expect(prompt).not_to_have_text(before, timeout=timeout * 1000)
+        await expect(prompt).to_have_text(EXECUTED, timeout=timeout * 1000)
+        error = self.output(number).locator(ERROR)
+        if check and await error.count():
+            message = f"cell {number} of {self.notebook} raised:\n{await error.first.inner_text()}"
+            raise AssertionError(message)
+
+    async def code_cells(self) -> list[int]:
+        """The numbers of the code cells."""
+        classes = await self.page.locator(CELL).evaluate_all("cells => cells.map(c => c.className)")
+        return [number for number, names in enumerate(classes) if "jp-CodeCell" in names]
+
+    async def run_all(self, *, timeout: float = 60) -> None:
+        """Run all code cells in order; fails at the first that raises."""
+        for number in await self.code_cells():
+            await self.run(number, timeout=timeout)
+
+    async def save(self) -> nbformat.NotebookNode:
+        """Save, and return what is in the file then."""
+        path = self.server.folder / self.notebook
+        before = path.stat().st_mtime_ns
+        await self.page.keyboard.press("Control+s")
+        for _ in range(200):
+            if path.stat().st_mtime_ns != before:
+                break
+            await self.page.wait_for_timeout(50)
+        return nbformat.read(path, as_version=4)
+
+    async def reload(self) -> None:
+        """Reload the tab; the kernel lives on."""
+        await self.page.reload(wait_until="domcontentloaded")
+        await self.ready()
+
+    async def shot(self, name: str) -> Path:
+        """A picture of the window."""
+        path = self.shots / f"{Path(self.notebook).stem}-{self.server.kind}-{name}.png"
+        await self.page.screenshot(path=str(path))
+        return path
+
+    def check(self) -> None:
+        """Fails if something was thrown in the page."""
+        assert not [text for text in self.page_errors if UPSTREAM not in text or self.server.kind != "notebook"], self.page_errors
+
+
+class App:
+    """A server and a browser: opens notebooks."""
+
+    def __init__(self, server: Server, browser: Browser, shots: Path) -> None:
+        self.server, self.browser, self.shots = server, browser, shots
+        self.pages: list[NotebookPage] = []
+
+    async def open(
+        self,
+        notebook: str | Path | None = None,
+        *,
+        cells: list[str] | None = None,
+        dark: bool = False,
+        width: int = 1280,
+        height: int = 900,
+    ) -> NotebookPage:
+        """Open a copy of a notebook (a path from the repository's root), or a new one of code cells, in a window of its own."""
+        self.server.theme(dark=dark)
+        name = self._place(notebook, cells)
+        scheme = "dark" if dark else "light"
+        context = await self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        return await self._show(name, await context.new_page(), dark=dark)
+
+    async def second_tab(self, first: NotebookPage) -> NotebookPage:
+        """The same notebook in another tab: one kernel, two front ends."""
+        return await self._show(first.notebook, await first.page.context.new_page())
+
+    async def _show(self, name: str, page: Page, *, dark: bool = False) -> NotebookPage:
+        found = NotebookPage(self.server, page, name, self.shots)
+        self.pages.append(found)
+        await page.goto(self.server.url(name, dark=dark), wait_until="domcontentloaded", timeout=90_000)
+        await found.ready()
+        return found
+
+    def _place(self, notebook: str | Path | None, cells: list[str] | None) -> str:
+        number = next(_numbers)
+        if notebook is not None:
+            source = ROOT / notebook
+            folder = self.server.folder / f"{number}"
+            folder.mkdir()
+            shutil.copy(source, folder)
+            return f"{number}/{source.name}"
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells or []])
+        made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(made, self.server.folder / f"test-{number}.ipynb")
+        return f"test-{number}.ipynb"
+
+
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def opened(server: Server, browser: Browser | Any, shots: Path) -> AsyncIterator[App]:
+    """An App for one test; afterwards its pages are closed, its kernels ended, and what was thrown in a page fails the test."""
+    app = App(server, browser, shots)
+    try:
+        yield app
+    finally:
+        for context in browser.contexts:
+            await context.close()
+        server.end_kernels()
+    for page in app.pages:
+        page.check()
