@@ -67,7 +67,9 @@ class Callbacks:
             self._note(name, process_id, f"raised {problem!r}")
             return
         if inspect.isawaitable(answer):
-            self._tasks.start(self._finish(answer, name, process_id), name=f"error callback for {name}")
+            task = self._tasks.start(self._finish(answer, name, process_id), name=f"error callback for {name}")
+            if inspect.iscoroutine(answer):
+                task.add_done_callback(lambda _: answer.close())  # a task cancelled before it began has not awaited it
 
     async def _finish(self, answer: Any, name: str, process_id: str) -> None:
         try:

@@ -14,7 +14,7 @@ from nbprocs.process import ManagedProcess
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, Step, StepKind
 from nbprocs.recovery.rules import Plan
-from nbprocs.recovery.strategies import Incident, ReplaceProcess, RestartProcess, carry_out
+from nbprocs.recovery.strategies import Incident, carry_out
 
 __all__ = ["Case", "Episode", "Surroundings"]
 
@@ -142,9 +142,6 @@ class Case:
         """Carry out the strategy; True if the name is well after it."""
         strategy = self._plan.strategy
         if strategy is None or self._stopped:
-            return False
-        if isinstance(self.error, RestartsExhausted) and isinstance(strategy, (RestartProcess, ReplaceProcess)):
-            self._note(StepKind.DECISION, what="its supervisor has given up restarting it, so the strategy does not begin again", ok=False)
             return False
         incident = self._incident()
         self._note(StepKind.DECISION, what=f"strategy {strategy!r}")

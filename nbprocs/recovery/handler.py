@@ -12,7 +12,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ErrorHandler"]
 
-_REPORTS = 1000  # kept, so that the same error handled twice is recovered once
+_KEPT = 1000  # reports, errors and episodes, so that the same error handled twice is recovered once
+
+
+def _bound(table: OrderedDict[str, Any], keep: Container[str] = ()) -> None:
+    """Forget the oldest entries past the limit."""
+    while len(table) > _KEPT:
+        oldest = next((key for key in table if key not in keep), None)
+        if oldest is None:
+            return
+        del table[oldest]
 
 
 class ErrorHandler(Displayable):
@@ -82,7 +91,7 @@ class ErrorHandler(Displayable):
         self._around = Surroundings(manager=manager, pool=pool, journal=self.journal, settle=settle, clock=clock, sleep=sleep)
         self._rules = Rules()
         self._callbacks = Callbacks(tasks=self._tasks, journal=self.journal, timeout=callback_timeout)
-        self._episodes: dict[str, Episode] = {}
+        self._episodes: OrderedDict[str, Episode] = OrderedDict()
         self._cases: dict[str, tuple[Case, asyncio.Task[RecoveryReport]]] = {}  # by name: never two for one name
         self._reports: OrderedDict[str, RecoveryReport] = OrderedDict()  # by the id of each process dealt with
         self._heard: OrderedDict[str, None] = OrderedDict()  # ids whose error the callbacks know
@@ -202,6 +211,8 @@ class ErrorHandler(Displayable):
             self._begin(name, process, problem, plan)
         _, task = self._cases[name]
         await asyncio.wait({task})  # not awaited directly: an interrupt of the cell must not end the recovery
+        if task.cancelled():
+            raise Closed(f"the recovery of {name} had not begun when its handler was closed")
         return task.result()
 
     def _resolve(self, error: BaseException | ManagedProcess | str) -> tuple[ManagedProcess | None, BaseException]:
@@ -232,27 +243,24 @@ class ErrorHandler(Displayable):
         uptime = process.result.execution_time if process and process.result else 0.0
         if episode is None:
             episode = self._episodes[name] = Episode(began=now - uptime)
+            _bound(self._episodes, keep=self._cases)
         elif plan.healthy_after is not None and uptime >= plan.healthy_after:
             episode.attempts, episode.began = 0, now - uptime
         case = Case(self._around, name=name, process=process, error=error, plan=plan, episode=episode)
         task = self._tasks.start(self._carry_out(case), name=f"recovery of {name}")
         self._cases[name] = (case, task)
+        task.add_done_callback(lambda _: self._finished(case))  # not a finally: a task cancelled before it began runs none
 
     async def _carry_out(self, case: Case) -> RecoveryReport:
-        try:
-            report = await case.run()
-            for process_id in case.seen:
-                self._reports[process_id] = report
-                while len(self._reports) > _REPORTS:
-                    self._reports.popitem(last=False)
-            return report
-        finally:
-            del self._cases[case.name]
-            self._look_again(case)
+        report = await case.run()
+        for process_id in case.seen:
+            self._reports[process_id] = report
+        _bound(self._reports)
+        return report
 
-    def _look_again(self, case: Case) -> None:
-        """The latest process may have failed while its recovery was just ending; its event found the name busy."""
-        process = case.process
+    def _finished(self, case: Case) -> None:
+        del self._cases[case.name]
+        process = case.process  # it may have failed while its recovery was just ending; its event found the name busy
         if process is None or process.status.live or process.id in case.seen or process.result is None:
             return
         error = error_from_result(process.result)
@@ -339,8 +347,7 @@ class ErrorHandler(Displayable):
         if process_id and process_id in self._heard:
             return
         self._heard[process_id] = None
-        while len(self._heard) > _REPORTS:
-            self._heard.popitem(last=False)
+        _bound(self._heard)
         what = getattr(error, "message", None) or str(error)
         self.journal.add(Step(kind=StepKind.ERROR, name=name, process_id=process_id, what=what, error=type(error).__name__, ok=False))
         self._callbacks.tell(error, name=name, process_id=process_id)

@@ -76,8 +76,13 @@ Result = Outcome | str | bool | None
 Strategy = Callable[[Incident], Result | Awaitable[Result]]
 
 
-def _no_process(incident: Incident, action: str) -> Outcome:
-    return Outcome(action=action, ok=False, detail=f"{incident.name} has never started, so there is no config to start again")
+def _refusal(incident: Incident) -> str | None:
+    """Why it can't or should not be started again."""
+    if incident.process is None:
+        return f"{incident.name} has never started, so there is no config to start again"
+    if isinstance(incident.error, RestartsExhausted):
+        return "its supervisor has given up restarting it: FATAL is final"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +102,10 @@ class RestartProcess:
     async def __call__(self, incident: Incident) -> Outcome:
         """Restart it, or say why not."""
         action = RecoveryStrategy.RESTART_PROCESS.value
-        if incident.process is None:
-            return _no_process(incident, action)
+        if (refusal := _refusal(incident)) is not None:
+            return Outcome(action=action, ok=False, detail=refusal)
         waited = await _brake(incident, self.policy)
+        assert incident.process is not None  # noqa: S101 - else it was refused
         new = await incident.manager.restart(incident.process.id, grace=self.grace)
         return Outcome(action=action, ok=True, detail=f"running as pid {new.pid}", process_id=new.id, waited=waited)
 
@@ -120,9 +126,10 @@ class ReplaceProcess:
     async def __call__(self, incident: Incident) -> Outcome:
         """Replace it, or say why not."""
         action = RecoveryStrategy.REPLACE_PROCESS.value
-        if incident.process is None:
-            return _no_process(incident, action)
+        if (refusal := _refusal(incident)) is not None:
+            return Outcome(action=action, ok=False, detail=refusal)
         waited = await _brake(incident, self.policy)
+        assert incident.process is not None  # noqa: S101 - else it was refused
         new = await incident.manager.replace(incident.process.id, grace=self.grace)
         return Outcome(action=action, ok=True, detail=f"replaced by pid {new.pid}", process_id=new.id, waited=waited)
 
