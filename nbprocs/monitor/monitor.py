@@ -1,0 +1,479 @@
+"""ProcessMonitor: watches processes, ours and others, and tells.
+
+::
+
+      home loop                                     one worker thread
+      ─────────                                     ─────────────────
+      tick: Roster.asks  ──────────────────────►    Sampler.sample (one look at the process table)
+            Book.take    ◄──────────────────────    rows
+              ├─ History (rings)   ──► frame, latest, summary, plot, export_prometheus
+              └─ Episodes (rules)  ──► Callbacks
+      events of managers ──► Roster ──► Book        an end is known at once, not at the next tick
+"""
+
+import asyncio
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from nbprocs.display import Displayable
+from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.table import ON_LINUX
+from nbprocs.errors import Closed, UnknownProcess
+from nbprocs.monitor.alerts import Transition, replay
+from nbprocs.monitor.book import Book
+from nbprocs.monitor.gpu import Gpu
+from nbprocs.monitor.history import COUNTS, METRICS, Snapshot, Spill
+from nbprocs.monitor.limits import Limits, read_limits
+from nbprocs.monitor.model import Alert, AlertThresholds, ProcessMetrics, Rule, Scope
+from nbprocs.monitor.notify import AlertCallback, CallbackFailure, Callbacks
+from nbprocs.monitor.plots import plot
+from nbprocs.monitor.probes import Prober
+from nbprocs.monitor.prometheus import exposition
+from nbprocs.monitor.roster import Roster, look_up
+from nbprocs.monitor.sampler import Sample, Sampler
+from nbprocs.monitor.targets import Target
+from nbprocs.monitor.views import alert_frame, metrics_of, summary_frame, table_html, wide_frame
+from nbprocs.process import ManagedProcess
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ProcessMonitor"]
+
+T = TypeVar("T")
+SUMMARY_MOST = 50  # rows of the static table
+
+
+class ProcessMonitor(Displayable):
+    """Samples every watched process with its whole tree, keeps the history, and raises alerts.
+
+    Args:
+        interval: seconds between two samples; None: only when ``sample()`` is called.
+        thresholds: the five limits. A process that fails raises PROCESS_DOWN in any case.
+        rules: more rules, with durations, hysteresis and severities of their own.
+        members: keep a sample of each process of a tree too, not only of the tree.
+        history_bytes: memory for the samples, 106 bytes each; the oldest leave first.
+        spill: where they go then: a ``.csv`` file or a ``.parquet`` folder; None: nowhere.
+        background: live on the loop of the host thread, which a cell that blocks the kernel does not stop.
+        clock: monotonic seconds; for tests.
+        portable: use psutil instead of ``/proc``; for tests, and the only way on other systems than Linux.
+
+    It lives on the loop it is made on; made where none runs, on that of the first thing it watches. Ticks begin by themselves with the
+    first thing watched, and end with ``aclose()``.
+
+    >>> async with ProcessMonitor(interval=None) as mon:
+    ...     mon.add(os.getpid(), name="me")
+    ...     await mon.sample()
+    ...     bool(mon.metrics("me").memory_usage_mb > 1)
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        interval: float | None = 1.0,
+        thresholds: AlertThresholds | None = None,
+        rules: Iterable[Rule] = (),
+        members: bool = True,
+        history_bytes: int = 64 << 20,
+        spill: str | None = None,
+        background: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        gpu: Gpu | None = None,
+        portable: bool = not ON_LINUX,
+    ) -> None:
+        if interval is not None and not interval > 0:
+            msg = f"interval must be positive seconds or None, not {interval!r}"
+            raise ValueError(msg)
+        self.interval = interval
+        self.thresholds = thresholds or AlertThresholds()
+        self.spill_lost = 0  # samples that could not be spilled
+        self._spill = None if spill is None else Spill(spill)
+        self._home: Home | None = Home.background() if background else _current()
+        chosen = (*self.thresholds.rules(), *rules)
+        self._book = Book(chosen, max_bytes=history_bytes, clock=clock, on_full=None if self._spill is None else self._leaving)
+        self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=members)
+        self._portable = portable
+        self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable)
+        self._callbacks = Callbacks()
+        self._listeners: dict[int, Callable[[], object]] = {}
+        self._listened = 0
+        self._tasks: Tasks | None = None
+        self._clock = clock
+        self._worker: ThreadPoolExecutor | None = None
+        self._turn: asyncio.Lock | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # -- what to watch
+
+    @property
+    def home(self) -> Home:
+        """The loop it lives on."""
+        if self._home is None:
+            self._home = _current() or Home.background()
+        return self._home
+
+    def watch(self, target: Any, *, name: str | None = None) -> None:
+        """Watch a manager (all its processes, those to come too), a pool (its workers and tasks), one ManagedProcess, or any pid.
+
+        A manager or pool is a group by itself: counts, error rate and throughput of the whole, under ``name``. Returns at once; the first
+        sample comes with the next tick. Raises TypeError for what can't be watched, UnknownProcess for a pid that nobody has.
+        """
+        self._check_open()
+        if isinstance(target, int) and not isinstance(target, bool):
+            self.add(target, name=name)
+            return
+        if self._home is None:
+            self._home = getattr(target, "home", None)
+        if isinstance(target, ManagedProcess):
+            self._at_home(self._roster.add_process, target, None)
+        elif callable(getattr(target, "processes", None)) or callable(getattr(target, "metrics", None)):
+            label = name or ("pool" if callable(getattr(target, "metrics", None)) else "manager")
+            self._at_home(self._watch_group, target, label)
+        else:
+            msg = f"a manager, a pool, a ManagedProcess or a pid can be watched, not {target!r}"
+            raise TypeError(msg)
+
+    def add(self, pid: int, *, name: str | None = None) -> None:
+        """Watch any process of this machine, whoever started it. What the system keeps to its owner (descriptors, I/O, PSS) is absent.
+
+        Raises UnknownProcess when there is none. When it ends, or when its pid goes to another process, its state becomes GONE.
+        """
+        self._check_open()
+        identity, found, user = look_up(pid, portable=self._portable)
+        own = look_up(os.getpid(), portable=self._portable)[2]
+        note = f"a process of {user}: its descriptors, I/O and PSS may not be readable" if user != own else ""
+        self._at_home(self._roster.add_pid, identity, name or f"{found or 'process'}-{pid}", user, note)
+
+    def unwatch(self, target: Any) -> None:
+        """Watch it no longer: what watch() or add() got. Its samples stay; its open alerts end. Nothing if it wasn't watched."""
+        if isinstance(target, int):
+            self._at_home(self._unwatch, lambda t: t.process is None and t.identity.pid == target)
+        elif isinstance(target, ManagedProcess):
+            self._at_home(self._unwatch, lambda t: t.process is target)
+        else:
+            self._at_home(self._roster.remove_group, target)
+
+    def _unwatch(self, chosen: Callable[[Target], bool]) -> None:
+        for found in [target for target in self._roster.targets.values() if chosen(target)]:
+            self._roster.remove(found)
+
+    def _watch_group(self, source: Any, name: str) -> None:
+        if id(source) not in self._roster.groups:
+            group = self._roster.add_group(source, name, self.home)
+            if callable(getattr(source, "ping", None)):
+                self._add_prober(group.series.name, Prober(source, every=max(5.0, self.interval or 5.0), timeout=5.0))
+
+    def probe(self, name: str, probe: Any, *, every: float | None = None, timeout: float = 5.0) -> None:
+        """Measure the response time of a process or group: ``Port``, ``Url``, a URL, a pool, or a callable (async or not).
+
+        It is asked every ``every`` seconds (the interval by default) while something of that name is watched. No answer within ``timeout``
+        seconds, an error, or the answer False count as infinite. Raises TypeError or ValueError for what can't be asked.
+        """
+        self._check_open()
+        self._at_home(self._add_prober, name, Prober(probe, every=every or self.interval or 1.0, timeout=timeout))
+
+    def _add_prober(self, name: str, prober: Prober) -> None:
+        self._roster.probers[name] = prober
+        wanted = functools.partial(self._wanted, name, prober)
+        self._own_tasks.start(prober.run(self.home, wanted), name=f"probe of {name}")
+
+    def _wanted(self, name: str, prober: Prober) -> bool:
+        return self._roster.probers.get(name) is prober and self._roster.alive(name)
+
+    def _at_home(self, action: Callable[..., object], *args: Any) -> None:
+        """On the home loop now, if this is its thread; else soon."""
+        if self.home.here and _current() is self.home:
+            self._do(action, *args)
+        else:
+            self.home.post(self._do, action, *args)
+
+    def _do(self, action: Callable[..., object], *args: Any) -> None:
+        if not self._closed:
+            action(*args)
+            self._begin()
+
+    # -- ticks
+
+    def start(self) -> None:
+        """Begin the ticks now. watch() and add() do it by themselves."""
+        self._check_open()
+        self._at_home(lambda: None)
+
+    @property
+    def _own_tasks(self) -> Tasks:
+        if self._tasks is None:
+            self._tasks = Tasks(self.home)
+        return self._tasks
+
+    def _begin(self) -> None:
+        if self._ticking is None and self.interval is not None:
+            self._ticking = self._own_tasks.start(self._run(self.interval), name="monitor")
+
+    async def _run(self, interval: float) -> None:
+        loop = self.home.loop
+        due = loop.time()
+        while True:
+            try:
+                await self._tick()
+            except Exception:  # noqa: BLE001 - a defect in one tick must not end the watch: said, and tried again
+                log.exception("a tick of the monitor failed")
+            due = max(due + interval, loop.time())  # ticks that were missed while the loop was blocked are not made up for
+            await asyncio.sleep(due - loop.time())
+
+    @hops
+    async def sample(self) -> None:
+        """Take one sample of everything watched, now; on return it is in the frame and judged by the rules. Milliseconds."""
+        self._check_open()
+        await self._tick()
+
+    async def _tick(self) -> None:
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        async with self._turn:
+            asks, groups = self._roster.asks()
+            if asks or groups:
+                register = self._book.history.series
+                sample = await self._aside(functools.partial(self._sampler.sample, asks, groups, register=register))
+                self._take(sample)
+        for listener in list(self._listeners.values()):
+            try:
+                listener()
+            except Exception:  # noqa: BLE001 - a view of somebody
+                log.exception("a listener of the monitor failed")
+
+    def _take(self, sample: Sample) -> None:
+        """Rows of processes whose end was told while they were looked at are left out: the end is the last word."""
+        targets = self._roster.targets
+        known = {group.series.process_id for group in self._roster.groups.values()}
+        keep = [place for place, key in enumerate(sample.process_ids) if key in targets or key in known]
+        columns, names, ids = sample.columns, sample.names, sample.process_ids
+        if len(keep) < len(names):
+            columns = {name: values[keep] for name, values in columns.items()}
+            names, ids = [names[place] for place in keep], [ids[place] for place in keep]
+        self._tell(self._book.take(columns, names, ids))
+        self._roster.settle(sample.gone, sample.reused)
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="nbprocs-monitor")
+        return await self.home.loop.run_in_executor(self._worker, work)
+
+    def _tell(self, changes: list[Transition]) -> None:
+        if changes:
+            self._callbacks.tell(changes, now=self._clock(), tasks=self._own_tasks)
+
+    def _leaving(self, snapshot: Snapshot) -> None:
+        self._own_tasks.start(self._write(snapshot), name="spill of samples")
+
+    async def _write(self, snapshot: Snapshot) -> None:
+        if self._spill is None:
+            return
+        try:
+            await self._aside(functools.partial(self._spill.write, snapshot))
+        except OSError as error:
+            if not self.spill_lost:
+                log.warning(
+                    "samples can't be spilled to %s (%s); those that leave memory are counted in spill_lost", self._spill.path, error
+                )
+            self.spill_lost += len(snapshot)
+
+    def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back on the home loop after each tick; returns what ends it."""
+        self._listened += 1
+        key = self._listened
+        self._listeners[key] = callback
+        return lambda: self._listeners.pop(key, None) and None
+
+    # -- alerts
+
+    def on_alert(self, callback: AlertCallback) -> Callable[[], None]:
+        """Call it (sync or async) with every alert that fires, gets worse, or resolves (``alert.resolved``); returns what ends it.
+
+        On the home loop. What it raises is logged and kept in ``callback_failures``. At most 60 calls a minute after a burst of 50; the
+        rest are counted in ``suppressed``.
+        """
+        return self._callbacks.add(callback)
+
+    @property
+    def callback_failures(self) -> tuple[CallbackFailure, ...]:
+        """The last hundred failures of callbacks."""
+        return tuple(self._callbacks.failures)
+
+    @property
+    def suppressed(self) -> int:
+        """Calls that the rate limit held back."""
+        return self._callbacks.suppressed
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules in force: those of the thresholds, then the others."""
+        return self._book.rules
+
+    def alerts(self, *, open_only: bool = False) -> tuple[Alert, ...]:
+        """The alerts of this run by the time they fired: open ones, and the last 10,000 resolved ones."""
+        return self._book.alerts(open_only=open_only)
+
+    def alert_frame(self) -> "pd.DataFrame":
+        """``alerts()`` as a DataFrame."""
+        return alert_frame(self.alerts())
+
+    def replay(self, rules: AlertThresholds | Rule | Iterable[Rule]) -> tuple[Alert, ...]:
+        """What other rules would have raised on the samples in memory: ``nbprocs.replay`` on the whole frame."""
+        return replay(self.frame(scope=None), rules)
+
+    # -- samples
+
+    def frame(
+        self,
+        *,
+        wide: str | None = None,
+        names: Iterable[str] | None = None,
+        scope: Scope | str | None = Scope.TREE,
+        since: datetime | None = None,
+    ) -> "pd.DataFrame":
+        """The samples in memory as a DataFrame, tidy: a row a sample, timestamps in UTC, oldest first.
+
+        Args:
+            wide: a metric: then a column a process, a row a moment, ready for ``.plot()``.
+            names: only these processes.
+            scope: "tree" (a watched process with all its descendants), "process" (each process), "group" (managers, pools), None: all.
+            since: an aware datetime.
+
+        What was not measured is NaN or NA. Memory is in MiB, times in seconds, CPU in percent of one core; ``read_bytes`` and
+        ``write_bytes`` count what system calls moved since the start, cached or not. A million samples take some 0.2 s.
+        """
+        chosen = Scope[scope.upper()] if isinstance(scope, str) else scope
+        start = None if since is None else round(since.timestamp() * 1e6)
+        snapshot = self._book.history.snapshot()
+        if wide is not None:
+            return wide_frame(snapshot, wide, names=names, since=start)
+        return snapshot.frame(scope=chosen, names=names, since=start)
+
+    def metrics(self, name: str) -> ProcessMetrics:
+        """The latest sample of a process, by name or process id. Raises UnknownProcess."""
+        found = [m for m in self._metrics() if name in (m.name, m.process_id)]
+        if not found:
+            raise UnknownProcess(f"no samples of {name!r}", hint="watch() it, and wait for a tick or await sample()")
+        return found[-1]
+
+    def _metrics(self) -> list[ProcessMetrics]:
+        newest: dict[str, ProcessMetrics] = {}
+        for series, row in self._book.history.latest():
+            if row["scope"] != Scope.PROCESS:
+                prober = self._roster.probers.get(series.name)
+                exact, ports = self._sampler.exact.get(series.code), self._sampler.ports.get(series.code, ())
+                found = metrics_of(series, row, exact=exact, ports=ports, response=float("nan") if prober is None else prober.last)
+                if series.name not in newest or newest[series.name].timestamp <= found.timestamp:
+                    newest[series.name] = found
+        return list(newest.values())
+
+    def current(self) -> dict[str, ProcessMetrics]:
+        """The latest sample of everything that is watched now, by process id (a group's is its name): for views, 20 µs for each."""
+        live = self._roster.targets.keys() | {group.series.process_id for group in list(self._roster.groups.values())}
+        return {m.process_id: m for m in self._metrics() if m.process_id in live}
+
+    def latest(self) -> "pd.DataFrame":
+        """The latest sample of each process and group, indexed by name; with ports, PSS and response time as last measured, and notes."""
+        import pandas as pd  # noqa: PLC0415 - keeps `import nbprocs` light
+
+        rows = [{f.name: getattr(m, f.name) for f in dataclasses.fields(m)} for m in self._metrics()]
+        notes = {target.name: target.note for target in self._roster.targets.values()}
+        notes |= {note.partition(":")[0]: note.partition(": ")[2] for note in list(self._roster.notes)}
+        frame = pd.DataFrame(rows, columns=[f.name for f in dataclasses.fields(ProcessMetrics)]).set_index("name")
+        kinds = {name: "Int64" for name in (*COUNTS, "pid")} | {name: "float64" for name in METRICS if name not in COUNTS}
+        return frame.astype(kinds).assign(state=[str(m["state"]) for m in rows], note=[notes.get(str(name), "") for name in frame.index])
+
+    def summary(self) -> "pd.DataFrame":
+        """A row a process: samples, means and maxima, counts, alerts."""
+        return summary_frame(self.frame(), self.alerts())
+
+    @property
+    def limits(self) -> Limits:
+        """What the container allows, as last read."""
+        return self._sampler.limits or read_limits()
+
+    @property
+    def dropped(self) -> int:
+        """Samples that left memory."""
+        return self._book.history.dropped
+
+    def plot(self, *, names: Iterable[str] | None = None, **options: Any) -> Any:
+        """Memory, CPU, alerts and ends over time as a matplotlib Figure, which a notebook shows. Options: ``title``, ``metrics``."""
+        chosen = None if names is None else list(names)
+        alerts = [alert for alert in self.alerts() if chosen is None or alert.name in chosen]
+        return plot(self.frame(names=chosen), alerts, thresholds=self.thresholds, **options)
+
+    def export_prometheus(self) -> str:
+        """The latest samples and open alerts in Prometheus's text format."""
+        return exposition(self._book.history.latest(), self.alerts(open_only=True))
+
+    def record(self, command: Any, *args: Any, interval: float | None = None, **options: Any) -> Any:
+        """Record one command: ``nbprocs.monitor.record`` with this monitor's interval, but at least ten samples a second."""
+        from nbprocs.monitor.record import record  # noqa: PLC0415 - it needs this module
+
+        return record(command, *args, interval=interval or min(self.interval or 0.1, 0.1), **options)
+
+    # -- end
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the monitor is closed", hint="make a new one; its frame can still be read")
+
+    @hops
+    async def aclose(self) -> None:
+        """Stop watching and give back thread and descriptors; the samples stay readable. Idempotent; takes a tick's time at most.
+
+        With ``spill`` what is still in memory is written too, so that the file holds the whole run.
+        """
+        self._closed = True
+        if self._closing is None:
+            self._closing = Tasks(self.home).start(self._close(), name="close the monitor")
+        await asyncio.wait({self._closing})
+        self._closing.result()
+
+    async def _close(self) -> None:
+        for group in list(self._roster.groups.values()):
+            if group.unsubscribe is not None:
+                group.unsubscribe()
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.wait({self._ticking})
+        if self._tasks is not None:
+            await self._tasks.aclose()
+        if self._spill is not None:
+            await self._write(self._book.history.snapshot())
+        if self._worker is not None:
+            await self._aside(self._sampler.close)  # behind whatever the thread still does
+            self._worker.shutdown()  # idle now: this does not wait
+
+    async def __aenter__(self) -> Self:
+        self._at_home(lambda: None)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        targets, open_ones = len(self._roster.targets), len(self.alerts(open_only=True))
+        state = ", closed" if self._closed else ""
+        return f"<ProcessMonitor: {targets} watched, {len(self._book.history):,} samples, {open_ones} open alerts{state}>"
+
+    def _html_(self) -> str:
+        return table_html(self._metrics()[:SUMMARY_MOST], self.alerts(open_only=True), heading=repr(self))
+
+
+def _current() -> Home | None:
+    try:
+        return Home.current()
+    except RuntimeError:
+        return None

@@ -1,0 +1,118 @@
+"""Who is watched, and what the home loop counts for them: exits, tasks, answers of probes."""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbprocs.engine.table import Identity
+from nbprocs.model import ProcessInfo, ProcessStatus
+from nbprocs.monitor.history import Series
+from nbprocs.monitor.model import State
+from nbprocs.process import ManagedProcess
+
+__all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "end_state", "failed"]
+
+WINDOW = 60.0  # seconds: the error rate is that of the outcomes of the last minute
+_KEPT = 10_000  # outcomes, at most, in the window
+
+
+class Tally:
+    """Outcomes of one name, a manager or a pool."""
+
+    __slots__ = ("_recent", "errors", "successes")
+
+    def __init__(self) -> None:
+        self.errors = 0
+        self.successes = 0
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=_KEPT)  # when, errors, successes
+
+    def add(self, now: float, *, errors: int = 0, successes: int = 0) -> None:
+        """Count outcomes."""
+        self.errors += errors
+        self.successes += successes
+        if errors or successes:
+            self._recent.append((now, errors, successes))
+
+    def rate(self, now: float) -> float:
+        """Failures among the outcomes of the window; NaN without any."""
+        recent = self._recent
+        if not recent:
+            return float("nan")
+        while recent and recent[0][0] < now - WINDOW:
+            recent.popleft()
+        errors = sum(entry[1] for entry in recent)
+        outcomes = errors + sum(entry[2] for entry in recent)
+        return errors / outcomes if outcomes else float("nan")
+
+
+class Tallies:
+    """A tally for each name, the least recently used ones forgotten past ``most``: names of short jobs come without end."""
+
+    def __init__(self, *, most: int = 2000) -> None:
+        self._most = most
+        self._by_name: OrderedDict[str, Tally] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def of(self, name: str) -> Tally:
+        """The tally of a name, made if it is new."""
+        tally = self._by_name.get(name)
+        if tally is None:
+            tally = self._by_name[name] = Tally()
+            if len(self._by_name) > self._most:
+                self._by_name.popitem(last=False)
+        else:
+            self._by_name.move_to_end(name)
+        return tally
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """A manager or a pool that is watched as a whole."""
+
+    series: Series
+    source: Any
+    tally: Tally = field(default_factory=Tally)
+    counted: tuple[int, int] = (0, 0)  # failed and completed tasks of a pool, as last seen
+    before: tuple[float, int] | None = None  # when, and outcomes by then: for the throughput
+    unsubscribe: Any = None
+
+    def look(self, now: float) -> float:
+        """Take in a pool's figures; returns outcomes a second since the last look, NaN at the first."""
+        metrics = getattr(self.source, "metrics", None)
+        if callable(metrics):
+            figures = metrics()
+            counts = figures.total_tasks_failed, figures.total_tasks_completed
+            self.tally.add(now, errors=counts[0] - self.counted[0], successes=counts[1] - self.counted[1])
+            self.counted = counts
+        before, total = self.before, self.tally.errors + self.tally.successes
+        self.before = now, total
+        return (total - before[1]) / (now - before[0]) if before and now > before[0] else float("nan")
+
+
+@dataclass(slots=True, kw_only=True)
+class Target:
+    """One watched process."""
+
+    series: Series
+    name: str
+    process_id: str
+    identity: Identity
+    tally: Tally
+    process: ManagedProcess | None = None  # None: any pid
+    group: Group | None = None
+    user: str = ""
+    note: str = ""
+
+
+def failed(info: ProcessInfo) -> bool:
+    """Whether an end counts as an error. One that we stopped counts as neither, unless its time had run out."""
+    return info.status is ProcessStatus.FAILED or (info.status is ProcessStatus.TERMINATED and info.reason == "timeout")
+
+
+def end_state(info: ProcessInfo) -> State:
+    """How a sample tells the end."""
+    if failed(info):
+        return State.FAILED
+    return State.COMPLETED if info.status is ProcessStatus.COMPLETED else State.TERMINATED

@@ -1,0 +1,115 @@
+"""What a monitor shows of its samples: tables and values. Pure functions of what was measured."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from nbprocs.display import text
+from nbprocs.monitor.history import COUNTS, METRICS, Series, Snapshot
+from nbprocs.monitor.model import Alert, ProcessMetrics, Scope, State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["alert_frame", "metrics_of", "summary_frame", "table_html", "wide_frame"]
+
+_KEPT_AT_END = ("restarts", "error_count", "success_count")
+
+
+def metrics_of(
+    series: Series, row: Mapping[str, Any], *, exact: tuple[float, float] | None, ports: tuple[int, ...], response: float
+) -> ProcessMetrics:
+    """One sample as a value."""
+    values: dict[str, Any] = {name: _known(name, row[name]) for name in METRICS}
+    values["response_time"] = values["response_time"] if values["response_time"] is not None else None if math.isnan(response) else response
+    state = State(row["state"])
+    if state.ended:
+        exact, ports = None, ()
+    if exact is not None:
+        values["pss_mb"], values["uss_mb"] = (None if math.isnan(value) else value for value in exact)
+    for name in _KEPT_AT_END:
+        values[name] = values[name] or 0
+    return ProcessMetrics(
+        process_id=series.process_id,
+        name=series.name,
+        pid=series.pid or None,
+        timestamp=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row["time"]),
+        state=state,
+        ports=ports,
+        **values,
+    )
+
+
+def _known(name: str, value: float) -> float | None:
+    unknown = value < 0 if name in COUNTS else math.isnan(value)
+    return None if unknown else value
+
+
+def wide_frame(snapshot: Snapshot, metric: str, *, names: Iterable[str] | None, since: int | None) -> "pd.DataFrame":
+    """A column a process, a row a moment."""
+    if metric not in METRICS:
+        msg = f"no metric {metric!r}; there are: {', '.join(METRICS)}"
+        raise ValueError(msg)
+    frame = snapshot.frame(scope=Scope.TREE, names=names, since=since)
+    frame = frame[frame[metric].notna()]
+    return frame.pivot_table(index="timestamp", columns="name", values=metric, observed=True).rename_axis(columns=None)
+
+
+def summary_frame(frame: "pd.DataFrame", alerts: Sequence[Alert]) -> "pd.DataFrame":
+    """A row a process: how long, how much, how often."""
+    grouped = frame.groupby("name", observed=True, sort=False)
+    table = grouped.agg(
+        samples=("timestamp", "size"),
+        first=("timestamp", "min"),
+        last=("timestamp", "max"),
+        state=("state", "last"),
+        memory_mean_mb=("memory_usage_mb", "mean"),
+        memory_max_mb=("memory_usage_mb", "max"),
+        pss_max_mb=("pss_mb", "max"),
+        cpu_mean_percent=("cpu_percent", "mean"),
+        cpu_max_percent=("cpu_percent", "max"),
+        descriptors_max=("file_descriptors", "max"),
+        processes_max=("processes", "max"),
+        read_bytes=("read_bytes", "max"),
+        write_bytes=("write_bytes", "max"),
+        restarts=("restarts", "max"),
+        errors=("error_count", "max"),
+        successes=("success_count", "max"),
+        response_median=("response_time", "median"),
+    )
+    counts: dict[str, int] = {}
+    for alert in alerts:
+        counts[alert.name] = counts.get(alert.name, 0) + 1
+    table["alerts"] = [counts.get(str(name), 0) for name in table.index]
+    table.index = table.index.astype("str")
+    return table
+
+
+def alert_frame(alerts: Sequence[Alert]) -> "pd.DataFrame":
+    """A row an alert."""
+    import pandas as pd  # noqa: PLC0415 - keeps `import nbprocs` light
+
+    columns = ("timestamp", "resolved_at", "name", "type", "severity", "value", "peak", "limit", "message", "process_id", "id")
+    frame = pd.DataFrame({column: [_plain(getattr(alert, column)) for alert in alerts] for column in columns})
+    return frame.astype({"timestamp": "datetime64[us, UTC]", "resolved_at": "datetime64[us, UTC]"})
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+
+
+def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> str:
+    """Static HTML: the latest samples and the open alerts."""
+    rows = "".join(
+        f"<tr><td>{text(m.name, limit=60)}</td><td>{m.state}</td><td>{_cell(m.memory_usage_mb, 1)}</td>"
+        f"<td>{_cell(m.memory_percent, 1)}</td><td>{_cell(m.cpu_percent, 0)}</td><td>{_cell(m.file_descriptors, 0)}</td><td>{_cell(m.processes, 0)}</td></tr>"
+        for m in found
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("name", "state", "MiB", "% of memory", "CPU %", "descriptors", "processes"))
+    lines = "".join(f"<div>{alert.severity}: {text(alert.message, limit=200)}</div>" for alert in alerts)
+    return f"<div>{text(heading)}{lines}<table><tr>{head}</tr>{rows}</table></div>"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
