@@ -1,0 +1,113 @@
+// Small helpers around the DOM. Text only ever enters as text nodes or attributes: there is no innerHTML in these views.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element: h("button.nb-x", {title, onclick, "aria-label": …}, "text", child, …). */
+export function h(tag, props = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const node = document.createElement(name || "div");
+  if (classes.length) node.className = classes.join(" ");
+  set(node, props);
+  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
+  return node;
+}
+
+export function svg(name, props = {}, ...children) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+export function set(node, props) {
+  for (const [key, value] of Object.entries(props)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (key === "style") Object.assign(node.style, value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value === false || value === null || value === undefined) node.removeAttribute(key);
+    else node.setAttribute(key, value);
+  }
+}
+
+/** Change a node's text only if it differs: an untouched node costs no layout. */
+export function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+const ICONS = {
+  stop: "M4 4h8v8H4z",
+  kill: "M4 4l8 8M12 4l-8 8",
+  pause: "M5 3.5v9M11 3.5v9",
+  resume: "M5 3l8 5-8 5z",
+  restart: "M12.5 8a4.5 4.5 0 1 1-1.4-3.3M12.7 2.2v3.2H9.5",
+  output: "M2 3h12v10H2zM4.5 6l2 2-2 2M8.5 10h3",
+  search: "M10.2 10.2L14 14M11.5 7a4.5 4.5 0 1 1-9 0 4.5 4.5 0 0 1 9 0z",
+  down: "M8 3v9M4 8.5L8 12.5l4-4",
+  up: "M8 13V4M4 7.5L8 3.5l4 4",
+  wrap: "M2 4h12M2 8h9.5a2 2 0 0 1 0 4H8M9.5 10.3L7.7 12l1.8 1.7M2 12h3",
+  download: "M8 2.5v7M4.8 6.8L8 10l3.2-3.2M3 13h10",
+  close: "M4 4l8 8M12 4l-8 8",
+  copy: "M5.5 5.5h8v8h-8zM10.5 3h-8v8",
+  play: "M5 3l8 5-8 5z",
+  signal: "M9 1.5L3.5 9H8l-1 5.5L12.5 7H8z",
+  follow: "M8 2v8M4.5 7L8 10.5 11.5 7M3 13.5h10",
+  plus: "M8 3v10M3 8h10",
+};
+const FILLED = new Set(["stop", "resume", "play"]);
+
+export function icon(name) {
+  return svg(
+    "svg",
+    { viewBox: "0 0 16 16", width: "14", height: "14", "aria-hidden": "true", class: FILLED.has(name) ? "nb-icon nb-filled" : "nb-icon" },
+    svg("path", { d: ICONS[name] }),
+  );
+}
+
+/** A button with an icon; its label is read aloud and shown as a tooltip, or beside the icon with `shown`. */
+export function button(name, label, onclick, { shown = false, ...props } = {}) {
+  return h("button.nb-button", { type: "button", title: label, "aria-label": label, onclick, ...props }, icon(name), shown && h("span", {}, label));
+}
+
+export function seconds(value) {
+  if (!(value >= 0)) return "";
+  if (value < 1) return `${Math.round(value * 1000)} ms`;
+  if (value < 60) return `${value.toFixed(1)} s`;
+  return clock(value);
+}
+
+/** Whole seconds, for what counts up: a digit that changes ten times a second is noise. */
+export function clock(value) {
+  const s = Math.max(0, Math.floor(value));
+  const two = (n) => String(n).padStart(2, "0");
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} m ${two(s % 60)} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor(s / 60) % 60)} m`;
+  return `${Math.floor(s / 86400)} d ${two(Math.floor(s / 3600) % 24)} h`;
+}
+
+export function bytes(value) {
+  let v = value;
+  for (const unit of ["B", "KiB", "MiB", "GiB"]) {
+    if (v < 1024) return unit === "B" ? `${v} B` : `${v.toFixed(1)} ${unit}`;
+    v /= 1024;
+  }
+  return `${v.toFixed(1)} TiB`;
+}
+
+export const mebibytes = (v) => (v >= 1024 ? `${(v / 1024).toFixed(1)} G` : `${v} M`);
+
+/** A polyline of the values, newest at the right edge. */
+export function sparkline(path, values, width, height, top, slots = 60) {
+  if (values.length < 2) {
+    path.setAttribute("d", "");
+    return;
+  }
+  const step = width / (slots - 1);
+  const x0 = width - (values.length - 1) * step;
+  let d = "";
+  for (let i = 0; i < values.length; i++) {
+    const y = height - 1 - (height - 2) * Math.min(values[i] / top, 1);
+    d += `${i ? "L" : "M"}${(x0 + i * step).toFixed(1)} ${y.toFixed(1)}`;
+  }
+  path.setAttribute("d", d);
+}

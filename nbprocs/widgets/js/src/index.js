@@ -1,0 +1,99 @@
+// The one entry of all views: builds what the spec names, connects it, and survives being shown again.
+
+import { button, h, say } from "./dom.js";
+import { Pane } from "./pane.js";
+import { Connection } from "./protocol.js";
+import { Table } from "./table.js";
+
+const KINDS = { table: Table, pane: Pane };
+
+class Root {
+  constructor(model) {
+    this.model = model;
+    this.parts = new Map();
+    this.spec = model.get("spec");
+    this.connection = new Connection(model, {
+      snapshot: (part, content, buffers) => this.parts.get(part)?.snapshot(content, buffers),
+      delta: (part, content, buffers) => this.parts.get(part)?.delta(content, buffers),
+      gone: (text) => this.notice(text, "error"),
+      state: (text) => this.state(text),
+    });
+    this.text = h("span", {});
+    this.bar = h("div.nb-notice", { hidden: true, role: "status", "aria-live": "polite" }, this.text, button("close", "Dismiss", () => this.notice("")));
+    this.node = h("div.nb-view", { "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" });
+    const context = {
+      connection: this.connection,
+      spec: this.spec,
+      notice: (text, kind) => this.notice(text, kind),
+      mount: (name, part) => this.mount(name, part),
+      unmount: (name) => this.parts.delete(name),
+      refresh: (name) => this.refresh(name),
+    };
+    for (const { name, kind } of this.spec.parts) {
+      const part = new KINDS[kind](context, name);
+      this.parts.set(name, part);
+      this.node.append(part.root);
+    }
+    this.node.append(this.bar);
+    this.node.addEventListener("focusin", (event) => (this.holder.focus = event.target));
+    this.node.addEventListener("focusout", (event) => event.relatedTarget && (this.holder.focus = null));
+    this.connection.hello();
+  }
+
+  mount(name, part) {
+    this.parts.set(name, part);
+    this.refresh(name);
+  }
+
+  refresh(name) {
+    this.connection.call("view", "snapshot", { part: name, view: this.connection.view }).catch((error) => this.notice(error.message, "error"));
+  }
+
+  notice(text, kind = "info") {
+    clearTimeout(this.noticeTimer);
+    this.bar.hidden = !text;
+    this.bar.dataset.kind = kind;
+    say(this.text, text);
+    if (text && kind !== "error") this.noticeTimer = setTimeout(() => this.notice(""), 4000);
+  }
+
+  state(text) {
+    this.node.classList.toggle("nb-stale", Boolean(text));
+    if (text || this.stateShown) this.notice(text);
+    this.stateShown = Boolean(text);
+  }
+
+  destroy() {
+    this.connection.bye();
+    for (const part of this.parts.values()) part.destroy();
+    this.node.remove();
+  }
+}
+
+// When the kernel updates an output (to keep its static record current), the notebook makes a new view and forgets the old one, whose
+// element it has taken out. The new one takes the old one's content over: scroll position, selection and typed text stay.
+const orphans = (globalThis.__nbprocs_roots ??= new Map());
+
+function render({ model, el }) {
+  const key = model.get("spec").uid;
+  const known = orphans.get(key) ?? new Set();
+  orphans.set(key, known);
+  const orphan = [...known].find((one) => one.placed && one.el.parentNode === null);
+  known.delete(orphan);
+  const focused = orphan?.focus;
+  const holder = { root: orphan?.root ?? new Root(model), el, placed: false };
+  holder.root.holder = holder;
+  known.add(holder);
+  el.append(holder.root.node);
+  el.classList.add("nb-el");
+  requestAnimationFrame(() => {
+    holder.placed = el.parentNode !== null;
+    if (orphan && focused?.isConnected) focused.focus({ preventScroll: true });
+  });
+  return () => {
+    known.delete(holder);
+    if (holder.root.holder === holder) holder.root.destroy();
+  };
+}
+
+export default { render };

@@ -1,0 +1,416 @@
+// The output pane: a terminal filled from the kernel's log. The toolbar works before the terminal is there.
+
+import { button, bytes, clock, h, say, seconds, set } from "./dom.js";
+import { asset, octets } from "./protocol.js";
+import { Streams } from "./streams.js";
+
+const SCROLLBACK = 20_000; // lines held by the terminal; what is older is paged in from the log
+const WIDE = 500; // columns without wrapping
+const QUEUE = 4_000_000; // bytes the terminal may be behind before this side skips
+
+export class Pane {
+  constructor(context, name, { onclose = null, height = null } = {}) {
+    this.context = context;
+    this.part = name;
+    this.height = height ?? context.spec.height ?? 300;
+    this.streams = new Streams();
+    this.follow = true;
+    this.wrap = true;
+    this.behind = 0;
+    this.head = {};
+    this.pending = []; // before the terminal is loaded
+    this.build(onclose);
+    this.load();
+  }
+
+  build(onclose) {
+    this.dot = h("i.nb-dot", { "aria-hidden": "true" });
+    this.title = h("b", {});
+    this.command = h("code.nb-cmd", {});
+    this.facts = h("span.nb-facts", {});
+    this.find = h("input.nb-input.nb-find", {
+      type: "search",
+      placeholder: "Search",
+      "aria-label": "Search in the output",
+      spellcheck: "false",
+      oninput: () => this.search(1, true),
+      onkeydown: (event) => {
+        if (event.key === "Enter") this.search(event.shiftKey ? -1 : 1);
+        if (event.key === "Escape") this.endSearch();
+      },
+    });
+    this.found = h("span.nb-found", { "aria-live": "polite" });
+    this.followButton = button("follow", "Follow the output", () => this.setFollow(!this.follow), { "aria-pressed": "true" });
+    this.wrapButton = button("wrap", "Wrap long lines", () => this.setWrap(!this.wrap), { "aria-pressed": "true" });
+    this.stopButton = button("stop", "Stop the process", () => this.call("stop"));
+    this.stopButton.classList.add("nb-danger");
+    this.earlier = button("up", "Earlier output", () => this.pageBack());
+    this.bar = h(
+      "div.nb-bar.nb-pane-bar",
+      {},
+      h("span.nb-who", {}, this.dot, this.title, this.command),
+      this.facts,
+      h("span.nb-tools", { role: "toolbar", "aria-label": "Output" },
+        this.find,
+        this.found,
+        button("up", "Previous match", () => this.search(-1)),
+        button("down", "Next match", () => this.search(1)),
+        this.earlier,
+        this.wrapButton,
+        this.followButton,
+        button("download", "Download the whole log", () => this.download()),
+        this.stopButton,
+        onclose && button("close", "Close", onclose),
+      ),
+    );
+    this.screen = h("div.nb-screen", { role: "log", "aria-label": "Process output", style: { height: `${this.height}px` } });
+    this.note = h("button.nb-note", { type: "button", hidden: true, onclick: () => this.setFollow(true) }, "New output below ↓");
+    this.input = h("input.nb-input", {
+      type: "text",
+      "aria-label": "Send a line to the process",
+      placeholder: "stdin: a line, enter sends",
+      autocomplete: "off",
+      spellcheck: "false",
+      onkeydown: (event) => this.inputKey(event),
+    });
+    this.stdin = h("div.nb-stdin", { hidden: true }, h("span", { "aria-hidden": "true" }, "›"), this.input, h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: "Close stdin (end of input)" }, "EOF"));
+    this.sent = [];
+    this.sentAt = 0;
+    this.root = h("section.nb-pane", { "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
+    this.timer = setInterval(() => this.root.isConnected && this.drawFacts(), 1000);
+  }
+
+  async load() {
+    try {
+      const { Terminal, FitAddon, SearchAddon } = await asset(this.context.connection, "terminal");
+      if (this.gone) return;
+      this.open(Terminal, FitAddon, SearchAddon);
+    } catch (error) {
+      this.screen.append(h("div.nb-empty", {}, `The terminal could not be loaded: ${error.message}`));
+    }
+  }
+
+  open(Terminal, FitAddon, SearchAddon) {
+    const term = new Terminal({
+      convertEol: true,
+      disableStdin: true,
+      scrollback: SCROLLBACK,
+      fontFamily: "var(--jp-code-font-family, ui-monospace, SFMono-Regular, Menlo, monospace)",
+      fontSize: 12,
+      lineHeight: 1.2,
+      cursorStyle: "bar",
+      cursorInactiveStyle: "none",
+      screenReaderMode: false,
+      allowProposedApi: true,
+      theme: colours(this.root),
+      minimumContrastRatio: 4.5,
+      linkHandler: null,
+    });
+    const font = getComputedStyle(this.root).getPropertyValue("--jp-code-font-family").trim();
+    term.options.fontFamily = font || "ui-monospace, SFMono-Regular, Menlo, monospace";
+    refuseTakeovers(term);
+    this.fit = new FitAddon();
+    this.finder = new SearchAddon({ highlightLimit: 500 });
+    term.loadAddon(this.fit);
+    term.loadAddon(this.finder);
+    this.finder.onDidChangeResults?.(({ resultIndex, resultCount }) => {
+      say(this.found, this.find.value ? (resultCount ? `${resultIndex + 1}/${resultCount}` : "none") : "");
+    });
+    term.open(this.screen);
+    term.attachCustomKeyEventHandler((event) => this.terminalKey(event));
+    term.onScroll(() => this.scrolled());
+    this.screen.addEventListener("wheel", () => requestAnimationFrame(() => this.scrolled(true)), { passive: true });
+    this.term = term;
+    this.resized = () => this.refit();
+    this.observer = new ResizeObserver(this.resized);
+    this.observer.observe(this.screen);
+    this.themes = new MutationObserver(() => (term.options.theme = colours(this.root)));
+    this.themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
+    this.refit();
+    const waiting = this.pending;
+    this.pending = [];
+    for (const apply of waiting) apply();
+  }
+
+  refit() {
+    if (!this.term || !this.screen.clientWidth) return;
+    const size = this.fit.proposeDimensions();
+    if (!size || !size.cols || !size.rows) return;
+    const cols = this.wrap ? Math.max(20, size.cols) : WIDE;
+    if (cols !== this.term.cols || size.rows !== this.term.rows) this.term.resize(cols, Math.max(2, size.rows));
+    if (this.follow) this.term.scrollToBottom();
+  }
+
+  whenOpen(apply) {
+    if (this.term) apply();
+    else this.pending.push(apply);
+  }
+
+  // -- what the kernel tells
+
+  snapshot(content, buffers) {
+    this.offset = content.now - Date.now() / 1000;
+    this.more = content.more;
+    this.ends = content.ends;
+    this.setHead(content.head);
+    this.whenOpen(() => {
+      this.term.reset();
+      this.streams = new Streams();
+      if (content.more) this.term.write("\x1b[2m… earlier output: page back with the arrow above, or download the log\x1b[22m\r\n");
+      this.write(content.out, buffers);
+      this.setFollow(true);
+    });
+  }
+
+  delta(content, buffers) {
+    if (content.head) this.setHead(content.head);
+    if (!content.out) return;
+    this.whenOpen(() => {
+      if (this.paged !== undefined) return this.offerNew();
+      if (content.skip) this.mark(`${bytes(content.skip)} skipped here: faster than a screen; the log has them`);
+      this.write(content.out, buffers);
+    });
+  }
+
+  mark(text) {
+    this.term.write(`${this.term.buffer.active.cursorX ? "\r\n" : ""}\x1b[0;2m… ${text}\x1b[0m\r\n`);
+  }
+
+  write(segments, buffers) {
+    const data = buffers.length ? octets(buffers[0]) : new Uint8Array();
+    let at = 0;
+    for (const [stream, size, lost] of segments) {
+      if (lost) this.mark(`${bytes(lost)} no longer in the log`);
+      const chunk = data.subarray(at, at + size);
+      at += size;
+      if (this.behind > QUEUE) {
+        this.behindSkipped = (this.behindSkipped ?? 0) + size;
+        continue;
+      }
+      if (this.behindSkipped) {
+        this.mark(`${bytes(this.behindSkipped)} skipped here: this tab was behind; the log has them`);
+        this.behindSkipped = 0;
+      }
+      this.behind += size;
+      this.term.write(this.streams.text(stream, chunk), () => {
+        this.behind -= size;
+        if (!this.follow) this.offerNew();
+      });
+    }
+  }
+
+  setHead(head) {
+    this.head = head;
+    this.dot.dataset.status = head.status;
+    say(this.title, head.name);
+    say(this.command, head.cmd);
+    this.command.title = head.cmd;
+    this.stdin.hidden = !head.stdin;
+    this.stopButton.disabled = head.took !== null;
+    this.drawFacts();
+  }
+
+  drawFacts() {
+    const { head } = this;
+    if (!head.status) return;
+    const live = head.took === null;
+    const time = live ? clock(Date.now() / 1000 + (this.offset ?? 0) - head.start) : seconds(head.took);
+    const facts = [head.status, head.end, live && head.pid ? `pid ${head.pid}` : "", time, head.dropped ? `${bytes(head.dropped)} dropped` : ""];
+    say(this.facts, facts.filter(Boolean).join(" · "));
+  }
+
+  // -- following
+
+  atBottom() {
+    const buffer = this.term.buffer.active;
+    return buffer.viewportY >= buffer.baseY;
+  }
+
+  scrolled(byHand = false) {
+    if (!this.term) return;
+    if (this.atBottom()) {
+      if (byHand && !this.follow && this.paged === undefined) this.setFollow(true);
+      this.note.hidden = this.follow || this.note.hidden;
+    } else if (byHand) this.setFollow(false);
+  }
+
+  setFollow(on) {
+    this.follow = on;
+    set(this.followButton, { "aria-pressed": String(on) });
+    if (!on) return;
+    this.note.hidden = true;
+    if (this.paged !== undefined) {
+      this.paged = undefined;
+      this.context.refresh(this.part);
+      return;
+    }
+    this.term?.scrollToBottom();
+  }
+
+  offerNew() {
+    this.note.hidden = false;
+  }
+
+  setWrap(on) {
+    this.wrap = on;
+    set(this.wrapButton, { "aria-pressed": String(on) });
+    this.screen.classList.toggle("nb-wide", !on);
+    this.refit();
+  }
+
+  terminalKey(event) {
+    if (event.type !== "keydown") return true;
+    if ((event.ctrlKey || event.metaKey) && event.key === "f") {
+      event.preventDefault();
+      event.stopPropagation();
+      this.find.focus();
+      return false;
+    }
+    const moves = { PageUp: -this.term.rows, PageDown: this.term.rows, ArrowUp: -1, ArrowDown: 1 };
+    if (event.key in moves) {
+      this.term.scrollLines(moves[event.key]);
+      requestAnimationFrame(() => this.scrolled(true));
+    } else if (event.key === "Home") {
+      this.setFollow(false);
+      this.term.scrollToTop();
+    } else if (event.key === "End") this.setFollow(true);
+    else return true;
+    event.preventDefault();
+    event.stopPropagation();
+    return false;
+  }
+
+  // -- searching
+
+  search(direction, incremental = false) {
+    if (!this.term) return;
+    const text = this.find.value;
+    if (!text) return this.endSearch();
+    this.setFollow(false);
+    const decorations = { matchBackground: "#f2cc60", matchOverviewRuler: "#f2cc60", activeMatchBackground: "#ff9632", activeMatchColorOverviewRuler: "#ff9632" };
+    const options = { incremental, decorations, caseSensitive: text !== text.toLowerCase() };
+    if (incremental || direction < 0) this.finder.findPrevious(text, options);
+    else this.finder.findNext(text, options);
+  }
+
+  endSearch() {
+    this.find.value = "";
+    say(this.found, "");
+    this.finder?.clearDecorations();
+    this.term?.clearSelection();
+    this.setFollow(true);
+  }
+
+  // -- the log
+
+  async pageBack() {
+    const stream = "stdout";
+    const before = this.paged ?? Math.max(0, (this.ends?.[stream] ?? 0) - 256_000);
+    try {
+      const { data, buffers } = await this.context.connection.call(this.part, "page", { stream, before });
+      if (!buffers.length || data.at >= data.end) return this.context.notice("This is the beginning of the log.");
+      this.paged = data.at;
+      this.setFollow(false);
+      this.term.reset();
+      this.streams = new Streams();
+      this.mark(`bytes ${data.at.toLocaleString()} to ${data.end.toLocaleString()} of ${stream}; the arrow pages further back, follow returns`);
+      this.term.write(this.streams.text(stream, octets(buffers[0])));
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
+  }
+
+  async download() {
+    try {
+      for (const stream of ["stdout", "stderr"]) {
+        const parts = [];
+        let position = 0;
+        for (;;) {
+          const { data, buffers } = await this.context.connection.call(this.part, "file", { stream, position });
+          if (buffers.length) parts.push(octets(buffers[0]));
+          position = data.next;
+          if (position >= data.end || !buffers.length) break;
+        }
+        if (stream === "stderr" && !parts.some((part) => part.byteLength)) continue;
+        const name = `${this.head.name.replace(/[^\w.-]+/g, "_")}.${stream}.log`;
+        const url = URL.createObjectURL(new Blob(parts, { type: "text/plain" }));
+        const link = h("a", { href: url, download: name });
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(url), 10_000);
+      }
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
+  }
+
+  inputKey(event) {
+    if (event.key === "Enter") {
+      const text = this.input.value;
+      this.input.value = "";
+      if (text) this.sent.push(text);
+      this.sentAt = this.sent.length;
+      this.call("send", { text });
+    } else if (event.key === "ArrowUp" && this.sentAt > 0) this.input.value = this.sent[--this.sentAt];
+    else if (event.key === "ArrowDown" && this.sentAt < this.sent.length) this.input.value = this.sent[++this.sentAt] ?? "";
+    else if (event.key === "d" && event.ctrlKey) this.call("close_stdin");
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  async call(op, args = {}) {
+    try {
+      await this.context.connection.call(this.part, op, args);
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
+  }
+
+  destroy() {
+    this.gone = true;
+    clearInterval(this.timer);
+    this.observer?.disconnect();
+    this.themes?.disconnect();
+    this.term?.dispose();
+  }
+}
+
+/** Output may colour, but not take the terminal over: no other screen, no mouse, no bracketed paste, no links, no clipboard, no title. */
+export function refuseTakeovers(term) {
+  const refused = new Set([9, 47, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 1047, 1048, 1049, 2004]);
+  for (const final of ["h", "l"]) {
+    term.parser.registerCsiHandler({ prefix: "?", final }, (params) => params.flat().some((p) => refused.has(p)));
+  }
+  for (const code of [0, 1, 2, 4, 8, 10, 11, 12, 52, 104, 110, 111, 112]) term.parser.registerOscHandler(code, () => true);
+}
+
+/** The terminal's colours from JupyterLab's own variables. */
+export function colours(root) {
+  const style = getComputedStyle(root);
+  const pick = (name, fallback) => style.getPropertyValue(name).trim() || fallback;
+  const dark = document.body.dataset.jpThemeLight === "false" || document.body.classList.contains("theme-dark");
+  const background = pick("--jp-layout-color0", dark ? "#111111" : "#ffffff");
+  const foreground = pick("--jp-content-font-color1", dark ? "#e0e0e0" : "#212121");
+  return {
+    background,
+    foreground,
+    cursor: background,
+    selectionBackground: dark ? "#3a5a80" : "#b3d7ff",
+    black: dark ? "#484f58" : "#24292f",
+    red: dark ? "#ff7b72" : "#b3261e",
+    green: dark ? "#3fb950" : "#116329",
+    yellow: dark ? "#d29922" : "#7d4e00",
+    blue: dark ? "#58a6ff" : "#0550ae",
+    magenta: dark ? "#bc8cff" : "#8250df",
+    cyan: dark ? "#39c5cf" : "#1b7c83",
+    white: dark ? "#b1bac4" : "#57606a",
+    brightBlack: dark ? "#8b949e" : "#57606a",
+    brightRed: dark ? "#ffa198" : "#a40e26",
+    brightGreen: dark ? "#56d364" : "#1a7f37",
+    brightYellow: dark ? "#e3b341" : "#633c01",
+    brightBlue: dark ? "#79c0ff" : "#0969da",
+    brightMagenta: dark ? "#d2a8ff" : "#6639ba",
+    brightCyan: dark ? "#56d4dd" : "#3192aa",
+    brightWhite: dark ? "#f0f6fc" : "#24292f",
+  };
+}

@@ -1,0 +1,150 @@
+// The browser's side of the wire (see widgets/wire.py): hello → snapshot → numbered deltas, resync when a number is missing, calls with replies.
+
+const REPLY_TIMEOUT = 60_000; // ms; stopping a stubborn tree may take its grace
+const HELLO_AGAIN = 3_000; // ms without a snapshot
+
+let counter = 0;
+const unique = () => `${Date.now().toString(36)}-${(counter++).toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
+
+export class CallFailed extends Error {
+  constructor(message, field = "") {
+    super(message);
+    this.field = field;
+  }
+}
+
+export class Connection {
+  /**
+   * @param model anywidget's model: send(), on("msg:custom"), off()
+   * @param handlers {snapshot(part, content, buffers, kind), delta(part, content, buffers), gone(text), state(text)}
+   */
+  constructor(model, handlers) {
+    this.model = model;
+    this.handlers = handlers;
+    this.view = unique();
+    this.number = null; // of the last message that was applied; null until the snapshot is there
+    this.calls = new Map();
+    this.nextCall = 1;
+    this.early = []; // deltas that overtook the snapshot
+    this.receive = this.receive.bind(this);
+    model.on("msg:custom", this.receive);
+  }
+
+  hello() {
+    this.number = null;
+    this.early = [];
+    clearTimeout(this.retry);
+    this.model.send({ do: "hello", view: this.view });
+    this.retry = setTimeout(() => {
+      this.handlers.state?.("waiting for the kernel…");
+      this.hello();
+    }, HELLO_AGAIN);
+  }
+
+  bye() {
+    clearTimeout(this.retry);
+    this.model.off("msg:custom", this.receive);
+    for (const { reject, timer } of this.calls.values()) {
+      clearTimeout(timer);
+      reject(new CallFailed("the view was closed"));
+    }
+    this.calls.clear();
+    try {
+      this.model.send({ do: "bye", view: this.view });
+    } catch {
+      // the kernel or the comm is gone already; nobody is left to be told
+    }
+  }
+
+  /** Ask for something to be done; resolves to {data, buffers}, rejects with CallFailed. */
+  call(part, op, args = {}) {
+    const id = this.nextCall++;
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        this.calls.delete(id);
+        reject(new CallFailed("no answer from the kernel: it may be busy with a cell (background=True helps) or gone"));
+      }, REPLY_TIMEOUT);
+      this.calls.set(id, { resolve, reject, timer });
+      this.model.send({ do: "call", view: this.view, id, part, op, args });
+    });
+  }
+
+  receive(message, buffers = []) {
+    if (!message || typeof message !== "object") return;
+    if (message.to && message.to !== this.view) return;
+    if (message.gone) return this.handlers.gone?.(message.gone);
+    if (message.re !== undefined) return this.settle(message, buffers);
+    if (message.s) return this.snapshot(message, buffers);
+    if (message.p) return this.delta(message, buffers);
+  }
+
+  settle(message, buffers) {
+    const call = this.calls.get(message.re);
+    if (!call) return;
+    this.calls.delete(message.re);
+    clearTimeout(call.timer);
+    if (message.ok) call.resolve({ data: message.data, buffers });
+    else call.reject(new CallFailed(String(message.error), message.field));
+  }
+
+  snapshot(message, buffers) {
+    clearTimeout(this.retry);
+    this.handlers.state?.("");
+    if (this.number === null) this.number = message.n;
+    this.each(message.s, buffers, (part, content, own) => this.handlers.snapshot(part, content, own, message.kinds?.[part]));
+    const early = this.early;
+    this.early = [];
+    for (const [late, lateBuffers] of early) this.delta(late, lateBuffers);
+  }
+
+  delta(message, buffers) {
+    if (this.number === null) {
+      if (this.early.length < 100) this.early.push([message, buffers]);
+      return;
+    }
+    if (message.n <= this.number) return; // in the snapshot already
+    if (message.n !== this.number + 1) return this.hello(); // one was dropped on the way
+    this.number = message.n;
+    this.each(message.p, buffers, (part, content, own) => this.handlers.delta(part, content, own));
+  }
+
+  each(contents, buffers, apply) {
+    const slices = contents[""] ?? {};
+    for (const [part, content] of Object.entries(contents)) {
+      if (part === "") continue;
+      const [first, count] = slices[part] ?? [0, 0];
+      apply(part, content, buffers.slice(first, first + count));
+    }
+  }
+}
+
+/** Bytes of a buffer as anywidget hands it over (a DataView), without a copy. */
+export function octets(buffer) {
+  if (buffer instanceof Uint8Array) return buffer;
+  if (buffer instanceof ArrayBuffer) return new Uint8Array(buffer);
+  return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
+}
+
+/** A script that only some views need: fetched from the kernel once a page, whatever the number of views. No network is used. */
+export function asset(connection, name) {
+  const loaded = (globalThis.__nbprocs_assets ??= new Map());
+  if (!loaded.has(name)) {
+    const promise = connection.call("view", "asset", { name }).then(async ({ buffers }) => {
+      const url = URL.createObjectURL(new Blob([octets(buffers[0])], { type: "text/javascript" }));
+      try {
+        const module = await import(/* @vite-ignore */ url);
+        if (module.css) {
+          const style = document.createElement("style");
+          style.textContent = module.css;
+          document.head.append(style);
+        }
+        return module;
+      } finally {
+        URL.revokeObjectURL(url);
+      }
+    });
+    promise.catch(() => loaded.delete(name));
+    loaded.set(name, promise);
+  }
+  return loaded.get(name);
+}

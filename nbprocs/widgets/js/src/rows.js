@@ -1,0 +1,107 @@
+// The table's rows as data: what the kernel told, sorted and filtered. No DOM here.
+
+export const STATUS_ORDER = ["starting", "running", "paused", "failed", "terminated", "completed"];
+export const LIVE = new Set(["starting", "running", "paused"]);
+
+const NUMERIC = new Set(["pid", "uptime", "cpu", "mem", "restarts"]);
+
+export class Rows {
+  constructor(slots = 60) {
+    this.slots = slots;
+    this.reset({ columns: [], rows: [], now: Date.now() / 1000 });
+  }
+
+  reset({ columns, rows, now }) {
+    this.columns = columns;
+    this.index = Object.fromEntries(columns.map((name, i) => [name, i]));
+    this.offset = now - Date.now() / 1000; // the kernel's clock against this one
+    this.byKey = new Map();
+    for (const [key, cells, cpu, mem] of rows) this.add(key, cells, cpu, mem);
+  }
+
+  add(key, cells, cpu = [], mem = []) {
+    this.byKey.set(key, { key, cells: [...cells], cpu: [...cpu], mem: [...mem], changed: true });
+  }
+
+  /** Apply one delta; returns {structure: rows came, went or may be sorted anew}. */
+  apply(delta) {
+    let structure = false;
+    for (const key of delta["-"] ?? []) structure = this.byKey.delete(key) || structure;
+    for (const [key, cells] of delta["+"] ?? []) {
+      this.add(key, cells);
+      structure = true;
+    }
+    for (const [key, ...flat] of delta.u ?? []) {
+      const row = this.byKey.get(key);
+      if (!row) continue;
+      for (let i = 0; i < flat.length; i += 2) row.cells[flat[i]] = flat[i + 1];
+      row.changed = true;
+      structure = true;
+    }
+    if (delta.k) this.tick();
+    return { structure };
+  }
+
+  /** Every sparkline moves one step to the left. */
+  tick() {
+    for (const row of this.byKey.values()) {
+      const cpu = row.cells[this.index.cpu];
+      if (cpu === null || cpu === undefined) continue;
+      row.cpu.push(cpu);
+      row.mem.push(row.cells[this.index.mem]);
+      if (row.cpu.length > this.slots) row.cpu.shift();
+      if (row.mem.length > this.slots) row.mem.shift();
+      row.changed = true;
+    }
+  }
+
+  get(row, name) {
+    if (name === "uptime") return this.uptime(row);
+    return row.cells[this.index[name]];
+  }
+
+  uptime(row, now = Date.now() / 1000) {
+    const took = row.cells[this.index.took];
+    return took ?? Math.max(0, now + this.offset - row.cells[this.index.start]);
+  }
+
+  live(row) {
+    return LIVE.has(row.cells[this.index.status]);
+  }
+
+  counts() {
+    const counts = {};
+    for (const row of this.byKey.values()) {
+      const status = row.cells[this.index.status];
+      counts[status] = (counts[status] ?? 0) + 1;
+    }
+    return counts;
+  }
+
+  /** Rows that match the filter, in order. Words are joined by "and"; `status:failed`, `pid:123`, `name:web` look at one column. */
+  view({ filter = "", sort = "", down = false, status = "" } = {}) {
+    const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = [...this.byKey.values()].filter(
+      (row) => (!status || this.get(row, "status") === status) && words.every((word) => this.matches(row, word)),
+    );
+    if (!sort) return rows;
+    const rank = (row) => {
+      const value = this.get(row, sort);
+      if (sort === "status") return STATUS_ORDER.indexOf(value);
+      if (NUMERIC.has(sort)) return value ?? -1;
+      return String(value ?? "").toLowerCase();
+    };
+    const order = down ? -1 : 1;
+    const ranked = rows.map((row) => [rank(row), row]);
+    ranked.sort(([a, x], [b, y]) => (a < b ? -order : a > b ? order : x.key - y.key));
+    return ranked.map(([, row]) => row);
+  }
+
+  matches(row, word) {
+    const [, name, rest] = /^(\w+):(.+)$/.exec(word) ?? [];
+    if (name && name in this.index) return String(this.get(row, name) ?? "").toLowerCase().includes(rest);
+    return ["name", "cmd", "status", "pid", "line", "ports", "end"].some((column) =>
+      String(this.get(row, column) ?? "").toLowerCase().includes(word),
+    );
+  }
+}

@@ -1,0 +1,529 @@
+// The process table: virtual rows (only what is in sight exists), sorting, filtering, several selected, all by keyboard.
+
+import { button, clock, h, icon, mebibytes, say, seconds, set, sparkline, svg } from "./dom.js";
+import { Pane } from "./pane.js";
+import { Rows, STATUS_ORDER } from "./rows.js";
+
+const ROW = 30; // px; the style sheet has the same
+const SPARE = 6; // rows kept above and below what is in sight
+const HEADS = [
+  ["name", "Name"],
+  ["status", "Status"],
+  ["pid", "PID"],
+  ["uptime", "Time"],
+  ["cpu", "CPU %"],
+  ["mem", "Memory"],
+  ["restarts", "↻", "Restarts"],
+  ["ports", "Ports"],
+  ["line", "Last line"],
+];
+const FIRST_DOWN = new Set(["cpu", "mem", "restarts", "uptime"]);
+
+export class Table {
+  constructor(context, name) {
+    this.context = context; // {connection, spec, mount}
+    this.part = name;
+    this.rows = new Rows();
+    this.selected = new Set();
+    this.active = null;
+    this.anchor = null;
+    this.query = { filter: "", sort: "", down: false, status: "" };
+    this.shown = [];
+    this.lines = new Map(); // row key → its DOM
+    this.height = context.spec.height ?? 360;
+    this.build();
+  }
+
+  // -- building
+
+  build() {
+    this.filter = h("input.nb-input.nb-filter", {
+      type: "search",
+      placeholder: "Filter  ( / )",
+      "aria-label": "Filter processes",
+      spellcheck: "false",
+      oninput: () => this.ask({ filter: this.filter.value }),
+      onkeydown: (event) => event.key === "Escape" && (this.filter.value ? this.clearFilter() : this.body.focus()),
+    });
+    this.chips = h("div.nb-chips", { role: "group", "aria-label": "Show by status" });
+    this.actions = h("div.nb-actions", { role: "toolbar", "aria-label": "Actions on the selected processes" });
+    this.buildActions();
+    this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1" });
+    this.all = h("input", { type: "checkbox", "aria-label": "Select all", onchange: () => this.selectAll(this.all.checked) });
+    this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
+    for (const [key, label, long] of HEADS) this.head.append(this.heading(key, label, long));
+    this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader", "aria-label": "Actions" }));
+    this.space = h("div.nb-space", { role: "presentation" });
+    this.empty = h("div.nb-empty", { hidden: true });
+    this.body = h(
+      "div.nb-body",
+      {
+        role: "rowgroup",
+        tabindex: "0",
+        "aria-label": "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, slash filters",
+        onscroll: () => this.draw(),
+        onkeydown: (event) => this.key(event),
+        onfocus: () => this.activate(this.active ?? this.shown[0]?.key ?? null, false),
+      },
+      this.space,
+      this.empty,
+    );
+    this.body.style.height = `${this.height}px`;
+    this.body.style.minHeight = `${ROW * 2}px`;
+    this.grid = h("div.nb-grid", { role: "grid", "aria-multiselectable": "true", "aria-label": "Processes" }, this.head, this.body);
+    this.detail = h("div.nb-detail", { hidden: true });
+    this.root = h("div.nb-table", {}, h("div.nb-bar", {}, this.filter, this.chips, this.actions), this.grid, this.detail);
+    this.timer = setInterval(() => this.tickClock(), 1000);
+    this.observer = globalThis.ResizeObserver && new ResizeObserver(() => this.draw());
+    this.observer?.observe(this.body);
+  }
+
+  heading(key, label, long) {
+    const sort = h("button.nb-sort", { type: "button", title: `Sort by ${(long ?? label).toLowerCase()}`, onclick: () => this.sortBy(key) }, label);
+    return h(`span.nb-cell.nb-c-${key}`, { role: "columnheader", "aria-sort": "none", "data-key": key }, sort);
+  }
+
+  buildActions() {
+    this.count = h("span.nb-count", {}, "");
+    const act = (name, label, op, danger) => {
+      const node = button(name, label, () => this.act(op, this.targets(), node), { "data-op": op });
+      if (danger) node.classList.add("nb-danger");
+      return node;
+    };
+    this.signalMenu = h("select.nb-input.nb-signal", {
+      "aria-label": "Send a signal",
+      title: "Send a signal",
+      onchange: () => {
+        const signal = this.signalMenu.value;
+        this.signalMenu.value = "";
+        if (signal) this.act("signal", this.targets(), null, { signal });
+      },
+    });
+    this.actions.append(
+      this.count,
+      act("pause", "Pause the selected (p)", "pause"),
+      act("resume", "Resume the selected (p)", "resume"),
+      act("restart", "Restart the selected (r)", "restart"),
+      this.signalMenu,
+      act("stop", "Stop the selected (s)", "stop", true),
+      act("kill", "Kill the selected (k)", "kill", true),
+    );
+  }
+
+  // -- what the kernel tells
+
+  snapshot(content) {
+    this.rows.reset(content);
+    this.closed = content.closed;
+    this.root.classList.toggle("nb-unmeasured", !content.every);
+    this.signalMenu.replaceChildren(
+      h("option", { value: "" }, "Signal…"),
+      ...content.signals.map((name) => h("option", { value: name }, name)),
+    );
+    const ids = new Set([...this.rows.byKey.values()].map((row) => this.id(row)));
+    for (const id of this.selected) if (!ids.has(id)) this.selected.delete(id);
+    this.arrange();
+  }
+
+  delta(content) {
+    const { structure } = this.rows.apply(content);
+    if (content.closed) this.closed = true;
+    if (structure || content.closed) this.arrange();
+    else this.draw();
+  }
+
+  id(row) {
+    return row.cells[this.rows.index.id];
+  }
+
+  // -- sorting, filtering, selecting
+
+  ask(change) {
+    Object.assign(this.query, change);
+    this.arrange();
+  }
+
+  clearFilter() {
+    this.filter.value = "";
+    this.ask({ filter: "" });
+  }
+
+  sortBy(key) {
+    const { sort, down } = this.query;
+    const first = FIRST_DOWN.has(key);
+    if (sort !== key) this.ask({ sort: key, down: first });
+    else if (down === first) this.ask({ down: !first });
+    else this.ask({ sort: "", down: false });
+  }
+
+  arrange() {
+    this.shown = this.rows.view(this.query);
+    this.position = new Map(this.shown.map((row, i) => [row.key, i]));
+    for (const cell of this.head.querySelectorAll("[data-key]")) {
+      const on = cell.dataset.key === this.query.sort;
+      set(cell, { "aria-sort": on ? (this.query.down ? "descending" : "ascending") : "none" });
+    }
+    this.space.style.height = `${this.shown.length * ROW}px`;
+    set(this.grid, { "aria-rowcount": String(this.shown.length + 1) });
+    this.drawChips();
+    this.drawEmpty();
+    this.drawActions();
+    this.draw();
+  }
+
+  drawEmpty() {
+    this.empty.hidden = this.shown.length > 0;
+    if (this.empty.hidden) return;
+    const text = this.rows.byKey.size
+      ? "No process matches the filter."
+      : this.closed
+        ? "The manager is closed."
+        : "No processes yet. Start one with: await pm.spawn(\"python\", \"-c\", \"print('hello')\")";
+    say(this.empty, text);
+  }
+
+  drawChips() {
+    const counts = this.rows.counts();
+    const total = this.rows.byKey.size;
+    const entries = [["", "all", total], ...STATUS_ORDER.filter((s) => counts[s] || s === this.query.status).map((s) => [s, s, counts[s] ?? 0])];
+    const key = entries.map(([s, , n]) => `${s}${n}`).join() + this.query.status;
+    if (key === this.chipKey) return;
+    this.chipKey = key;
+    const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.status : null;
+    this.chips.replaceChildren(
+      ...entries.map(([status, label, count]) =>
+        h(
+          "button.nb-chip",
+          {
+            type: "button",
+            "data-status": status,
+            "aria-pressed": String(this.query.status === status),
+            onclick: () => this.ask({ status: this.query.status === status ? "" : status }),
+          },
+          status && h("i.nb-dot", { "data-status": status, "aria-hidden": "true" }),
+          `${label} `,
+          h("b", {}, String(count)),
+        ),
+      ),
+    );
+    if (focused !== null) this.chips.querySelector(`[data-status="${focused}"]`)?.focus();
+  }
+
+  targets() {
+    if (this.selected.size) return [...this.selected];
+    const row = this.active !== null && this.rows.byKey.get(this.active);
+    return row ? [this.id(row)] : [];
+  }
+
+  selectAll(on) {
+    this.selected.clear();
+    if (on) for (const row of this.shown) this.selected.add(this.id(row));
+    this.afterSelection();
+  }
+
+  toggle(key, range = false) {
+    const row = this.rows.byKey.get(key);
+    if (!row) return;
+    if (range && this.anchor !== null && this.position.has(this.anchor)) {
+      const [a, b] = [this.position.get(this.anchor), this.position.get(key)].sort((x, y) => x - y);
+      for (const other of this.shown.slice(a, b + 1)) this.selected.add(this.id(other));
+    } else {
+      const id = this.id(row);
+      if (!this.selected.delete(id)) this.selected.add(id);
+      this.anchor = key;
+    }
+    this.afterSelection();
+  }
+
+  afterSelection() {
+    for (const row of this.rows.byKey.values()) row.changed = true;
+    this.drawActions();
+    this.draw();
+  }
+
+  drawActions() {
+    const chosen = this.selected.size;
+    const known = [...this.rows.byKey.values()].filter((row) => this.selected.has(this.id(row)));
+    const live = known.filter((row) => this.rows.live(row));
+    const statuses = new Set(known.map((row) => this.rows.get(row, "status")));
+    say(this.count, chosen ? `${chosen} selected` : "");
+    const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
+    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !usable[node.dataset.op];
+    this.signalMenu.disabled = !live.length;
+    this.all.checked = chosen > 0 && chosen === this.rows.byKey.size;
+    this.all.indeterminate = chosen > 0 && !this.all.checked;
+  }
+
+  // -- keyboard
+
+  key(event) {
+    if (event.target !== this.body && event.target.closest("button, input, select")) return;
+    const at = this.active === null ? -1 : (this.position.get(this.active) ?? -1);
+    const page = Math.max(1, Math.floor(this.body.clientHeight / ROW) - 1);
+    const moves = { ArrowDown: at + 1, ArrowUp: Math.max(at, 1) - 1, Home: 0, End: this.shown.length - 1, PageDown: at + page, PageUp: at - page };
+    const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
+    let used = true;
+    if (event.key in moves) {
+      const next = Math.min(Math.max(moves[event.key], 0), this.shown.length - 1);
+      if (next >= 0) {
+        if (event.shiftKey && at >= 0 && this.anchor === null) this.anchor = this.active;
+        this.activate(this.shown[next].key, true);
+        if (event.shiftKey) this.toggle(this.active, true);
+      }
+    } else if (event.key === " " && this.active !== null) this.toggle(this.active, event.shiftKey);
+    else if (event.key === "Enter" && this.active !== null) this.show(this.rows.byKey.get(this.active));
+    else if (event.key === "Escape") this.selectAll(false);
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) this.selectAll(true);
+    else if (event.key === "/" && plain) this.filter.focus();
+    else if (event.key === "s" && plain) this.act("stop", this.targets());
+    else if (event.key === "k" && plain) this.act("kill", this.targets());
+    else if (event.key === "r" && plain) this.act("restart", this.targets());
+    else if (event.key === "p" && plain) this.pauseOrResume();
+    else used = false;
+    if (used) {
+      event.preventDefault();
+      event.stopPropagation();
+    }
+  }
+
+  pauseOrResume() {
+    const ids = new Set(this.targets());
+    const rows = [...this.rows.byKey.values()].filter((row) => ids.has(this.id(row)));
+    this.act(rows.some((row) => this.rows.get(row, "status") === "running") ? "pause" : "resume", [...ids]);
+  }
+
+  activate(key, scroll) {
+    const before = this.rows.byKey.get(this.active);
+    if (before) before.changed = true;
+    this.active = key;
+    const row = this.rows.byKey.get(key);
+    if (row) {
+      row.changed = true;
+      const top = this.position.get(key) * ROW;
+      if (scroll && top < this.body.scrollTop) this.body.scrollTop = top;
+      if (scroll && top + ROW > this.body.scrollTop + this.body.clientHeight) this.body.scrollTop = top + ROW - this.body.clientHeight;
+      set(this.body, { "aria-activedescendant": this.rowId(key) });
+    } else set(this.body, { "aria-activedescendant": null });
+    this.draw();
+  }
+
+  rowId(key) {
+    return `nb-${this.context.connection.view}-${this.part}-${key}`.replace(/[^\w-]/g, "_");
+  }
+
+  // -- acting
+
+  /** What ends several at once asks again: the same action within 4 seconds goes through. */
+  confirmed(op, ids) {
+    if (ids.length < 2 || !["stop", "kill", "restart"].includes(op)) return true;
+    const key = `${op} ${ids.join()}`;
+    if (this.armed?.key === key && Date.now() < this.armed.until) {
+      this.armed = null;
+      this.context.notice("");
+      return true;
+    }
+    this.armed = { key, until: Date.now() + 4000 };
+    this.context.notice(`${op} ${ids.length} processes? Press again to confirm.`, "ask");
+    return false;
+  }
+
+  async act(op, ids, node = null, args = {}) {
+    if (!ids.length || !this.confirmed(op, ids)) return;
+    node?.setAttribute("aria-busy", "true");
+    try {
+      await this.context.connection.call(this.part, op, { ids, ...args });
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    } finally {
+      node?.removeAttribute("aria-busy");
+    }
+  }
+
+  async show(row) {
+    if (!row) return;
+    if (this.pane && this.paneKey === row.key) return this.hide();
+    this.hide();
+    this.paneKey = row.key;
+    row.changed = true;
+    this.draw();
+    try {
+      const { data } = await this.context.connection.call(this.part, "show", { id: this.id(row) });
+      if (this.paneKey !== row.key) return;
+      this.pane = new Pane(this.context, data, { onclose: () => this.hide(), height: 220 });
+      this.detail.replaceChildren(this.pane.root);
+      this.detail.hidden = false;
+      this.context.mount(data, this.pane);
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
+  }
+
+  hide() {
+    const row = this.rows.byKey.get(this.paneKey);
+    if (row) row.changed = true;
+    if (this.pane) {
+      this.context.unmount(this.pane.part, this.pane);
+      this.pane.destroy();
+    }
+    this.pane = null;
+    this.paneKey = null;
+    this.detail.hidden = true;
+    this.detail.replaceChildren();
+    this.draw();
+  }
+
+  // -- drawing
+
+  draw() {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.drawNow();
+    });
+  }
+
+  drawNow() {
+    const top = this.body.scrollTop;
+    const sight = this.body.clientHeight || this.height;
+    const first = Math.max(0, Math.floor(top / ROW) - SPARE);
+    const last = Math.min(this.shown.length, Math.ceil((top + sight) / ROW) + SPARE);
+    const wanted = new Set();
+    for (let i = first; i < last; i++) {
+      const row = this.shown[i];
+      wanted.add(row.key);
+      let line = this.lines.get(row.key);
+      if (!line) {
+        line = this.makeLine(row);
+        this.lines.set(row.key, line);
+        this.space.append(line.root);
+        row.changed = true;
+      }
+      if (line.at !== i) {
+        line.at = i;
+        line.root.style.transform = `translateY(${i * ROW}px)`;
+        line.root.setAttribute("aria-rowindex", String(i + 2));
+      }
+      if (row.changed || line.row !== row) {
+        row.changed = false;
+        line.row = row;
+        this.fill(line, row);
+      }
+    }
+    for (const [key, line] of this.lines) {
+      if (wanted.has(key)) continue;
+      line.root.remove();
+      this.lines.delete(key);
+    }
+  }
+
+  makeLine(row) {
+    const key = row.key;
+    const act = (name, label, op) =>
+      button(name, label, (event) => {
+        event.stopPropagation();
+        this.act(op(), [this.id(this.rows.byKey.get(key))], event.currentTarget);
+      }, { tabindex: "-1" });
+    const cell = (name, ...children) => h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" }, ...children);
+    const line = { row: null, at: -1 };
+    line.check = h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => (event.stopPropagation(), this.toggle(key, event.shiftKey)) });
+    line.name = h("b", {});
+    line.cmd = h("span.nb-cmd", {});
+    line.dot = h("i.nb-dot", { "aria-hidden": "true" });
+    line.status = h("span", {});
+    line.end = h("span.nb-end", {});
+    line.cpuPath = svg("path", {});
+    line.memPath = svg("path", {});
+    line.cpu = h("span.nb-value", {});
+    line.mem = h("span.nb-value", {});
+    const spark = (path, kind) => svg("svg", { class: `nb-spark nb-${kind}`, width: "54", height: "18", viewBox: "0 0 54 18", "aria-hidden": "true" }, path);
+    line.pid = cell("pid");
+    line.uptime = cell("uptime");
+    line.restarts = cell("restarts");
+    line.ports = cell("ports");
+    line.line = cell("line");
+    line.pause = act("pause", "Pause", () => (this.rows.get(this.rows.byKey.get(key), "status") === "paused" ? "resume" : "pause"));
+    line.stop = act("stop", "Stop", () => "stop");
+    line.stop.classList.add("nb-danger");
+    line.restart = act("restart", "Restart", () => "restart");
+    line.output = button("output", "Show output", (event) => (event.stopPropagation(), this.show(this.rows.byKey.get(key))), { tabindex: "-1" });
+    line.root = h(
+      "div.nb-row",
+      { role: "row", id: this.rowId(key), onclick: (event) => this.click(key, event), ondblclick: () => this.show(this.rows.byKey.get(key)) },
+      cell("sel", line.check),
+      cell("name", line.name, line.cmd),
+      cell("status", line.dot, line.status, line.end),
+      line.pid,
+      line.uptime,
+      cell("cpu", spark(line.cpuPath, "cpu"), line.cpu),
+      cell("mem", spark(line.memPath, "mem"), line.mem),
+      line.restarts,
+      line.ports,
+      line.line,
+      cell("do", line.output, line.pause, line.restart, line.stop),
+    );
+    return line;
+  }
+
+  click(key, event) {
+    this.activate(key, false);
+    if (event.shiftKey || event.ctrlKey || event.metaKey) this.toggle(key, event.shiftKey);
+  }
+
+  fill(line, row) {
+    const get = (name) => this.rows.get(row, name);
+    const live = this.rows.live(row);
+    const status = get("status");
+    const selected = this.selected.has(this.id(row));
+    line.check.checked = selected;
+    set(line.check, { "aria-label": `Select ${get("name")}` });
+    set(line.root, { "aria-selected": String(selected), "data-active": row.key === this.active, "data-live": live, "data-open": row.key === this.paneKey });
+    say(line.name, get("name"));
+    say(line.cmd, get("cmd"));
+    line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
+    line.dot.dataset.status = status;
+    say(line.status, status);
+    say(line.end, get("end") && get("end") !== "exit 0" ? get("end") : "");
+    line.status.parentNode.title = [status, get("end")].filter(Boolean).join(", ");
+    say(line.pid, live ? String(get("pid") ?? "") : "");
+    this.fillClock(line, row);
+    this.fillMeasures(line, row, live);
+    say(line.restarts, get("restarts") ? String(get("restarts")) : "");
+    say(line.ports, get("ports"));
+    say(line.line, get("line"));
+    line.line.title = get("line");
+    line.stop.disabled = !live;
+    line.pause.disabled = !live || status === "starting";
+    if (line.pausedShown !== (status === "paused")) {
+      line.pausedShown = status === "paused";
+      line.pause.replaceChildren(icon(line.pausedShown ? "resume" : "pause"));
+      set(line.pause, { title: line.pausedShown ? "Resume" : "Pause", "aria-label": line.pausedShown ? "Resume" : "Pause" });
+    }
+    set(line.output, { "aria-pressed": String(row.key === this.paneKey) });
+  }
+
+  fillClock(line, row) {
+    const value = this.rows.uptime(row);
+    say(line.uptime, this.rows.live(row) ? clock(value) : seconds(value));
+  }
+
+  fillMeasures(line, row, live) {
+    const cpu = this.rows.get(row, "cpu");
+    const mem = this.rows.get(row, "mem");
+    say(line.cpu, live && cpu !== null ? String(cpu) : "");
+    say(line.mem, live && mem !== null ? mebibytes(mem) : "");
+    sparkline(line.cpuPath, row.cpu, 54, 18, Math.max(100, ...row.cpu), this.rows.slots);
+    sparkline(line.memPath, row.mem, 54, 18, Math.max(1, ...row.mem) * 1.15, this.rows.slots);
+  }
+
+  tickClock() {
+    if (!this.root.isConnected) return;
+    for (const line of this.lines.values()) if (line.row && this.rows.live(line.row)) this.fillClock(line, line.row);
+  }
+
+  destroy() {
+    clearInterval(this.timer);
+    cancelAnimationFrame(this.frame);
+    this.observer?.disconnect();
+    this.pane?.destroy();
+  }
+}

@@ -1,0 +1,165 @@
+"""Shows models and views in a notebook, and keeps the static record in its saved form up to date.
+
+Output under a *display id* can be replaced after its cell is over. So a view is published under one, and again when something ended:
+the notebook that is saved then holds the end, not the beginning. Where no widget can run, the same handle carries plain HTML that is
+replaced once a second.
+"""
+
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from nbprocs.display import set_view_factory
+from nbprocs.engine.home import Home
+from nbprocs.errors import Closed
+from nbprocs.widgets.base import Part, View
+
+__all__ = ["Keeper", "in_kernel", "install", "mode", "part_of", "publish", "view_bundle", "view_of"]
+
+QUIET = 1.0  # seconds from a change to the record, so that what ends together is written once
+APART = 4.0  # seconds between two records of one display
+LIVE_APART = 1.0  # … where the HTML is all there is
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_views: dict[int, View] = {}
+
+
+def in_kernel() -> bool:
+    """True in a Jupyter kernel; False in a terminal, a script, a test."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def mode() -> str:
+    """How to show: ``widgets``, ``html`` (a display handle) or ``static``. The variable NBPROCS_VIEWS decides, else what is there."""
+    asked = os.environ.get("NBPROCS_VIEWS", "").lower()
+    if asked in ("widgets", "html", "static"):
+        return asked
+    return "widgets" if in_kernel() else "static"
+
+
+def install() -> str:
+    """Make models show live views from now on, if this is a kernel; returns the mode. Idempotent.
+
+    >>> install()
+    'static'
+    """
+    how = mode()
+    if how == "static" or not in_kernel():
+        set_view_factory(None)
+    else:
+        set_view_factory(view_bundle if how == "widgets" else _no_widget, publish=publish)
+    return how
+
+
+def _no_widget(_: Any) -> None:
+    """No widget: the HTML alone is shown."""
+
+
+def _kinds() -> dict[str, Callable[[Any], View]]:
+    from nbprocs.widgets.output_pane import OutputPane  # noqa: PLC0415 - each view imports this module
+    from nbprocs.widgets.process_table import ProcessTable  # noqa: PLC0415
+
+    return {"ProcessManager": ProcessTable, "ManagedProcess": OutputPane}
+
+
+def view_of(model: Any) -> View | None:
+    """The view of a model: one for each model, however often it is displayed; a new one after that was closed. None: it has none."""
+    if isinstance(model, View):
+        return model
+    known = _views.get(id(model))
+    if known is not None and known.model is model and not known.closed:
+        return known
+    kinds = _kinds()
+    make = next((kinds[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in kinds), None)
+    if make is None:
+        return None
+    view = make(model)
+    view.model = model
+    view.on_closed = lambda: _views.pop(id(model), None)
+    _views[id(model)] = view
+    return view
+
+
+def view_bundle(model: Any) -> dict[str, Any] | None:
+    """The mimebundle of a model's live view, for ``display.set_view_factory``."""
+    view = view_of(model)
+    return None if view is None else dict(view._repr_mimebundle_())
+
+
+def part_of(model: Any) -> Part | None:
+    """The first part of a model's view: what its record is made of."""
+    view = view_of(model)
+    return None if view is None else next(iter(view.parts.values()))
+
+
+def publish(shown: Any) -> None:
+    """Display a model or a view under a display id, and keep its record current until it can change no more."""
+    from IPython.display import publish_display_data  # noqa: PLC0415 - only in a kernel
+
+    view = view_of(shown)
+    identity = uuid.uuid4().hex
+
+    def write(*, update: bool) -> None:
+        bundle = shown._repr_mimebundle_()
+        if mode() != "widgets":
+            bundle.pop(_WIDGET, None)
+        publish_display_data(bundle, transient={"display_id": identity}, update=update)  # type: ignore[no-untyped-call]
+
+    write(update=False)
+    if view is not None:
+        view.keep(Keeper(view.home, list(view.parts.values()), lambda: write(update=True), live=mode() != "widgets"))
+
+
+class Keeper:
+    """Writes the record of some parts again, a little after they changed and not too often."""
+
+    def __init__(self, home: Home, parts: list[Part], write: Callable[[], None], *, live: bool = False) -> None:
+        self._home = home
+        self._write = write
+        self._apart = LIVE_APART if live else APART
+        self._timer: Any = None
+        self._last = float("-inf")
+        self._stops: list[Callable[[], None]] = []
+        self._ended = False
+        home.post(self._start, parts, live)
+
+    def _start(self, parts: list[Part], live: bool) -> None:  # noqa: FBT001 - by post, positional
+        if not self._ended:
+            self._stops = [part.watch_record(self._changed, live=live) for part in parts]
+
+    def _changed(self) -> None:
+        if self._home.here:
+            self._plan()
+        else:
+            self._home.post(self._plan)
+
+    def _plan(self) -> None:
+        if self._timer is None and not self._ended:
+            loop = self._home.loop
+            at = max(loop.time() + QUIET, self._last + self._apart)
+            self._timer = loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._last = self._home.loop.time()
+        self._write()
+
+    def end(self) -> None:
+        """Write no more. On any thread."""
+        self._ended = True
+        try:
+            self._home.post(self._end)
+        except Closed:
+            return
+
+    def _end(self) -> None:
+        for stop in self._stops:
+            stop()
+        self._stops = []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

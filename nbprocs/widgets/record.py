@@ -1,0 +1,159 @@
+"""The static record: what a saved notebook keeps of a view. HTML and SVG without ``script`` or ``style`` tags, everything escaped.
+
+GitHub and nbviewer strip style sheets and scripts, so colours are inline, each as a JupyterLab variable with a fallback that reads on
+white and on black.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nbprocs.display import text
+from nbprocs.model import ProcessInfo, ProcessStatus, signal_name
+
+__all__ = ["badge", "bytes_text", "duration", "ending", "lines_html", "process_html", "sparkline", "table_html"]
+
+MUTED = "color:var(--jp-ui-font-color2,#6e7781)"
+MONO = "font-family:var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,monospace);font-size:12px"
+CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top;white-space:nowrap"
+_COLOURS = {
+    "starting": "#9a6700",
+    "running": "#1a7f37",
+    "paused": "#9a6700",
+    "completed": "#57606a",
+    "failed": "#cf222e",
+    "terminated": "#8250df",
+}
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(0.0123), duration(3.21), duration(75), duration(7260), duration(200000)
+    ('12 ms', '3.2 s', '1 m 15 s', '2 h 01 m', '2 d 07 h')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} m {whole % _MINUTE:02d} s"
+    if whole < _DAY:
+        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} m"
+    return f"{whole // _DAY} d {whole % _DAY // _HOUR:02d} h"
+
+
+def bytes_text(size: float) -> str:
+    """Bytes as a person says them, in powers of 1024.
+
+    >>> bytes_text(512), bytes_text(1536), bytes_text(3 << 30)
+    ('512 B', '1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:  # noqa: PLR2004 - the base of the units
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def ending(info: ProcessInfo) -> str:
+    """How it ended, in a word: ``exit 0``, ``SIGKILL``, with the reason where there is one; empty while it lives."""
+    if info.status.live:
+        return ""
+    end = signal_name(info.signal) if info.signal is not None else "exit ?" if info.exit_code is None else f"exit {info.exit_code}"
+    return f"{end} ({info.reason})" if info.reason else end
+
+
+def status_word(info: ProcessInfo) -> str:
+    """The status, or ``paused``."""
+    return "paused" if info.paused and info.status is ProcessStatus.RUNNING else info.status.value
+
+
+def badge(word: str) -> str:
+    """A status with its dot; the word itself carries the meaning, the colour helps."""
+    colour = _COLOURS.get(word, "#57606a")
+    return f'<span style="white-space:nowrap"><span style="color:{colour}">●</span> {text(word)}</span>'
+
+
+def sparkline(values: Sequence[float], *, label: str, width: int = 90, height: int = 18, top: float | None = None) -> str:
+    """A line as SVG with a text for screen readers; empty for fewer than two values. ``top`` is the value at the upper edge."""
+    if len(values) < 2:  # noqa: PLR2004 - a line has two ends
+        return ""
+    limit = top or max(values) or 1.0
+    step = (width - 2) / (len(values) - 1)
+    points = " ".join(f"{1 + i * step:.1f},{height - 1 - (height - 2) * min(v / limit, 1.0):.1f}" for i, v in enumerate(values))
+    return (
+        f'<svg role="img" aria-label="{text(label)}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'style="vertical-align:middle"><polyline points="{points}" fill="none" stroke="var(--jp-brand-color1,#1976d2)" '
+        'stroke-width="1.3" stroke-linejoin="round"/></svg>'
+    )
+
+
+def lines_html(output: str, *, lines: int = 10, width: int = 200) -> str:
+    r"""The last lines of an output, in fixed width; a ``\r`` progress bar as its last state."""
+    kept = [text(line.rstrip("\r").rsplit("\r", 1)[-1], limit=width) for line in output.split("\n")]
+    while kept and not kept[-1]:
+        kept.pop()
+    if not kept:
+        return ""
+    cut = f'<div style="{MUTED}">… {len(kept) - lines:,} earlier lines</div>' if len(kept) > lines else ""
+    body = "\n".join(kept[-lines:])
+    frame = (
+        "border-left:3px solid var(--jp-border-color1,#bdbdbd);padding:2px 0 2px 10px;margin:4px 0 0;background:none;white-space:pre-wrap"
+    )
+    return f'{cut}<pre style="{MONO};{frame}">{body}</pre>'
+
+
+def process_html(info: ProcessInfo, *, output: str = "", cpu: Sequence[float] = ()) -> str:
+    """The record of one process: what ran, how it ended, how long it took, the last lines."""
+    facts = [badge(status_word(info))]
+    if end := ending(info):
+        facts.append(text(end))
+    facts.append(duration(info.execution_time))
+    if info.restarts:
+        facts.append(f"restarted {info.restarts} times")
+    if info.peak_rss:
+        facts.append(f"peak {bytes_text(info.peak_rss)}")
+    if info.dropped_bytes:
+        facts.append(f"{bytes_text(info.dropped_bytes)} of output dropped")
+    if spark := sparkline(cpu, label=f"CPU of {info.name}"):
+        facts.append(f"CPU {spark}")
+    return (
+        f'<div style="margin:2px 0"><div><b>{text(info.name, limit=80)}</b> '
+        f'<code style="{MONO}">{text(info.config.display, limit=300)}</code></div>'
+        f'<div style="{MUTED}">{" · ".join(facts)}</div>{lines_html(output)}</div>'
+    )
+
+
+def table_html(infos: Iterable[ProcessInfo], *, rows: int = 30, caption: str = "processes") -> str:
+    """The record of many: one line each, the newest ones when there are too many."""
+    every = list(infos)
+    if not every:
+        return f'<div style="{MUTED}">no {text(caption)}</div>'
+    shown = every[-rows:]
+    head = "".join(
+        f'<th scope="col" style="{CELL};{MUTED};font-weight:600">{h}</th>' for h in ("name", "status", "pid", "end", "time", "command")
+    )
+    body = "".join(_row(info) for info in shown)
+    counts: dict[str, int] = {}
+    for info in every:
+        counts[status_word(info)] = counts.get(status_word(info), 0) + 1
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
+    more = f", the last {rows} shown" if len(every) > rows else ""
+    return (
+        f'<div style="{MUTED};margin:2px 0">{len(every)} {text(caption)}: {summary}{more}</div>'
+        f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+def _row(info: ProcessInfo) -> str:
+    cells: list[Any] = [
+        f"<b>{text(info.name, limit=40)}</b>",
+        badge(status_word(info)),
+        text(info.pid if info.pid is not None else ""),
+        text(ending(info)),
+        duration(info.execution_time),
+        f'<code style="{MONO}">{text(info.config.display, limit=90)}</code>',
+    ]
+    return "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
