@@ -141,10 +141,11 @@ class ErrorHandler(Displayable):
             types=frozenset(map(str, types)),
             pattern=pattern,
             lasting=lasting,
+            monitor=monitor,
             home=self.home,
             act=lambda process_id, error: self._unwell(process_id, error, plan),
         )
-        end = trigger.listen(monitor)
+        end = trigger.listen()
         self._closers.append(end)
         return end
 

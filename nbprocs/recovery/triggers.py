@@ -1,7 +1,7 @@
 """What starts a recovery of a process that still runs: an alert that lasts, or a liveness probe that keeps failing."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,9 @@ class AlertSource(Protocol):
     def on_alert(self, callback: Callable[[Any], object], /) -> Any:
         """Call back with each alert when it fires and when it resolves."""
 
+    def alerts(self, *, open_only: bool) -> Iterable[Any]:
+        """Those that are open now."""
+
 
 @dataclass(slots=True, kw_only=True)
 class AlertTrigger:
@@ -58,14 +61,15 @@ class AlertTrigger:
     types: frozenset[str]
     pattern: str
     lasting: float
+    monitor: AlertSource
     home: Home
     act: Act
     _timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _ended: bool = False
 
-    def listen(self, monitor: AlertSource) -> Callable[[], None]:
+    def listen(self) -> Callable[[], None]:
         """Begin; returns what ends it."""
-        unsubscribe = monitor.on_alert(lambda alert: self.home.post(self.hear, alert))
+        unsubscribe = self.monitor.on_alert(lambda alert: self.home.post(self.hear, alert))
 
         def end() -> None:
             self._ended = True
@@ -89,6 +93,8 @@ class AlertTrigger:
 
     def _lasted(self, alert: AlertLike) -> None:
         self._timers.pop(alert.id, None)
+        if not any(still.id == alert.id for still in self.monitor.alerts(open_only=True)):
+            return  # resolved, and the monitor's rate limit held the news back
         error = Unhealthy(
             f"{alert.name} is not well: {alert.message}" + (f", for {self.lasting:g} s" if self.lasting else ""),
             process_id=alert.process_id,
