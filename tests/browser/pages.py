@@ -4,7 +4,7 @@ import itertools
 import re
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.browser.server import ROOT, Server
 
+expect.set_options(timeout=30_000)  # a loaded machine with two cores; only a failure waits that long
+KEY_TRIES = 5
 CELL = ".jp-Notebook .jp-Cell"
 EXECUTED = re.compile(r"\[\d+\]")
 IDLE = "() => [...document.querySelectorAll('[data-status]')].some(e => e.getAttribute('data-status') === 'idle')"
@@ -49,20 +51,24 @@ class NotebookPage:
         return self.cell(number).locator(".jp-Cell-outputWrapper")
 
     async def start(self, number: int) -> None:
-        """Run a cell, and return at once."""
+        """Run a cell, and return when the kernel has it."""
         cell = self.cell(number)
-        await cell.scroll_into_view_if_needed()
-        await cell.locator(".jp-InputPrompt").first.click()
-        await self.page.keyboard.press("Control+Enter")
+        prompt = cell.locator(".jp-InputPrompt").first
+        before = await prompt.text_content() or ""
+        for _ in range(KEY_TRIES):  # a page that is still settling takes the focus away between click and key
+            await cell.scroll_into_view_if_needed()
+            await prompt.click()
+            await self.page.keyboard.press("Control+Enter")
+            with suppress(AssertionError):
+                await expect(prompt).not_to_have_text(before, timeout=4000)
+                return
+        message = f"cell {number} of {self.notebook} did not start; the window is in {await self.shot('not-started')}"
+        raise AssertionError(message)
 
     async def run(self, number: int, *, timeout: float = 60, check: bool = True) -> None:
         """Run a cell to its end; fails if it raised, unless ``check=False``."""
-        prompt = self.cell(number).locator(".jp-InputPrompt").first
-        before = (await prompt.text_content() or "").strip()
         await self.start(number)
-        if EXECUTED.search(before):
-            await expect(prompt).not_to_have_text(before, timeout=timeout * 1000)
-        await expect(prompt).to_have_text(EXECUTED, timeout=timeout * 1000)
+        await expect(self.cell(number).locator(".jp-InputPrompt").first).to_have_text(EXECUTED, timeout=timeout * 1000)
         error = self.output(number).locator(ERROR)
         if check and await error.count():
             message = f"cell {number} of {self.notebook} raised:\n{await error.first.inner_text()}"
