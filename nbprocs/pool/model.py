@@ -1,0 +1,184 @@
+"""Values of the process pool: its configuration, its figures, and what is told about tasks and workers. No I/O, no loop, no clock."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nbprocs.errors import ProcessError
+
+__all__ = [
+    "PoolConfig",
+    "PoolMetrics",
+    "PythonWorker",
+    "RemoteError",
+    "RemoteTraceback",
+    "TaskState",
+    "WorkerState",
+    "usable_cpus",
+]
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is no error of its own, but the cause shown above one
+    """The traceback of an exception as it was formatted in the worker; the ``__cause__`` of the exception that arrives here."""
+
+    def __init__(self, text: str) -> None:
+        """Keep the text, which is shown as it is."""
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        """The traceback between quotes, so that it is told apart from the local one."""
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+class RemoteError(ProcessError):
+    """A task ended with an exception that can't be raised here as itself; ``kind`` is the name of its type.
+
+    It does not pickle, or it is one that ends interpreters and loops (SystemExit, KeyboardInterrupt, CancelledError, StopIteration).
+    """
+
+    kind: str = ""
+
+
+class TaskState(StrEnum):
+    """The life of one task. The last four are final."""
+
+    QUEUED = "queued"  # also while it waits to be tried again
+    RUNNING = "running"  # handed to a worker
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """True when the task will not change any more."""
+        return self not in (TaskState.QUEUED, TaskState.RUNNING)
+
+
+class WorkerState(StrEnum):
+    """The life of one worker."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    LEAVING = "leaving"  # gets no more tasks
+    GONE = "gone"
+
+
+def _cgroup_cpus() -> float | None:
+    """The CPU limit of this container (v2, then v1); None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may really use: the affinity mask and the container's limit, not what the host has.
+
+    >>> usable_cpus() >= 1
+    True
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    limit = _cgroup_cpus()
+    return max(1, count if limit is None else min(count, round(limit)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonWorker:
+    """The default kind of worker: a fresh Python interpreter that runs callables.
+
+    >>> PythonWorker(preload=("json",))
+    PythonWorker(initializer=None, initargs=(), preload=('json',), env_vars={}, working_dir=None)
+    """
+
+    initializer: Callable[..., object] | None = None  # called once in each new worker, before it counts as ready
+    initargs: tuple[Any, ...] = ()
+    preload: tuple[str, ...] = ()  # modules to import before it counts as ready, so that no task pays for them
+    env_vars: Mapping[str, str | None] = field(default_factory=dict)  # a diff on the kernel's environment; None removes
+    working_dir: str | None = None  # None: the kernel's, at the time of the worker's start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """How many workers a pool has, when they come and go, and how tasks are treated.
+
+    ``max_processes=None`` means the CPUs that this process may really use. Raises ValueError for what makes no pool.
+
+    >>> PoolConfig(min_processes=1, max_processes=4).initial
+    1
+    """
+
+    min_processes: int = 1  # never fewer, once started
+    max_processes: int | None = None  # never more
+    initial_processes: int | None = None  # started by start(); None: min_processes
+    idle_timeout: float | None = 60.0  # seconds; a worker idle for longer leaves, down to the minimum; None: never
+    health_check_interval: float = 5.0  # seconds between pings; a worker that misses one and is stopped or idle is replaced
+    task_timeout: float | None = None  # seconds from the start of a task in its worker; past it the worker's tree is killed
+    max_retries: int = 0  # tries after the first; 0, because only you know whether a task may run twice
+    retry_delay: float = 0.1  # seconds before the second try; doubled for each further one, up to 30
+    start_timeout: float = 30.0  # seconds for a new worker to become ready, its initialiser included
+    max_tasks_per_worker: int | None = None  # a worker that has run so many is replaced
+    max_worker_age: float | None = None  # seconds; an older one is replaced
+    max_memory_growth: int | None = None  # bytes of resident memory above what it had when it was ready; past it it is replaced
+    history: int = 10_000  # ended tasks that frame() remembers
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no pool, before anything is started."""
+        if self.max_processes is None:
+            object.__setattr__(self, "max_processes", max(usable_cpus(), self.min_processes, self.initial_processes or 1))
+        wrong = [
+            (not 0 <= self.min_processes <= self.most, f"min_processes must be from 0 to max_processes ({self.most})"),
+            (self.most < 1, "max_processes must be 1 or more"),
+            (not self.min_processes <= self.initial <= self.most, "initial_processes must be from min_processes to max_processes"),
+            (self.max_retries < 0, "max_retries must be 0 or more"),
+            (self.retry_delay < 0, "retry_delay must be 0 seconds or more"),
+            (self.history < 0, "history must be 0 or more"),
+        ]
+        for name in ("idle_timeout", "health_check_interval", "task_timeout", "start_timeout", "max_worker_age", "max_memory_growth"):
+            value = getattr(self, name)
+            wrong.append((value is not None and not value > 0, f"{name} must be positive"))
+        wrong.append((self.max_tasks_per_worker is not None and self.max_tasks_per_worker < 1, "max_tasks_per_worker must be 1 or more"))
+        if found := [text for bad, text in wrong if bad]:
+            raise ValueError("; ".join(found))
+
+    @property
+    def most(self) -> int:
+        """max_processes, resolved."""
+        return self.max_processes or 0
+
+    @property
+    def initial(self) -> int:
+        """initial_processes, resolved."""
+        return self.min_processes if self.initial_processes is None else self.initial_processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMetrics:
+    """A snapshot of a pool's figures; every one is counted, none estimated."""
+
+    total_tasks_completed: int
+    total_tasks_failed: int  # timed out ones included, cancelled ones not
+    total_tasks_cancelled: int
+    total_retries: int
+    average_execution_time: float  # seconds in the worker, over all completed tasks; 0.0 before the first
+    total_processes_created: int
+    total_processes_destroyed: int
+    total_processes_crashed: int  # of the destroyed ones those that we did not end
+    current_active_processes: int  # ready to work, or working
+    current_starting_processes: int
+    current_busy_processes: int
+    current_queued_tasks: int  # not yet handed to a worker
+    current_running_tasks: int  # handed to a worker

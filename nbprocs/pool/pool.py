@@ -1,0 +1,600 @@
+"""ProcessPool: workers that are started once and used again and again.
+
+::
+
+    submit / run / map / executor      any thread, any loop
+            │  Codec: the call as bytes
+            ▼
+        inbox ──► Desk ──► Dispatcher     tasks: queue, lanes, retries, outcomes        (home loop)
+                   │ ▲
+                   ▼ │
+                  Crew ──► Member ──► Link ──► worker process                           (home loop)
+
+This module is the public face; what it decides and does is in the modules named in the drawing.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from nbprocs.display import Displayable
+from nbprocs.engine.home import Home, Tasks, hops
+from nbprocs.errors import Closed, CommunicationError, ProcessError, StartupFailed
+from nbprocs.manager import ProcessManager
+from nbprocs.model import TaskPriority
+from nbprocs.policy import RetryPolicy
+from nbprocs.pool import report
+from nbprocs.pool.codec import Codec, Function
+from nbprocs.pool.command import CommandLink, CommandWorker
+from nbprocs.pool.crew import Crew
+from nbprocs.pool.desk import Desk
+from nbprocs.pool.executor import PoolExecutor
+from nbprocs.pool.mapping import Sizer, Submit, length_of, mapped
+from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker
+from nbprocs.pool.python import Link, Listener, PythonLink
+from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
+from nbprocs.pool.worker import dumps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ProcessPool"]
+
+_names = itertools.count(1)
+_HISTORY = 100  # ended workers that a pool's own manager remembers with their output
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "the pool's"
+
+
+_UNSET = _Unset()
+Future = TaskHandle[Any] | BlockableFuture[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """How a task is to be treated."""
+
+    priority: int
+    timeout: float | None
+    policy: RetryPolicy | None
+
+
+class ProcessPool(Displayable):
+    """A pool of warm workers. ``async with`` it, or ``await pool.aclose()`` in the end; it starts by itself with the first task.
+
+    Args:
+        config: a PoolConfig; by default one worker, and up to as many as there are CPUs under load.
+        worker: the kind of worker: a PythonWorker (the default) or a CommandWorker.
+        manager: whose processes the workers are to be; by default a manager of the pool's own. The pool lives on its loop.
+        background: True keeps the pool going while a cell blocks the kernel (not with ``manager``: that has chosen already).
+        name: as in "name-worker-1"; by default "pool-1", "pool-2", …
+
+    Raises RuntimeError where no event loop runs, unless ``background`` or ``manager`` is given, and CommunicationError for an
+    initialiser that does not pickle.
+
+    >>> async with ProcessPool(PoolConfig(max_processes=2)) as pool:
+    ...     result = await pool.run(sum, [1, 2, 3])
+    >>> result
+    6
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig | None = None,
+        *,
+        worker: PythonWorker | CommandWorker | None = None,
+        manager: ProcessManager | None = None,
+        background: bool = False,
+        name: str | None = None,
+    ) -> None:
+        config = config or PoolConfig()
+        self.name = name or f"pool-{next(_names)}"
+        self.worker = worker or PythonWorker()
+        setup = _setup(self.worker)
+        self._own_manager = manager is None
+        self.manager = manager or ProcessManager(background=background, history=_HISTORY)
+        self._home = self.manager.home
+        self._codec = Codec(on_reload=self._reloaded)
+        self._desk = Desk(self._home, history=config.history)
+        self._tasks = Tasks(self._home)
+        self._crew = self._desk.crew = Crew(self.manager, self._desk, config, name=self.name, tasks=Tasks(self._home))
+        self._crew.make_link = self._link_maker(setup)
+        self._numbers = itertools.count(1)
+        self._inbox: deque[Callable[[], object] | Task] = deque()
+        self._posted = False
+        self._closing: asyncio.Task[None] | None = None
+        self.closed = False  # True from the beginning of aclose() on
+        self._default = _How(priority=TaskPriority.NORMAL, timeout=config.task_timeout, policy=self._policy(config.max_retries or None))
+
+    def _link_maker(self, setup: bytes | None) -> Callable[[Listener], Link]:
+        kind = self.worker
+        if isinstance(kind, CommandWorker):
+            return lambda listener: CommandLink(kind, listener, self._crew.tasks)
+        return lambda listener: PythonLink(kind, self._codec, listener, setup=setup)
+
+    @property
+    def home(self) -> Home:
+        """The home of the loop that the pool lives on."""
+        return self._home
+
+    @property
+    def config(self) -> PoolConfig:
+        """What it was made with."""
+        return self._crew.config
+
+    # -- life
+
+    @hops
+    async def start(self) -> Self:
+        """Start ``initial_processes`` workers and return when all are ready. Idempotent; not needed, but the first task then finds them warm.
+
+        Raises StartupFailed (or what a start can raise) if one of them can't be started or set up; the pool is closed then and nothing is
+        left running. Takes at most ``start_timeout`` seconds and what stopping takes.
+        """
+        self._check_open()
+        self._crew.begin()
+        members = list(self._crew.members.values())
+        if members:
+            await asyncio.wait({member.ready for member in members})
+        if not self._crew.closing and (error := next((member.error for member in members if member.error is not None), None)):
+            await self.aclose()
+            if isinstance(error, ProcessError):
+                raise error
+            raise StartupFailed(f"{self.name} could not be started: {error}", name=self.name) from error
+        return self
+
+    initialize = start
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """After a block without error wait for its tasks; then close."""
+        try:
+            if kind is None:
+                await self.join()
+        finally:
+            await self.aclose()
+
+    @hops
+    async def join(self) -> None:
+        """Wait until no task is queued, running or waiting to be tried again. Takes as long as they do."""
+        self._take_inbox()
+        await self._desk.join()
+
+    @hops
+    async def aclose(self) -> None:
+        """End all workers with their trees and take no more tasks. Idempotent.
+
+        Tasks that have not ended fail with Closed (``join()`` first if they should not). On return no process is left; free workers get up to
+        2 s for their exit handlers, busy ones are killed. Cancelling the wait does not call it off.
+        """
+        if self._closing is None:
+            self.closed = True
+            self._closing = self._tasks.start(self._close(), name=f"close {self.name}")
+        await asyncio.wait({self._closing})
+        self._closing.result()
+
+    async def _close(self) -> None:
+        self._take_inbox()
+        self._crew.closing = True
+        closed = Closed(f"{self.name} was closed before the task was started", name=self.name)
+        self._desk.abandon(closed)
+        await self._crew.aclose()
+        self._desk.abandon(closed)  # what the workers had not started
+        self._desk.close()
+        if self._own_manager:
+            await self.manager.aclose(grace=0.5)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed(f"{self.name} is closed and takes no more tasks", name=self.name, hint="create another ProcessPool")
+
+    # -- tasks
+
+    def submit(
+        self,
+        function: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        priority: TaskPriority = TaskPriority.NORMAL,
+        timeout: float | None | _Unset = _UNSET,
+        retries: RetryPolicy | int | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[Any]:
+        """Queue one call and return its handle at once. From any thread.
+
+        Args:
+            function: what to call in a worker; for a CommandWorker the line to send to it.
+            args: its arguments, written down now: changing them later changes nothing (except inside numpy arrays and the like that are
+                larger than 64 kB: these are sent uncopied).
+            priority: higher ones are started first, equal ones in order.
+            timeout: seconds from the start in a worker; past it the worker's whole tree is killed. By default ``task_timeout``; None: no limit.
+            retries: a number or a RetryPolicy; by default ``max_retries``.
+            kwargs: its keyword arguments.
+
+        Awaiting the handle gives the result or raises: the function's own exception (its remote traceback is the cause), ExecutionTimeout,
+        ProcessCrashed, ProcessFailed or OutOfMemory if the worker died of it, CommunicationError if call or result don't pickle, Closed.
+        Raises Closed itself, and ValueError for a timeout that is not positive.
+        """
+        how = self._default
+        if priority is not TaskPriority.NORMAL or timeout is not _UNSET or retries is not None:
+            how = self._how(priority, timeout, retries)
+        handle = self._handle()
+        self._submit(handle, function, args, kwargs, how)
+        return handle
+
+    async def run(self, function: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
+        """submit() and wait for the result. When the wait is cancelled, so is the task.
+
+        >>> async with ProcessPool() as pool:
+        ...     result = await pool.run(max, 3, 7, timeout=10)
+        >>> result
+        7
+        """
+        with Home.current():
+            return await self.submit(function, *args, **options)
+
+    def map(
+        self,
+        function: Callable[..., Any] | Iterable[str],
+        /,
+        *iterables: Iterable[Any],
+        ordered: bool = True,
+        chunksize: int | None = None,
+        priority: TaskPriority = TaskPriority.NORMAL,
+        timeout: float | None | _Unset = _UNSET,
+        retries: RetryPolicy | int | None = None,
+        progress: bool | str = False,
+    ) -> AsyncGenerator[Any, None]:
+        """Call the function with each item (of several iterables: with one item of each) and yield the results.
+
+        Args:
+            function: as it is now; changing it while map() goes on changes nothing. For a CommandWorker leave it out.
+            iterables: may be endless: only a few chunks are taken ahead of the results.
+            ordered: False yields results as they come.
+            chunksize: items that travel together. By default it follows their duration: chunks of some 30 ms; 1 where ``timeout`` or ``retries`` is given.
+            timeout: seconds for an item; a chunk gets as much for each of its items.
+            retries: as in submit(); a chunk is tried again as a whole.
+            priority: as in submit().
+            progress: True, or a title, shows a tqdm bar.
+
+        An exception of the function is raised when its turn comes, after the results before it; a dead worker fails its chunk. What is under way is
+        cancelled when the iteration ends early (``async with contextlib.aclosing(pool.map(…))`` makes that happen at once).
+        A chunk counts as one task in metrics() and frame().
+
+        >>> async with ProcessPool() as pool:
+        ...     squares = [y async for y in pool.map(pow, range(5), [2] * 5)]
+        >>> squares
+        [0, 1, 4, 9, 16]
+        """
+        self._check_open()
+        how = self._how(priority, timeout, retries)
+        if isinstance(self.worker, CommandWorker):
+            return self._map_lines(function, how, ordered=ordered, progress=progress)
+        if not callable(function) or not iterables:
+            raise TypeError("map() takes a function and at least one iterable")
+        careful = retries is not None or (timeout is not _UNSET and timeout is not None)
+        total = length_of(iterables)
+        workers = self._crew.size or self.config.most
+        sizer = Sizer(chunksize or (1 if careful else None), total=total, workers=workers)
+        star = len(iterables) > 1
+        items = zip(*iterables) if star else iter(iterables[0])  # noqa: B905 - the shortest ends it, as with the built-in map
+        known = self._snapshot(function)
+        title = _title(function)
+
+        def submit(chunk: list[Any], start: int) -> TaskHandle[Any]:
+            handle = self._handle()
+            self._submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
+            return handle
+
+        label = progress if isinstance(progress, str) else title
+        return self._mapping(
+            submit, items, known, ordered=ordered, sizer=sizer, window=2 * workers + 2, total=total, label=label if progress else None
+        )
+
+    def _map_lines(self, lines: Any, how: _How, *, ordered: bool, progress: bool | str) -> AsyncGenerator[Any, None]:
+        def submit(chunk: list[Any], _start: int) -> TaskHandle[Any]:
+            handle = self._handle()
+            self._submit(handle, chunk[0], (), {}, how, listed=True)
+            return handle
+
+        workers = self._crew.size or self.config.most
+        label = (progress if isinstance(progress, str) else self.name) if progress else None
+        sizer = Sizer(1, total=None, workers=workers)
+        return self._mapping(
+            submit, iter(lines), None, ordered=ordered, sizer=sizer, window=2 * workers, total=length_of((lines,)), label=label
+        )
+
+    async def _mapping(
+        self,
+        submit: Submit,
+        items: Any,
+        known: Function | None,
+        *,
+        ordered: bool,
+        sizer: Sizer,
+        window: int,
+        total: int | None,
+        label: str | None,
+    ) -> AsyncGenerator[Any, None]:
+        bar = None
+        if label is not None:
+            from tqdm.auto import tqdm  # noqa: PLC0415 - `import nbprocs` stays light
+
+            bar = tqdm(total=total, desc=label)
+        try:
+            with Home.current():
+                async for value in mapped(submit, items, ordered=ordered, sizer=sizer, window=window, bar=bar):
+                    yield value
+        finally:
+            if known is not None:
+                self._codec.retire(known)
+
+    # -- how a task comes in
+
+    def _handle(self) -> TaskHandle[Any]:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = self._home.loop
+        handle: TaskHandle[Any] = TaskHandle(self._give_up, loop)
+        if loop is not self._home.loop:  # our own loop beats while workers live; the other one must notice interrupts, too
+            caller = Home.current()
+            caller.__enter__()
+            handle.add_done_callback(lambda _: caller.__exit__(None, None, None))
+        return handle
+
+    def _how(self, priority: TaskPriority, timeout: float | None | _Unset, retries: RetryPolicy | int | None) -> _How:
+        limit = self._default.timeout if isinstance(timeout, _Unset) else timeout
+        if limit is not None and not limit > 0:
+            raise ValueError(f"timeout must be a positive number of seconds or None, not {limit!r}")
+        policy = self._default.policy if retries is None else self._policy(retries)
+        return _How(priority=int(priority), timeout=limit, policy=policy)
+
+    def _policy(self, retries: RetryPolicy | int | None) -> RetryPolicy | None:
+        if retries is None or isinstance(retries, RetryPolicy):
+            return retries
+        return RetryPolicy(max_retries=retries, initial_delay=self.config.retry_delay, jitter=False) if retries else None
+
+    def _submit(
+        self, future: Future, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: _How, *, listed: bool = False
+    ) -> None:
+        if self.closed:
+            self._check_open()
+        known = buffers = error = None
+        payload: Any = None
+        try:
+            if isinstance(self.worker, CommandWorker):
+                payload, title = _question(function, args, kwargs), str(function)[:80]
+            else:
+                title = _title(function)
+                known, payload, buffers = self._codec.call(function, args, kwargs)
+        except Exception as cause:  # noqa: BLE001 - whatever the arguments' own reducers raise is this task's alone
+            title, error = _title(function), _unpicklable(function, cause)
+        task = Task(
+            next(self._numbers),
+            title,
+            known,
+            payload,
+            buffers,
+            priority=how.priority,
+            timeout=how.timeout,
+            policy=how.policy,
+            future=future,
+            listed=listed,
+        )
+        future.stands_for(task)
+        self._put(task, error)
+
+    def _submit_chunk(self, future: Future, known: Function, title: str, chunk: list[Any], how: _How, *, star: bool) -> None:
+        if self.closed:
+            self._check_open()
+        error = buffers = None
+        payload: Any = None
+        try:
+            payload, buffers = dumps(chunk)
+        except Exception as cause:  # noqa: BLE001 - as above
+            error = _unpicklable(title, cause)
+        limit = how.timeout and how.timeout * len(chunk)
+        task = Task(
+            next(self._numbers),
+            title,
+            known,
+            payload,
+            buffers,
+            priority=how.priority,
+            timeout=limit,
+            policy=how.policy,
+            future=future,
+            star=star,
+        )
+        future.stands_for(task)
+        self._put(task, error)
+
+    def _put(self, task: Task, error: BaseException | None) -> None:
+        """Onto the desk: directly on the home loop, by the inbox from elsewhere (one wake-up for a burst)."""
+        if asyncio._get_running_loop() is self._home.loop:  # noqa: SLF001 - like get_running_loop, without an exception where none runs
+            if self._inbox:
+                self._take_inbox()
+            self._accept(task, error)
+            return
+        self._inbox.append((lambda: self._accept(task, error)) if error is not None else task)
+        if not self._posted:
+            self._posted = True
+            self._home.post(self._take_inbox)
+
+    def _take_inbox(self) -> None:
+        self._posted = False  # before the inbox is looked at: who comes later posts again
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Task):
+                self._accept(item, None)
+            else:
+                item()
+
+    def _accept(self, task: Task, error: BaseException | None) -> None:
+        if self._crew.closing:
+            error = error or Closed(f"{self.name} was closed before the task was started", name=self.name)
+        if error is not None:
+            task.policy = None
+            self._desk.refuse(task, error)
+            return
+        if not self._crew.started:
+            self._crew.begin()
+        self._desk.enqueue(task)
+
+    def _give_up(self, task: Task) -> None:
+        """A handle was cancelled, on whatever thread."""
+        if self._home.here:
+            self._take_inbox()
+            self._desk.give_up(task)
+        else:
+            self._inbox.append(lambda: self._desk.give_up(task))
+            if not self._posted:
+                self._posted = True
+                self._home.post(self._take_inbox)
+
+    def _snapshot(self, function: Callable[..., Any]) -> Function:
+        try:
+            return self._codec.snapshot(function)
+        except Exception as cause:
+            raise _unpicklable(function, cause) from cause
+
+    def _reloaded(self) -> None:
+        self._home.post(self._crew.renew)
+
+    # -- the executor's backend
+
+    def executor(self) -> PoolExecutor:
+        """The pool as a ``concurrent.futures.Executor``, usable from any thread. Make as many as you like; closing them leaves the pool alone.
+
+        Where the pool lives on the kernel's own loop, wait for its futures with ``asyncio.wrap_future`` or ``loop.run_in_executor``; to block for them use
+        ``background=True``.
+        """
+        return PoolExecutor(self)
+
+    def future(self) -> BlockableFuture[Any]:
+        """For the executor."""
+        return BlockableFuture(self._home, self._give_up)
+
+    def call(self, future: BlockableFuture[Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """For the executor."""
+        self._submit(future, function, args, kwargs, self._default)
+
+    def chunks(
+        self, function: Callable[..., Any], *, star: bool
+    ) -> tuple[Callable[[BlockableFuture[Any], list[Any]], None], Callable[[], object]]:
+        """For the executor."""
+        self._check_open()
+        known, title = self._snapshot(function), _title(function)
+        return (
+            lambda future, chunk: self._submit_chunk(future, known, title, chunk, self._default, star=star),
+            lambda: self._codec.retire(known),
+        )
+
+    # -- size and code
+
+    def resize(self, workers: int | None) -> None:
+        """Have exactly so many workers from now on; None: again as many as the load needs, between minimum and maximum. From any thread.
+
+        New ones are ready some 30 ms later; those that are too many leave when they are free. Raises ValueError outside the pool's bounds.
+        """
+        if workers is not None and not max(1, self.config.min_processes) <= workers <= self.config.most:
+            raise ValueError(f"{self.name} may have from {max(1, self.config.min_processes)} to {self.config.most} workers, not {workers}")
+        self._home.post(self._resize, workers)
+
+    def _resize(self, workers: int | None) -> None:
+        if not self._crew.closing:
+            self._crew.size = workers
+            if workers is not None:
+                self._crew.begin()
+            self._crew.resize(workers)
+
+    def renew(self) -> None:
+        """Replace every worker by a fresh one, each when it is free: after a module was changed on disk, say. From any thread."""
+        self._home.post(self._crew.renew)
+
+    # -- looking
+
+    def metrics(self) -> PoolMetrics:
+        """The pool's figures now.
+
+        >>> async with ProcessPool() as pool:
+        ...     _ = await pool.run(abs, -1)
+        ...     pool.metrics().total_tasks_completed
+        1
+        """
+        return self._look(lambda: report.metrics(self._desk, self._crew))
+
+    def frame(self, what: Literal["tasks", "workers"] = "tasks") -> "pd.DataFrame":
+        """Tasks (the last ``history`` ended ones, those at work, those that wait) or workers as a DataFrame.
+
+        Tasks, indexed by number: task, state, priority, queued, started, ended, seconds, worker, attempts, error.
+        Workers, indexed by name: state, pid, started, ready, ended, tasks, holds, reason (why it left).
+
+        >>> async with ProcessPool() as pool:
+        ...     _ = await pool.run(abs, -1)
+        ...     print(pool.frame().loc[1, "state"])
+        completed
+        """
+        if what not in ("tasks", "workers"):
+            raise ValueError(f"there are frames of 'tasks' and of 'workers', not of {what!r}")
+        return self._look(lambda: report.worker_frame(self._crew) if what == "workers" else report.task_frame(self._desk))
+
+    def _look(self, read: Callable[[], Any]) -> Any:
+        """A read from another thread may meet a change; it is made again then."""
+        while True:
+            try:
+                return read()
+            except RuntimeError:  # a container changed size while it was read
+                if self._home.here:
+                    raise
+                time.sleep(0)
+
+    def __repr__(self) -> str:
+        return report.summary(self.name, self.metrics(), self.config.most, closed=self.closed)
+
+    def _html_(self) -> str:
+        return report.html(repr(self), self._crew.members.values())
+
+
+def _title(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def _setup(kind: PythonWorker | CommandWorker) -> bytes | None:
+    if isinstance(kind, CommandWorker) or kind.initializer is None:
+        return None
+    import cloudpickle  # noqa: PLC0415 - `import nbprocs` stays light
+
+    try:
+        return bytes(cloudpickle.dumps((kind.initializer, kind.initargs), protocol=5))
+    except Exception as cause:
+        raise _unpicklable(kind.initializer, cause) from cause
+
+
+def _question(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    if not isinstance(function, str) or args or kwargs:
+        raise TypeError("a CommandWorker takes one line of text and nothing else")
+    if "\n" in function or "\r" in function:
+        raise ValueError("a question is one line; a newline in it would ask two")
+    return function
+
+
+def _unpicklable(function: Any, cause: BaseException) -> CommunicationError:
+    title = function if isinstance(function, str) else _title(function)
+    error = CommunicationError(
+        f"{title} can't be sent to a worker: {type(cause).__name__}: {cause}",
+        hint="send data, and open files, sockets or locks inside the function",
+    )
+    error.__cause__ = cause
+    return error

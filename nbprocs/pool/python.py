@@ -1,0 +1,212 @@
+"""The parent's side of one Python worker: its sockets, its page, what it was told already."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from nbprocs.engine.channel import Channel, SharedPage
+from nbprocs.manager import ProcessManager
+from nbprocs.model import ProcessConfig
+from nbprocs.pool import worker as child
+from nbprocs.pool.codec import Codec
+from nbprocs.pool.dispatch import DEEPEST
+from nbprocs.pool.model import PythonWorker
+from nbprocs.pool.task import Task
+from nbprocs.pool.wire import Decoder, frame
+from nbprocs.process import ManagedProcess
+
+__all__ = ["Link", "Listener", "PythonLink", "Sent"]
+
+# The child's sys.modules gets worker.py under a private name, and its __main__ stays empty, as it is in a fresh interpreter.
+_BOOT = (
+    "import sys;from importlib.util import module_from_spec as m,spec_from_file_location as f;"
+    "p,*a=sys.argv[1:];s=f('nbprocs_worker',p);w=m(s);sys.modules[s.name]=w;s.loader.exec_module(w);sys.argv[1:]=[];w.main(*map(int,a))"
+)
+_OUTPUT = 1 << 20  # bytes of a worker's output kept in memory, a stream
+
+Sent = tuple[int, Task]
+
+
+class Listener(Protocol):
+    """Who is told what a worker says; all calls come on the home loop."""
+
+    def answers(self, messages: list[Any]) -> None:
+        """(kind, number, nanoseconds, payload[, buffers]) each, kinds as in nbprocs.pool.worker."""
+
+    def returned(self, numbers: list[int]) -> None:
+        """These were withdrawn unstarted."""
+
+    def pong(self) -> None:
+        """It answered a ping."""
+
+    def hung_up(self) -> None:
+        """It closed its socket, or sent what is no frame."""
+
+
+class Link(Protocol):
+    """What the pool asks of a worker, whatever its kind."""
+
+    deepest: int  # tasks that it can hold at once
+
+    async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
+        """Start it. Raises what ``manager.spawn`` raises; nothing is left open then."""
+
+    def dispatch(self, sent: Iterable[Sent]) -> None:
+        """Hand tasks over, with their numbers in the lane."""
+
+    def withdraw(self, numbers: list[int]) -> None:
+        """Ask for those back that have not started; ``returned`` tells."""
+
+    def claimed(self) -> tuple[int, float]:
+        """Number of the task that it started last, and when (time.monotonic()); known also when it is dead."""
+
+    def ping(self) -> None:
+        """Ask for a sign of life; ``pong`` tells."""
+
+    def drain(self) -> None:
+        """Deliver now what it has answered already."""
+
+    def quit(self) -> None:
+        """Ask it to leave by itself."""
+
+    def close(self) -> None:
+        """Give everything back. Idempotent. The process is somebody else's business."""
+
+
+class PythonLink:
+    """See the drawing in nbprocs.pool.worker."""
+
+    deepest = DEEPEST
+
+    def __init__(self, kind: PythonWorker, codec: Codec, listener: Listener, *, setup: bytes | None) -> None:
+        """``setup`` is the pickled (initialiser, arguments), or None."""
+        self._kind = kind
+        self._codec = codec
+        self._listener = listener
+        self._setup = setup
+        self._known: set[int] = set()
+        self._path: list[str] = []
+        self._data: Channel | None = None
+        self._control: Channel | None = None
+        self._page: SharedPage | None = None
+        self._last = (0, 0.0)  # what the page said when it was closed
+
+    async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
+        """Start the interpreter and send it what it needs; it says READY (or BROKEN) when it has done so."""
+        loop, listener = manager.home.loop, self._listener
+        try:
+            self._data = Channel(loop, Decoder(), on_messages=listener.answers, on_end=listener.hung_up)
+            self._control = Channel(loop, Decoder(4096), on_messages=self._controlled, on_end=_nothing)
+            self._page = SharedPage()
+            ends = (self._data.child_fd, self._control.child_fd, self._page.child_fd)
+            config = ProcessConfig(
+                command=sys.executable,
+                args=("-P", "-c", _BOOT, str(Path(child.__file__)), *map(str, ends)),
+                env_vars=self._kind.env_vars,
+                working_dir=self._kind.working_dir,
+                output_limit=_OUTPUT,
+                name=name,
+            )
+            process = await manager.spawn(config, inherit=ends, wait=False)
+        except BaseException:
+            self.close()
+            raise
+        for end in (self._data, self._control, self._page):
+            end.release_child()
+        self._path = _path()
+        options = {"path": self._path, "preload": list(self._kind.preload), "initializer": self._setup}
+        self._data.send(frame([(child.SETUP, options)]))
+        return process
+
+    def _controlled(self, messages: list[Any]) -> None:
+        for kind, payload in messages:
+            if kind == child.PING:
+                self._listener.pong()
+            else:
+                self._listener.returned(payload)
+
+    # -- tasks
+
+    def dispatch(self, sent: Iterable[Sent]) -> None:
+        """One write for all of them, except that a task with large buffers has a frame of its own."""
+        if self._data is None:
+            return
+        messages: list[tuple[Any, ...]] = self._news()
+        for number, task in sent:
+            function = task.function
+            if function is not None and function.number not in self._known:
+                self._known.add(function.number)
+                messages.append((child.DEFINE, function.number, function.blob))
+            key = 0 if function is None else function.number
+            if task.star is None:
+                message: tuple[Any, ...] = (child.TASK, number, key, task.payload)
+            else:
+                message = (child.CHUNK, number, key, task.payload, task.star)
+            if task.buffers:
+                if messages:
+                    self._data.send(frame(messages))
+                    messages = []
+                self._data.send(frame([message], task.buffers))
+            else:
+                messages.append(message)
+        if messages:
+            self._data.send(frame(messages))
+
+    def _news(self) -> list[tuple[Any, ...]]:
+        """What changed here since the last time: sys.path, and functions that nobody can call any more."""
+        found: list[tuple[Any, ...]] = []
+        if self._path != sys.path and (path := _path()) != self._path:
+            self._path = path
+            found.append((child.PATH, path))
+        if self._codec.retired and (gone := self._known & self._codec.retired):
+            self._known -= gone
+            found += [(child.FORGET, number) for number in gone]
+        return found
+
+    def withdraw(self, numbers: list[int]) -> None:
+        """Over the control socket: its thread answers while the main thread computes."""
+        if self._control is not None:
+            self._control.send(frame((child.WITHDRAW, numbers)))
+
+    def claimed(self) -> tuple[int, float]:
+        """From the shared page. The worker writes the time first: at worst an older number comes with a newer time, never the reverse."""
+        if self._page is None:
+            return self._last
+        number = self._page.words[child.CLAIMED]
+        return number, self._page.words[child.STARTED] * 1e-9
+
+    # -- life
+
+    def ping(self) -> None:
+        """A stopped worker does not read: then what is unsent stays one ping."""
+        if self._control is not None and not self._control.backlog:
+            self._control.send(frame((child.PING, 0)))
+
+    def drain(self) -> None:
+        """Read until nothing is there."""
+        if self._data is not None and not self._data.closed:
+            self._data.read()
+
+    def quit(self) -> None:
+        """It ends like any program, its exit handlers included."""
+        if self._data is not None:
+            self._data.send(frame([(child.QUIT,)]))
+
+    def close(self) -> None:
+        """Sockets and page."""
+        self._last = self.claimed()
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+        for channel in (self._data, self._control):
+            if channel is not None:
+                channel.close()
+
+
+def _path() -> list[str]:
+    return [entry for entry in sys.path if isinstance(entry, str)]
+
+
+def _nothing() -> None:
+    """The data socket tells."""

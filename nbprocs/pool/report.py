@@ -1,0 +1,139 @@
+"""What a pool shows: figures, DataFrames, and a static table. Reads only."""
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from nbprocs.display import text
+from nbprocs.pool.crew import Crew
+from nbprocs.pool.desk import Desk
+from nbprocs.pool.member import Member
+from nbprocs.pool.model import PoolMetrics
+from nbprocs.pool.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["html", "metrics", "summary", "task_frame", "worker_frame"]
+
+_SHOWN = 50  # workers in the static table
+
+
+def metrics(desk: Desk, crew: Crew) -> PoolMetrics:
+    """The figures now."""
+    members = list(crew.members.values())
+    return PoolMetrics(
+        total_tasks_completed=desk.completed,
+        total_tasks_failed=desk.failed,
+        total_tasks_cancelled=desk.cancelled,
+        total_retries=desk.retries,
+        average_execution_time=desk.seconds / desk.completed if desk.completed else 0.0,
+        total_processes_created=crew.created,
+        total_processes_destroyed=crew.destroyed,
+        total_processes_crashed=crew.crashed,
+        current_active_processes=sum(member.ready_at is not None for member in members),
+        current_starting_processes=sum(member.ready_at is None for member in members),
+        current_busy_processes=sum(bool(member.lane.sent) for member in members),
+        current_queued_tasks=len(desk.dispatcher.queue) + len(desk.delayed),
+        current_running_tasks=desk.dispatcher.running,
+    )
+
+
+def tasks(desk: Desk) -> list[Task]:
+    """The remembered ones, then those at work, then those that wait."""
+    lanes = [task for lane in list(desk.dispatcher.lanes.values()) for task in list(lane.sent.values()) if not task.dropped]
+    return [*desk.ended.copy(), *lanes, *desk.delayed, *desk.dispatcher.queue]
+
+
+def task_frame(desk: Desk) -> "pd.DataFrame":
+    """A row a task, indexed by its number; see ProcessPool.frame."""
+    import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
+
+    when = _Clock()
+    found = tasks(desk)
+    rows = [
+        (
+            task.title,
+            task.state.value,
+            task.priority,
+            when(task.queued),
+            when(task.started),
+            when(task.ended),
+            task.seconds if task.state.final else None,
+            task.worker or None,
+            task.attempts,
+            task.error or None,
+        )
+        for task in found
+    ]
+    columns = ["task", "state", "priority", "queued", "started", "ended", "seconds", "worker", "attempts", "error"]
+    index = pd.Index([task.number for task in found], name="number", dtype="int64")
+    frame = pd.DataFrame(rows, columns=columns, index=index)
+    words = dict.fromkeys(("task", "state", "worker", "error"), "string")
+    times = dict.fromkeys(("queued", "started", "ended"), "datetime64[us, UTC]")
+    return frame.astype({**words, **times, "seconds": "float64", "attempts": "int64", "priority": "int64"}).sort_index()
+
+
+def worker_frame(crew: Crew) -> "pd.DataFrame":
+    """A row a worker, indexed by name; see ProcessPool.frame."""
+    import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
+
+    when = _Clock()
+    members = [*crew.past, *crew.members.values()]
+    rows = [
+        (
+            member.state.value,
+            member.process.pid if member.process else None,
+            when(member.born),
+            when(member.ready_at),
+            when(member.ended_at),
+            member.done,
+            len(member.lane.sent),
+            member.reason or None,
+        )
+        for member in members
+    ]
+    columns = ["state", "pid", "started", "ready", "ended", "tasks", "holds", "reason"]
+    frame = pd.DataFrame(rows, columns=columns, index=pd.Index([member.name for member in members], name="worker"))
+    words = dict.fromkeys(("state", "reason"), "string")
+    times = dict.fromkeys(("started", "ready", "ended"), "datetime64[us, UTC]")
+    return frame.astype({**words, **times, "pid": "Int64", "tasks": "int64", "holds": "int64"})
+
+
+class _Clock:
+    """Monotonic seconds as dates, by the wall clock of now: the clock may be set, the durations stay right."""
+
+    def __init__(self) -> None:
+        self._now, self._mono = datetime.now(UTC), time.monotonic()
+
+    def __call__(self, seconds: float | None) -> datetime | None:
+        return self._now - timedelta(seconds=self._mono - seconds) if seconds else None
+
+
+def summary(name: str, figures: PoolMetrics, most: int, *, closed: bool) -> str:
+    """One line."""
+    state = "closed" if closed else f"{figures.current_active_processes} of {most} workers, {figures.current_busy_processes} busy"
+    return (
+        f"<ProcessPool {name}: {state}; {figures.current_queued_tasks} queued, {figures.current_running_tasks} running, "
+        f"{figures.total_tasks_completed} completed, {figures.total_tasks_failed} failed>"
+    )
+
+
+def html(title: str, members: Iterable[Member]) -> str:
+    """A static table of workers."""
+    rows = "".join(_row(member) for member in list(members)[:_SHOWN])
+    head = "".join(f"<th>{name}</th>" for name in ("worker", "state", "pid", "tasks", "holds", "age"))
+    return f"<div>{text(title)}<table><tr>{head}</tr>{rows}</table></div>"
+
+
+def _row(member: Member) -> str:
+    cells: tuple[Any, ...] = (
+        member.name,
+        member.state.value,
+        member.process.pid if member.process else "",
+        member.done,
+        len(member.lane.sent),
+        f"{time.monotonic() - member.born:.0f} s",
+    )
+    return "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>"

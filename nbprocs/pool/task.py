@@ -1,0 +1,224 @@
+"""A task of the pool, and the handles that stand for it: one to await, one for code that expects ``concurrent.futures``."""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+from nbprocs.engine.home import Home
+from nbprocs.errors import CommunicationError
+from nbprocs.policy import RetryPolicy
+from nbprocs.pool.codec import Buffers, Function
+from nbprocs.pool.model import TaskState
+
+__all__ = ["BlockableFuture", "Task", "TaskHandle"]
+
+T = TypeVar("T")
+
+
+class Task:
+    """What the pool knows of one call. Only the home loop changes it once it is submitted."""
+
+    __slots__ = (
+        "attempts",
+        "buffers",
+        "dropped",
+        "ended",
+        "error",
+        "function",
+        "future",
+        "listed",
+        "number",
+        "payload",
+        "policy",
+        "priority",
+        "queued",
+        "seconds",
+        "star",
+        "started",
+        "state",
+        "timeout",
+        "title",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        title: str,
+        function: Function | None,
+        payload: Any,
+        buffers: Buffers,
+        *,
+        priority: int,
+        timeout: float | None,
+        policy: RetryPolicy | None,
+        future: "TaskHandle[Any] | BlockableFuture[Any]",
+        star: bool | None = None,
+        listed: bool = False,
+    ) -> None:
+        self.number = number
+        self.title = title
+        self.function = function
+        self.payload = payload
+        self.buffers = buffers
+        self.priority = priority
+        self.timeout = timeout
+        self.policy = policy
+        self.future: TaskHandle[Any] | BlockableFuture[Any] | None = future  # None once it is settled
+        self.star = star  # None: one call; else a chunk of them, with one argument (False) or several (True)
+        self.listed = listed  # the result is wanted as that of a chunk of one
+        self.state = TaskState.QUEUED
+        self.attempts = 0  # tries that ended
+        self.dropped = False
+        self.worker = ""
+        self.queued = time.monotonic()
+        self.started = 0.0
+        self.ended = 0.0
+        self.seconds = 0.0  # in the worker, last try
+        self.error = ""
+
+    def release(self) -> None:
+        """Let go of everything large: the history remembers the rest."""
+        self.payload = self.buffers = self.function = self.future = None
+
+
+class TaskHandle(asyncio.Future[T]):
+    """Stands for one task of a pool. Await it for the result; ``cancel()`` it at any time, also while it runs.
+
+    It is an asyncio future of the loop that submitted it, so ``asyncio.gather``, ``wait`` and ``timeout`` take it as it is, without a task for each. That
+    also means: when what awaits it is cancelled (an interrupted cell, a timeout), the task is cancelled. Awaiting on another loop works, too.
+
+    >>> pool = ProcessPool()
+    >>> handle = pool.submit(pow, 2, 10)
+    >>> await handle
+    1024
+    >>> handle.state
+    <TaskState.COMPLETED: 'completed'>
+    >>> await pool.aclose()
+    """
+
+    __slots__ = ("_give_up", "_task")
+
+    def __init__(self, give_up: "Callable[[Task], object]", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._give_up = give_up
+        self._task: Task | None = None
+
+    def stands_for(self, task: Task) -> None:
+        """From the pool: this is its task."""
+        self._task = task
+
+    @property
+    def id(self) -> int:
+        """The task's number in its pool, as in ``pool.frame()``."""
+        return self._task.number if self._task else 0
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task is now."""
+        return self._task.state if self._task else TaskState.FAILED
+
+    @property
+    def attempts(self) -> int:
+        """Tries that have ended."""
+        return self._task.attempts if self._task else 0
+
+    @property
+    def seconds(self) -> float:
+        """How long its last try took in the worker; 0.0 before it ended."""
+        return self._task.seconds if self._task else 0.0
+
+    @property
+    def worker(self) -> str:
+        """The name of the worker that it was handed to last; empty before."""
+        return self._task.worker if self._task else ""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Give the task up; True unless it had ended. One that runs is ended with its worker's whole tree; nobody else's task is touched.
+
+        On return the handle is cancelled; the worker's end takes a few milliseconds more.
+        """
+        if not super().cancel(msg):
+            return False
+        if self._task is not None:
+            self._give_up(self._task)
+        return True
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """The result. On another loop than the handle's own it comes by way of a future of that loop."""
+        loop = asyncio.get_running_loop()
+        if loop is self.get_loop():
+            return super().__await__()
+        return _elsewhere(self, loop).__await__()
+
+    __iter__ = __await__
+
+
+def _elsewhere(handle: "TaskHandle[T]", loop: asyncio.AbstractEventLoop) -> "asyncio.Future[T]":
+    """A future of this loop that ends as the handle does, and gives the handle up when it is cancelled."""
+    mirror: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def copy(done: "asyncio.Future[T]") -> None:
+        if done.cancelled():
+            mirror.cancel()
+        elif mirror.set_running_or_notify_cancel():
+            error = done.exception()
+            if error is not None:
+                mirror.set_exception(error)
+            else:
+                mirror.set_result(done.result())
+
+    def watch() -> None:
+        handle.add_done_callback(copy)
+
+    handle.get_loop().call_soon_threadsafe(watch)
+    here = asyncio.wrap_future(mirror, loop=loop)
+
+    def give_up(done: "asyncio.Future[T]") -> None:
+        if done.cancelled():
+            handle.get_loop().call_soon_threadsafe(handle.cancel)
+
+    here.add_done_callback(give_up)
+    return here
+
+
+class BlockableFuture(concurrent.futures.Future[T]):
+    """A ``concurrent.futures.Future`` that refuses to wait for ever: on the thread whose loop must do the work it would."""
+
+    def __init__(self, home: Home, give_up: Callable[[Task], object]) -> None:
+        super().__init__()
+        self._home = home
+        self._give_up = give_up
+        self._task: Task | None = None
+
+    def stands_for(self, task: Task) -> None:
+        """From the pool: this is its task."""
+        self._task = task
+
+    def cancel(self) -> bool:
+        """As the standard library's: True if the call had not started."""
+        was = self.cancelled()
+        done = super().cancel()
+        if done and not was and self._task is not None:
+            self._give_up(self._task)
+        return done
+
+    def result(self, timeout: float | None = None) -> T:
+        """As the standard library's. Raises CommunicationError instead of a deadlock on the pool's own thread."""
+        self._check()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As the standard library's. Raises CommunicationError instead of a deadlock on the pool's own thread."""
+        self._check()
+        return super().exception(timeout)
+
+    def _check(self) -> None:
+        if not self.done() and threading.get_ident() == self._home.thread_id:
+            raise CommunicationError(
+                "waiting here would stop the event loop that the result must come through",
+                hint="make the pool with background=True, or await pool.run(…) instead of blocking for the result",
+            )

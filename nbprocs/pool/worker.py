@@ -1,0 +1,318 @@
+"""The child side of a Python worker: reads calls from a socket, runs them one after the other, writes the answers.
+
+::
+
+    data socket     ──►  [TASK, TASK, …] ─► claim ─► run ─► answer  ──►  data socket      (main thread)
+    control socket  ──►  WITHDRAW, PING  ─────────► reply           ──►  control socket   (a second thread, asleep otherwise)
+    shared page     ◄──  number and start time of the call that was claimed last          (read by the parent at any time)
+
+The child loads this file alone, under a private name: it imports nothing of nbprocs, and the little it needs of the standard library,
+so that a worker is ready in milliseconds. The parent imports the wire's constants from here.
+
+*Claiming* is what makes a call exactly-once. The main thread claims a call under a lock and writes its number into the shared page before it
+runs; the control thread can withdraw, under the same lock, only calls that are not claimed. The page outlives the process: the parent of a
+dead worker knows which call was running and which were never started. Each answer is written before the next call is claimed, and what
+is in a socket also outlives its writer.
+"""
+
+import marshal
+import os
+import pickle
+import signal
+import struct
+import sys
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable, Iterator
+from itertools import starmap
+from mmap import mmap
+from time import monotonic_ns
+from typing import Any
+
+HEADER = struct.Struct("<QI")  # bytes of the body, number of buffers behind it
+LENGTH = struct.Struct("<Q")  # one for each buffer, between header and body
+VERSION = 2  # of marshal: the newer ones look for shared objects, which costs a third of the time
+READ = 64 << 10  # bytes at once; larger reads leave malloc's cached range
+LARGE = 64 << 10  # bytes; larger buffers travel beside the pickle, never copied into it
+PAGE = 4096
+CLAIMED, STARTED = 0, 1  # words of the page: number of the call, its start (time.monotonic_ns)
+
+TASK, CHUNK, DEFINE, FORGET, SETUP, PATH, QUIT = range(7)  # from the parent
+VALUE, PICKLED, ERROR, MANY, STOPPED, READY, BROKEN = range(7)  # from the worker
+WITHDRAW, PING = range(2)  # on the control socket; the reply starts with the same word
+
+ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # immutable, and marshal keeps their exact type
+MAIN = b"__main__"
+
+Message = tuple[Any, ...]
+
+
+def frame(message: object, buffers: list[memoryview] | None = None) -> list[bytes | memoryview]:
+    """The pieces of one frame; header and body are one piece."""
+    body = marshal.dumps(message, VERSION)
+    if not buffers:
+        return [HEADER.pack(len(body), 0) + body]
+    lengths = b"".join(LENGTH.pack(item.nbytes) for item in buffers)
+    return [HEADER.pack(len(body), len(buffers)) + lengths + body, *buffers]
+
+
+def dumps(value: object, *, by_value: bool = False) -> tuple[bytes, list[memoryview]]:
+    """Pickle a value; large buffers (numpy, pandas, arrow) are returned beside it, uncopied.
+
+    The C pickler does it unless something in there lives in ``__main__`` or has no importable name: a notebook's own classes and functions
+    are sent by value. Raises what pickling raises.
+    """
+    buffers: list[memoryview] = []
+
+    def apart(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if raw.nbytes < LARGE:
+            return True
+        buffers.append(raw)
+        return False
+
+    if not by_value:
+        try:
+            body = pickle.dumps(value, 5, buffer_callback=apart)
+        except Exception:  # noqa: BLE001 - cloudpickle knows more kinds; what it can't do either, it says
+            body = MAIN
+        if MAIN not in body:
+            return body, buffers
+        buffers.clear()
+    import cloudpickle  # noqa: PLC0415 - 20 ms, and most workers never need it
+
+    return cloudpickle.dumps(value, protocol=5, buffer_callback=apart), buffers
+
+
+def explain(error: BaseException, *, phase: str) -> Message:
+    """What the parent needs to raise it again: (pickle or None, type name, text, formatted traceback, phase)."""
+    import traceback  # noqa: PLC0415 - most workers never need it
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next  # our own frames would only puzzle
+    try:
+        shown = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as another:  # noqa: BLE001 - an exception whose __str__ fails is still an exception
+        shown = f"{type(error).__qualname__} (it can't be shown: {type(another).__qualname__})"
+    try:
+        text = str(error)
+        pickled = dumps(error.with_traceback(None))[0] if isinstance(error, Exception) else None
+    except Exception:  # noqa: BLE001 - it stays here then, and its text travels
+        text, pickled = shown.strip().rpartition("\n")[2], None
+    return pickled, f"{type(error).__module__}.{type(error).__qualname__}", text, shown, phase
+
+
+def receive(fd: int) -> Iterator[Message]:
+    """The decoded frames of a blocking socket, until its other end is closed."""
+    pending = b""
+    while data := os.read(fd, READ):
+        pending = pending + data if pending else data
+        at = 0
+        while len(pending) - at >= HEADER.size:
+            size, count = HEADER.unpack_from(pending, at)
+            start = at + HEADER.size + LENGTH.size * count
+            if start > len(pending):
+                break
+            if not count and start + size <= len(pending):
+                yield marshal.loads(pending[start : start + size])
+                at = start + size
+                continue
+            if not count and size < READ:
+                break
+            lengths = [size, *(LENGTH.unpack_from(pending, at + HEADER.size + LENGTH.size * i)[0] for i in range(count))]
+            parts, at = _fill(fd, lengths, pending, start)
+            yield [(*message, parts[1:]) if count else message for message in marshal.loads(parts[0])]
+        pending = pending[at:]
+
+
+def _fill(fd: int, lengths: list[int], pending: bytes, at: int) -> tuple[list[bytearray], int]:
+    """Buffers of these lengths: first from what was read already, then straight from the socket, without a copy."""
+    parts = []
+    for length in lengths:
+        part = bytearray(length)
+        have = min(length, len(pending) - at)
+        part[:have] = pending[at : at + have]
+        at += have
+        view = memoryview(part)[have:]
+        while view:
+            got = os.readv(fd, [view])
+            if not got:
+                raise EOFError
+            view = view[got:]
+        parts.append(part)
+    return parts, at
+
+
+def send(fd: int, pieces: list[bytes | memoryview]) -> None:
+    """Write all pieces, however much the system takes at once."""
+    if len(pieces) == 1:
+        view = memoryview(pieces[0])
+        while view := view[os.write(fd, view) :]:
+            pass
+        return
+    views = [memoryview(piece).cast("B") for piece in pieces if memoryview(piece).nbytes]
+    while views:
+        sent = os.writev(fd, views[:64])
+        while views and sent >= views[0].nbytes:
+            sent -= views.pop(0).nbytes
+        if views:
+            views[0] = views[0][sent:]
+
+
+class Worker:
+    """One worker: see the module's text."""
+
+    def __init__(self, data: int, control: int, page: int) -> None:
+        self.data = data
+        self.control = control
+        self.page = memoryview(mmap(page, PAGE)).cast("Q")
+        self.functions: dict[int, Any] = {}  # a callable, or the pickle of one that nobody called yet
+        self.lock = allocate_lock()
+        self.claimed = 0
+        self.withdrawn: set[int] = set()
+        self.running = False
+        self.forked = False
+        os.close(page)
+        for fd in (data, control):
+            os.set_inheritable(fd, False)
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the sockets are not its own."""
+        self.forked = True
+        os.close(self.data)
+        os.close(self.control)
+
+    def _interrupt(self, _signum: int, _frame: object) -> None:
+        if self.running:  # between calls it would tear a frame apart
+            raise KeyboardInterrupt
+
+    # -- main thread
+
+    def serve(self) -> None:
+        """Run what comes until QUIT or the end of the socket."""
+        start_new_thread(self._listen, ())
+        for messages in receive(self.data):
+            for message in messages:
+                kind = message[0]
+                if kind <= CHUNK:
+                    self._call(message)
+                elif kind == DEFINE:
+                    self.functions[message[1]] = message[2]
+                elif kind == FORGET:
+                    self.functions.pop(message[1], None)
+                elif kind == PATH:
+                    sys.path[:] = message[1]
+                elif kind == SETUP:
+                    self._setup(message[1])
+                else:
+                    return
+
+    def _claim(self, number: int) -> bool:
+        with self.lock:
+            if number in self.withdrawn:
+                self.withdrawn.discard(number)
+                return False
+            self.claimed = number
+            self.page[STARTED] = monotonic_ns()
+            self.page[CLAIMED] = number
+            return True
+
+    def _call(self, message: Message) -> None:
+        number = message[1]
+        if not self._claim(number):
+            return
+        began = monotonic_ns()
+        try:
+            self.running = True
+            answer = self._task(message) if message[0] == TASK else self._chunk(message)
+            self.running = False
+        except BaseException as error:  # noqa: BLE001 - sys.exit and Ctrl-C of a call end the call, not the worker
+            self.running = False
+            answer = (ERROR, explain(error, phase="call"), None)
+        if self.forked:  # the call forked and both came back: only the original answers
+            os._exit(0)
+        send(self.data, frame((answer[0], number, monotonic_ns() - began, answer[1]), answer[2]))
+
+    def _function(self, number: int) -> Callable[..., Any]:
+        function = self.functions[number]
+        if type(function) is bytes:
+            function = self.functions[number] = pickle.loads(function)  # noqa: S301 - from our own parent
+        return function  # type: ignore[no-any-return]
+
+    def _task(self, message: Message) -> Message:
+        _, _, number, payload, *buffers = message
+        if type(payload) is tuple:
+            value = self._function(number)(*payload)
+        else:
+            try:
+                function, args, kwargs = pickle.loads(payload, buffers=buffers[0] if buffers else None)  # noqa: S301
+                if function is None:
+                    function = self._function(number)
+            except Exception as error:  # noqa: BLE001
+                return ERROR, explain(error, phase="load"), None
+            value = function(*args, **kwargs)
+        if type(value) in ATOMS:
+            return VALUE, value, None
+        return self._answer(PICKLED, value)
+
+    def _answer(self, kind: int, value: object) -> Message:
+        try:
+            body, buffers = dumps(value)
+        except Exception as error:  # noqa: BLE001 - whatever the value's own reducers raise
+            return ERROR, explain(error, phase="dump"), None
+        return kind, body, buffers
+
+    def _chunk(self, message: Message) -> Message:
+        _, _, number, payload, star, *buffers = message
+        try:
+            items = pickle.loads(payload, buffers=buffers[0] if buffers else None)  # noqa: S301
+            function = self._function(number)
+        except Exception as error:  # noqa: BLE001
+            return ERROR, explain(error, phase="load"), None
+        values: list[Any] = []
+        try:
+            values.extend(starmap(function, items) if star else map(function, items))  # keeps what came before an error
+        except BaseException as error:  # noqa: BLE001
+            kind, body, apart = self._answer(STOPPED, values)
+            return kind, body if kind == ERROR else (body, explain(error, phase="call")), apart
+        return self._answer(MANY, values)
+
+    def _setup(self, options: dict[str, Any]) -> None:
+        """Make this interpreter like the parent's, run the initialiser, and say READY or BROKEN."""
+        sys.path[:] = options["path"]
+        try:
+            for name in options["preload"]:
+                __import__(name)
+            if options["initializer"]:
+                function, args = pickle.loads(options["initializer"])  # noqa: S301
+                function(*args)
+            answer: Message = (READY, 0, 0, os.getpid())
+        except BaseException as error:  # noqa: BLE001
+            answer = (BROKEN, 0, 0, explain(error, phase="setup"))
+        send(self.data, frame(answer))
+
+    # -- control thread
+
+    def _listen(self) -> None:
+        """Answer while the main thread computes; leave at once when the parent is gone."""
+        try:
+            for kind, payload in receive(self.control):
+                reply: object = payload
+                if kind == WITHDRAW:
+                    with self.lock:
+                        reply = [number for number in payload if number > self.claimed]
+                        self.withdrawn.update(reply)
+                send(self.control, frame((kind, reply)))
+        finally:
+            if not self.forked:
+                os._exit(1)  # the parent is gone: nobody waits for what the main thread is doing
+
+
+def main(data: int, control: int, page: int) -> None:
+    """Serve; called by the bootstrap in nbprocs.pool.python."""
+    Worker(data, control, page).serve()
