@@ -72,6 +72,8 @@ class AlertTrigger:
         unsubscribe = self.monitor.on_alert(lambda alert: self.home.post(self.hear, alert))
 
         def end() -> None:
+            if self._ended:
+                return
             self._ended = True
             if callable(unsubscribe):
                 unsubscribe()
@@ -95,8 +97,9 @@ class AlertTrigger:
         self._timers.pop(alert.id, None)
         if not any(still.id == alert.id for still in self.monitor.alerts(open_only=True)):
             return  # resolved, and the monitor's rate limit held the news back
+        told = alert.message.removeprefix(f"{alert.name}: ")
         error = Unhealthy(
-            f"{alert.name} is not well: {alert.message}" + (f", for {self.lasting:g} s" if self.lasting else ""),
+            f"{alert.name} is not well: {told}" + (f", for {self.lasting:g} s" if self.lasting else ""),
             process_id=alert.process_id,
             name=alert.name,
             hint="raise the threshold if this is normal for it",
