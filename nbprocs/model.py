@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import SupportsBytes
 
-from nbprocs.redact import mask_command, mask_env
+from nbprocs.redact import mask_command, mask_env, one_line
 
 __all__ = [
     "TRANSITIONS",
@@ -216,7 +216,7 @@ class ProcessResult:
         """One line, with the exit and the amount of output, not the output."""
         end = f"exit_code={self.exit_code}" if self.signal is None else f"signal={signal_name(self.signal)}"
         why = f" ({self.reason})" if self.reason else ""
-        return f"<ProcessResult {self.name}: {self.status}{why} {end} in {self.execution_time:.3f} s: {self.command}>"
+        return f"<ProcessResult {self.name}: {self.status}{why} {end} in {self.execution_time:.3f} s: {one_line(self.command)}>"
 
 
 def _result_from(state: dict[str, object]) -> ProcessResult:

@@ -40,6 +40,7 @@ from nbprocs.model import (
     ended_status,
     signal_name,
 )
+from nbprocs.redact import one_line
 
 __all__ = ["ManagedProcess", "Owner"]
 
@@ -483,10 +484,8 @@ class ManagedProcess(Displayable):
         if self.result is not None:
             code = self.result.exit_code
             end = f" exit {code}" if self.result.signal is None else f" {signal_name(self.result.signal)}"
-        paused = " paused" if self._paused else ""
-        return (
-            f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {self.config.display}>"
-        )
+        paused, what = " paused" if self._paused else "", one_line(self.config.display)
+        return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
     def _html_(self) -> str:
         rows = text(self.tail(), limit=4000)

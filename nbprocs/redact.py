@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
-__all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text"]
+__all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text", "one_line"]
 
 MASK = "•••"
 
@@ -64,6 +64,12 @@ def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - priva
             masked = _HEADER.sub(lambda m: f"{m[1]}{MASK}", _URL_PASSWORD.sub(rf"\1:{MASK}@", word))
             shown.append(masked if masked != word else shlex.quote(word))
     return " ".join(shown)
+
+
+def one_line(command: str, *, limit: int = 100) -> str:
+    """A command for a line of text: line breaks as spaces, cut to ``limit`` characters."""
+    line = " ".join(command.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def mask_env(env: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ import asyncio
 import os
 import tempfile
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO
@@ -87,6 +88,7 @@ class OutputLog:
         try:
             if self._spill is None and room > 0:
                 self._spill = tempfile.TemporaryFile(buffering=0, prefix="nbprocs-")  # noqa: SIM115 - lives as long as the log
+                weakref.finalize(self, self._spill.close)
             if self._spill is not None:
                 view = memoryview(chunk)[: max(room, 0)]
                 while view:
@@ -94,7 +96,7 @@ class OutputLog:
                     self._spilled += written
                     view = view[written:]
         except OSError as error:  # a full disk, a file size limit: from here on the middle is dropped, the tail kept
-            self.spill_error = error
+            self.spill_error = error.with_traceback(None)  # its frames would keep this log, and its file, alive
             log.warning("output can't be spilled to disk any more (%s); the oldest bytes in memory are dropped and counted", error)
 
     def _wake(self) -> None:
