@@ -42,10 +42,11 @@ def _warm() -> None:
 
 
 @pytest.fixture(autouse=True)
-def leaks(_warm: None) -> Iterator[None]:
+def leaks(_warm: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails when the test leaves a child, thread, descriptor or comm behind."""
     before = leak_checks.Snapshot.take()
     yield
+    request.node.funcargs.clear()  # pytest holds what the fixtures gave until later: a manager there keeps the files of its history open
     if found := leak_checks.leaked(before):
         pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
 
