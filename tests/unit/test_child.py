@@ -114,7 +114,7 @@ async def test_a_child_that_does_not_read_gives_broken_pipe_not_a_hang(begin: St
 
 
 async def test_exit_is_known_though_a_grandchild_holds_the_pipes(begin: Start) -> None:
-    child, heard = await begin("sh", "-c", "sleep 30 & echo $!")
+    _, heard = await begin("sh", "-c", "sleep 30 & echo $!")
     async with asyncio.timeout(10):
         await heard.done.wait()
     grandchild = int(heard.data[Stream.STDOUT])

@@ -26,14 +26,16 @@ TREE = python_child(
 )
 DAEMON = python_child(
     """
+    told, tell = os.pipe()
     if os.fork():
+        print(os.read(told, 20).decode(), flush=True)
         os._exit(0)
     os.setsid()
     if os.fork():
         os._exit(0)
-    print(os.getpid(), flush=True)
-    fd = os.open(os.devnull, os.O_RDWR)
-    os.dup2(fd, 1); os.dup2(fd, 2)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1); os.dup2(null, 2)
+    os.write(tell, str(os.getpid()).encode())
     forever()
     """
 )
@@ -291,7 +293,7 @@ async def test_readiness(pm: ProcessManager, probe: str, tmp_path) -> None:
 
 
 async def test_not_ready_in_time_or_ended_before_shows_the_last_lines_and_leaves_nothing(pm: ProcessManager) -> None:
-    with pytest.raises(nbprocs.NotReady, match="not ready within 0.2 s"):
+    with pytest.raises(nbprocs.NotReady, match=r"not ready within 0\.2 s"):
         await pm.spawn(*SLEEPER, name="slow", ready=nbprocs.LogLine("never"), ready_timeout=0.2)
     assert pm.status("slow") is ProcessStatus.TERMINATED
     with pytest.raises(nbprocs.NotReady, match="no such table") as caught:
