@@ -14,7 +14,7 @@ from nbprocs.process import ManagedProcess
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, Step, StepKind
 from nbprocs.recovery.rules import Plan
-from nbprocs.recovery.strategies import Incident, carry_out
+from nbprocs.recovery.strategies import Incident, Scalable, carry_out
 
 __all__ = ["Case", "Episode", "Surroundings"]
 
@@ -33,7 +33,7 @@ class Surroundings:
     """What all recoveries of one handler share."""
 
     manager: ProcessManager
-    pool: Any
+    pool: Scalable | None
     journal: Journal
     settle: float
     clock: Callable[[], float] = time.monotonic

@@ -28,7 +28,7 @@ from nbprocs.recovery.case import Case, Episode, Surroundings
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, RecoveryStrategy, Step, StepKind
 from nbprocs.recovery.rules import Plan, Rules
-from nbprocs.recovery.strategies import Strategy, as_strategy
+from nbprocs.recovery.strategies import Scalable, Strategy, as_strategy
 from nbprocs.recovery.triggers import AlertSource, AlertTrigger, Liveness
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ErrorHandler(Displayable):
         self,
         manager: ProcessManager,
         *,
-        pool: Any = None,
+        pool: Scalable | None = None,
         automatic: bool = True,
         settle: float = 1.0,
         callback_timeout: float = 30.0,

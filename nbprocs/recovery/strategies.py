@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from nbprocs.errors import ProcessError, RestartsExhausted
 from nbprocs.manager import ProcessManager
 from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
+from nbprocs.pool.model import PoolConfig, PoolMetrics
 from nbprocs.process import ManagedProcess
 from nbprocs.recovery import notify
 from nbprocs.recovery.model import Outcome, RecoveryStrategy
@@ -39,11 +40,14 @@ class Scalable(Protocol):
     """What SCALE_UP and SCALE_DOWN need; a ProcessPool is one."""
 
     @property
-    def size(self) -> int:
-        """How many workers it means to have."""
+    def config(self) -> PoolConfig:
+        """Its bounds."""
 
-    async def resize(self, size: int, /) -> object:
-        """Have so many, within its bounds."""
+    def metrics(self) -> PoolMetrics:
+        """How many workers it has."""
+
+    def resize(self, workers: int, /) -> object:
+        """Have so many, within its bounds; may be async."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +58,7 @@ class Incident:
     error: BaseException
     process: ManagedProcess | None  # the one that failed, live or ended; None when it never started
     manager: ProcessManager
-    pool: Any = None  # what scaling strategies act on
+    pool: Scalable | None = None  # what scaling strategies act on
     attempts: int = 1  # tries in all
     lives: tuple[Life, ...] = ()  # the runs of that name that came to a strategy, this one last
     wait: Callable[[float], Awaitable[None]] = asyncio.sleep  # use it instead of asyncio.sleep: the record shows the wait
@@ -183,15 +187,21 @@ async def _scale(incident: Incident, by: int, strategy: RecoveryStrategy) -> Out
     pool = incident.pool
     if pool is None:
         return Outcome(action=strategy.value, ok=False, detail="no pool to scale: make the handler with ErrorHandler(pm, pool=pool)")
-    before = pool.size
-    low, high = pool.config.min_processes, pool.config.max_processes
+    before = _workers(pool)
+    low, high = max(1, pool.config.min_processes), pool.config.most
     wanted = min(max(before + by, low), high)
     if wanted == before:
         return Outcome(action=strategy.value, ok=False, detail=f"the pool stays at {before}, the bound of {low} to {high}")
     answer = pool.resize(wanted)
     if inspect.isawaitable(answer):
         await answer
-    return Outcome(action=strategy.value, ok=True, detail=f"the pool went from {before} to {pool.size} workers")
+    await asyncio.sleep(0)  # a pool on this loop has begun by then, so that a second strategy sees the new number
+    return Outcome(action=strategy.value, ok=True, detail=f"the pool goes from {before} to {wanted} workers")
+
+
+def _workers(pool: Scalable) -> int:
+    metrics = pool.metrics()
+    return metrics.current_active_processes + metrics.current_starting_processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,13 @@
 """Each strategy really does what it says: processes, pools, webhooks."""
 
 import asyncio
+import contextlib
 import http.server
 import json
 import logging
 import os
 import signal
 import threading
-from dataclasses import dataclass
 
 import pytest
 
@@ -21,6 +21,7 @@ from nbprocs import (
     RestartsExhausted,
     RetryPolicy,
 )
+from nbprocs.pool import PoolConfig, ProcessPool
 from nbprocs.recovery import (
     ErrorHandler,
     FirstOf,
@@ -145,38 +146,40 @@ class TestReplace:
         assert old.status.live
 
 
-@dataclass
-class FakeConfig:
-    min_processes: int = 1
-    max_processes: int = 3
-
-
-class FakePool:
-    def __init__(self):
-        self.config = FakeConfig()
-        self.size = 2
-        self.calls = []
-
-    async def resize(self, size):
-        self.calls.append(size)
-        self.size = size
+async def workers(pool, count):
+    """Until the pool has so many, by the events of its manager."""
+    told = asyncio.Event()
+    end = pool.manager.subscribe(lambda _: told.set())
+    async with asyncio.timeout(20):
+        while pool.metrics().current_active_processes != count or pool.manager.live != count:
+            told.clear()
+            with contextlib.suppress(TimeoutError):  # a worker says "ready" by a channel of its own, not by an event
+                async with asyncio.timeout(0.05):
+                    await told.wait()
+    end()
 
 
 class TestScale:
     async def test_up_and_down_within_the_bounds(self, pm):
-        pool = FakePool()
-        async with ErrorHandler(pm, pool=pool, automatic=False) as handler:
+        pool = ProcessPool(PoolConfig(min_processes=1, max_processes=3, initial_processes=2))
+        async with pool, ErrorHandler(pm, pool=pool, automatic=False) as handler:
+            assert await pool.run(os.getpid) > 0
             process = await failed(pm, "up")
             handler.set_recovery_strategy("up", [RecoveryStrategy.SCALE_UP, ScaleUp(by=5)])
             report = await handler.handle_error(process)
             assert [a.ok for a in report.actions] == [True, False]
-            assert report.actions[0].detail == "the pool went from 2 to 3 workers"
+            assert report.actions[0].detail == "the pool goes from 2 to 3 workers"
             assert "stays at 3, the bound of 1 to 3" in report.actions[1].detail
+            await workers(pool, 3)
             process = await failed(pm, "down")
-            handler.set_recovery_strategy("down", [ScaleDown(by=9), RecoveryStrategy.SCALE_DOWN])
+            handler.set_recovery_strategy("down", ScaleDown(by=9))
             report = await handler.handle_error(process)
-            assert [a.ok for a in report.actions] == [True, False]
-            assert pool.calls == [3, 1]
+            assert report.actions[0].detail == "the pool goes from 3 to 1 workers"
+            await workers(pool, 1)
+            handler.set_recovery_strategy("again", RecoveryStrategy.SCALE_DOWN)
+            report = await handler.handle_error(await failed(pm, "again"))
+            assert not report.actions[0].ok
+            assert await pool.run(os.getpid) > 0
 
     async def test_no_pool(self, pm, handler):
         handler.set_recovery_strategy("*", RecoveryStrategy.SCALE_UP)

@@ -15,11 +15,9 @@ from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, Ste
 from tests.children import SLEEPER, python_child
 
 LEAK = python_child("""
-ready()
 hoard = []
-if sys.argv[1] == 'leak':
-    hoard.append(bytearray(os.urandom(1) * (48 << 20)))
-    ready('leaked')
+signal.signal(signal.SIGUSR1, lambda *_: hoard.append(bytearray(b'x' * (24 << 20))))
+ready()
 forever()
 """)
 NOW = RestartProcess(policy=RestartPolicy(initial_delay=0), grace=0.5)
@@ -86,10 +84,12 @@ class TestAlerts:
         """A real leak, seen by a real monitor."""
         seen = []
         handler.on_error(seen.append)
-        async with ProcessMonitor(interval=0.05, thresholds=AlertThresholds(max_memory_mb=40)) as mon:
+        async with ProcessMonitor(interval=0.05, thresholds=AlertThresholds(max_memory_mb=30)) as mon:
             mon.watch(pm)
             handler.recover_on_alert(mon, AlertType.MEMORY_USAGE, pattern="leak*", lasting=0.2, strategy=NOW)
-            first = await pm.spawn(*LEAK, "leak", name="leaky", ready=LogLine("leaked"))
+            first = await pm.spawn(*LEAK, name="leaky", ready=LogLine("ready"))
+            first.send_signal(signal.SIGUSR1)
+            first.send_signal(signal.SIGUSR1)
             await until(handler, lambda: steps(handler, StepKind.OUTCOME))
             assert pm.get("leaky").restarts == 1
             assert first.result.reason.startswith("stopped")
