@@ -166,7 +166,7 @@ class CommandLink:
                 return None
             await process.more_output(seen)
 
-    def withdraw(self, numbers: list[int]) -> None:
+    def withdraw(self, numbers: list[int]) -> None:  # noqa: ARG002 - Link's
         """It never holds more than the one that it answers."""
         self._listener.returned([])
 

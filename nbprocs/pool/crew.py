@@ -143,14 +143,14 @@ class Crew:
         self.created += 1
         process.add_done_callback(lambda _: self.lost(member))
         if not await _settled_within(member.ready, self.config.start_timeout):
-            error = StartupFailed(
+            late = StartupFailed(
                 f"worker {member.name} was not ready within {self.config.start_timeout:g} s",
                 name=member.name,
                 process_id=process.id,
                 last_output=process.tail(),
                 hint="its initialiser or preload takes too long; start_timeout= gives it more time",
             )
-            self.unusable(member, error)
+            self.unusable(member, late)
 
     def arrived(self, member: Member) -> None:
         """It is ready."""

@@ -21,7 +21,7 @@ from nbprocs.errors import ProcessError
 from nbprocs.pool.dispatch import STALE, Dispatcher, Lane
 from nbprocs.pool.model import TaskState
 from nbprocs.pool.outcome import Outcome, read
-from nbprocs.pool.task import Task, TaskHandle
+from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
 from nbprocs.pool.worker import MANY, READY, STOPPED, VALUE, Message
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ class Desk:
 
     def enqueue(self, task: Task) -> None:
         """A new task, or one to be tried again. A lone one goes out at once, a burst in few writes."""
+        if not self._due and (found := self.dispatcher.direct(task, now := time.monotonic())) is not None:
+            self._hand(found[0], found[1], [task], now)
+            return
         queue = self.dispatcher.queue
         queue.push(task)
         if not self._due:
             self._due = True
             self.home.loop.call_soon(self._pump_due)
-            if any(not lane.sent for lane in self.dispatcher.lanes.values()):
-                self.pump()
         elif not len(queue) % _BURST:
             self.pump()
 
@@ -87,10 +88,8 @@ class Desk:
         timed = False
         sent = []
         for number, task in enumerate(tasks, first):
-            future = task.future
-            if type(future) is not TaskHandle and not task.worker and not future.set_running_or_notify_cancel():  # type: ignore[union-attr]
+            if type(task.future) is not TaskHandle and not self._wanted(task):
                 lane.sent.pop(number)
-                self._cancelled(task)
                 continue
             task.state = TaskState.RUNNING
             task.worker = member.name
@@ -106,12 +105,13 @@ class Desk:
     def _take_stale(self) -> None:
         """Runs every few milliseconds while a lane holds more than one task: what does not get on is taken back."""
         self._tick = None
-        for lane, _ in self.dispatcher.stale(time.monotonic()):
-            member: Member = lane.key  # type: ignore[assignment]
-            member.link.drain()  # the loop itself may have been late
-            member.withdraw()
+        self._take_back()
         if self._tick is None and any(len(lane.sent) > 1 for lane in self.dispatcher.lanes.values()):
             self._tick = self.home.loop.call_later(STALE, self._take_stale)
+
+    def _take_back(self) -> None:
+        for lane, _ in self.dispatcher.stale(time.monotonic()):
+            lane.key.withdraw()  # type: ignore[attr-defined]
 
     # -- in
 
@@ -143,6 +143,8 @@ class Desk:
         if self._foreign:
             self._deliver()
         self.pump()
+        if not sent and self._tick is not None:
+            self._take_back()  # it has nothing to do: perhaps another one holds what it could do
         if self._joiners and not self.outstanding:
             self._tell_joiners()
 
@@ -163,10 +165,17 @@ class Desk:
         self.seconds += task.seconds
         self._settle(task, (([outcome[0]], None), None) if task.listed else outcome)
 
+    def _wanted(self, task: Task) -> bool:
+        """False for an executor's future that was cancelled before its task started: the task ends here. From now on it can't be."""
+        future = task.future
+        if isinstance(future, BlockableFuture) and not task.worker and not future.set_running_or_notify_cancel():
+            self._cancelled(task)
+            return False
+        return True
+
     def refuse(self, task: Task, error: BaseException) -> None:
         """It never gets into the queue."""
-        if type(task.future) is not TaskHandle and not task.future.set_running_or_notify_cancel():  # type: ignore[union-attr]
-            self._cancelled(task)
+        if not self._wanted(task):
             return
         self.fail(task, error)
         self.flush()
@@ -259,10 +268,7 @@ class Desk:
         self.delayed.clear()
         for task in waiting:
             task.policy = None
-            future = task.future
-            if future is not None and type(future) is not TaskHandle and not task.worker and not future.set_running_or_notify_cancel():  # type: ignore[union-attr]
-                self._cancelled(task)
-            else:
+            if self._wanted(task):
                 self.fail(task, error)
         self.flush()
 

@@ -8,7 +8,8 @@
                 └──────── never started, worker dead ◄─────────┤    lost(): the claimed one is its victim
                                                                └──► finished()
 
-A worker runs its lane in order, and claims a task before it runs it. So of a dead worker's lane everything after the last claimed number was never
+A worker runs its lane in order, and claims a task before it runs it. So of a dead worker's lane everything after the last claimed number
+was never
 started, and goes back to the *front* of the queue without counting as a try.
 """
 
@@ -21,6 +22,7 @@ __all__ = ["DEEPEST", "Dispatcher", "Lane", "Pace", "Queue", "Queued"]
 
 DEEPEST = 256  # tasks in a lane at most
 WORTH = 0.002  # seconds of work that a lane may hold: enough to hide the way there and back, too little to be missed
+SHORT = 0.02  # seconds; behind tasks shorter than this one more may wait in a lane, so that its worker does not wait for us
 STALE = 0.005  # seconds after which what a lane holds is taken back, if it could run elsewhere
 _WEIGHT = 1 / 16  # of the newest duration in the running mean
 
@@ -74,6 +76,11 @@ class Queue(Generic[T]):
         if not self._size:
             self._levels.clear()
 
+    @property
+    def top(self) -> int | None:
+        """The highest priority that waits (or waited: of a cancelled one); None when nobody does."""
+        return max(self._levels) if self._size else None
+
     def take(self, count: int) -> list[T]:
         """The next ones, at most so many."""
         taken: list[T] = []
@@ -110,9 +117,9 @@ class Pace:
 
     def depth(self, deepest: int = DEEPEST) -> int:
         """Tasks that a lane may hold now: one, until tasks are known to be short."""
-        if self.mean is None or self.mean > WORTH:
+        if self.mean is None or self.mean > SHORT:
             return 1
-        return max(1, min(deepest, 1 + int(WORTH / max(self.mean, 1e-6))))
+        return max(2, min(deepest, 1 + int(WORTH / max(self.mean, 1e-6))))
 
 
 class Lane(Generic[T]):
@@ -160,7 +167,8 @@ class Dispatcher(Generic[T]):
     def plan(self, now: float) -> list[tuple[Lane[T], int, list[T]]]:
         """Take from the queue what should be sent now: (lane, number of the first, tasks).
 
-        Empty lanes first, the one used last before the others, so that those not needed stay idle and may leave. A deep lane is refilled when it is half
+        Empty lanes first, the one used last before the others, so that those not needed stay idle and may leave. A deep lane is refilled
+        when it is half
         empty: fewer and larger writes. What little there is is shared evenly: no worker holds a task that another one could start.
         """
         if not self.queue:
@@ -182,6 +190,25 @@ class Dispatcher(Generic[T]):
                 found.append((lane, lane.put(tasks), tasks))
         return found
 
+    def direct(self, task: T, now: float) -> tuple[Lane[T], int] | None:
+        """A lone task for an idle worker, past the queue: (lane, number). None if others wait or nobody is idle."""
+        if self.queue:
+            return None
+        best: Lane[T] | None = None
+        for lane in self.lanes.values():
+            if (
+                not lane.sent
+                and lane.open
+                and not lane.withdrawing
+                and lane.budget != 0
+                and (best is None or lane.filled_at > best.filled_at)
+            ):
+                best = lane
+        if best is None:
+            return None
+        best.filled_at = now
+        return best, best.put([task])
+
     def finished(self, lane: Lane[T], number: int) -> T | None:
         """An answer came; None for one that is not (or no longer) expected."""
         return lane.sent.pop(number, None)
@@ -189,12 +216,18 @@ class Dispatcher(Generic[T]):
     def stale(self, now: float) -> list[tuple[Lane[T], list[int]]]:
         """What to take back from lanes that do not get on: (lane, numbers that may not have started).
 
-        Call it every ``STALE`` seconds while a lane holds more than one. The first of a lane is taken to be running; the worker has the last word.
+        Only where it helps: another worker has nothing to do, or something more urgent waits. Call it every ``STALE`` seconds while a
+        lane holds more
+        than one, and when a worker runs out of work. The first of a lane is taken to be running; the worker has the last word.
         """
+        top = self.queue.top
+        idle = top is None and any(lane.open and not lane.sent for lane in self.lanes.values())
         found = []
         for lane in self.lanes.values():
             if len(lane.sent) > 1 and not lane.withdrawing and now - lane.filled_at >= STALE:
-                found.append((lane, list(lane.sent)[1:]))
+                waiting = list(lane.sent.items())[1:]
+                if idle or (top is not None and any(task.priority < top for _, task in waiting)):
+                    found.append((lane, [number for number, _ in waiting]))
         return found
 
     def returned(self, lane: Lane[T], numbers: Iterable[int]) -> None:

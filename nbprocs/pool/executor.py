@@ -37,7 +37,8 @@ class Backend(Protocol):
 class PoolExecutor(concurrent.futures.Executor):
     """Submits to a pool from any thread. ``shutdown`` ends this executor, not the pool: that is its owner's.
 
-    Futures are the standard library's in every respect but one: waiting for one on the pool's own thread raises CommunicationError, where the
+    Futures are the standard library's in every respect but one: waiting for one on the pool's own thread raises CommunicationError, where
+    the
     standard library would hang for ever. A worker that dies fails only the call that it ran (ProcessCrashed); the executor is never broken.
 
     >>> pool = ProcessPool(background=True)
@@ -69,7 +70,7 @@ class PoolExecutor(concurrent.futures.Executor):
         return future
 
     def _forget(self, future: "concurrent.futures.Future[Any]") -> None:
-        self._pending.discard(future)  # type: ignore[arg-type]
+        self._pending.discard(future)
 
     def _try(self, future: BlockableFuture[Any], act: Callable[[], None]) -> None:
         try:

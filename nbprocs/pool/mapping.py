@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any
 
+from nbprocs.engine.home import Home
 from nbprocs.pool.task import TaskHandle
 
-__all__ = ["Sizer", "Submit", "chunks_of", "length_of", "mapped"]
+__all__ = ["Sizer", "Submit", "chunks_of", "length_of", "mapped", "progress_bar"]
 
 _AIM = 0.03  # seconds of work in a chunk: long beside its overhead, short enough to share out evenly
 _GROWTH = 8  # a chunk is at most so many times larger than the one before
@@ -62,36 +63,59 @@ def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:
         return min(known) if all(length >= 0 for length in known) else None
 
 
-async def mapped(submit: Submit, items: Iterator[Any], *, ordered: bool, sizer: Sizer, window: int, bar: Any) -> AsyncGenerator[Any, None]:
-    """Submit chunks while fewer than ``window`` are on their way, and yield the results. What is left is cancelled at the end."""
+def progress_bar(progress: bool | str, *, title: str, total: int | None) -> Callable[[], Any]:  # noqa: FBT001 - as in map()
+    """What makes the tqdm bar when the iteration begins; it makes None where no bar is wanted."""
+
+    def make() -> Any:
+        if not progress:
+            return None
+        from tqdm.auto import tqdm  # noqa: PLC0415 - `import nbprocs` stays light
+
+        return tqdm(total=total, desc=progress if isinstance(progress, str) else title)
+
+    return make
+
+
+async def mapped(
+    submit: Submit,
+    items: Iterator[Any],
+    *,
+    ordered: bool,
+    sizer: Sizer,
+    window: int,
+    bar: Callable[[], Any],
+    finish: Callable[[], object],
+) -> AsyncGenerator[Any, None]:
+    """Submit chunks while fewer than ``window`` are on their way, and yield the results. What is left is cancelled at the end.
+
+    All in one generator: a second one around it would cost as much for each item as this one does.
+    """
     chunks = chunks_of(items, sizer)
     flying: deque[TaskHandle[tuple[list[Any], BaseException | None]]] = deque()
-    more = True
+    shown = bar()
     try:
-        while more or flying:
-            while more and len(flying) < window:
-                following = next(chunks, None)
-                if following is None:
-                    more = False
-                else:
+        with Home.current():
+            while True:
+                while len(flying) < window and (following := next(chunks, None)) is not None:
                     flying.append(submit(following[1], following[0]))
-            if not flying:
-                break
-            handle = await _next(flying, ordered=ordered)
-            values, error = await handle
-            sizer.note(len(values), handle.seconds)
-            if bar is not None:
-                bar.update(len(values))
-            for value in values:
-                yield value
-            if error is not None:
-                raise error
-            await asyncio.sleep(0)  # a consumer that never waits must not keep the answers from being read
+                if not flying:
+                    return
+                handle = await _next(flying, ordered=ordered)
+                values, error = await handle
+                sizer.note(len(values), handle.seconds)
+                if shown is not None:
+                    shown.update(len(values))
+                for value in values:
+                    yield value
+                if error is not None:
+                    raise error
+                await asyncio.sleep(0)  # a consumer that never waits must not keep the answers from being read
     finally:
         for handle in flying:
             handle.cancel()
-        if bar is not None:
-            bar.close()
+        if shown is not None:
+            shown.close()
+        finish()
 
 
 async def _next(flying: "deque[TaskHandle[Any]]", *, ordered: bool) -> TaskHandle[Any]:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - it is no error of its own, but the cause shown above one
+class RemoteTraceback(Exception):
     """The traceback of an exception as it was formatted in the worker; the ``__cause__`` of the exception that arrives here."""
 
     def __init__(self, text: str) -> None:

@@ -120,7 +120,7 @@ def crashed(title: str, result: ProcessResult | None, *, last_output: str, why: 
         said = f"{title} took its worker with it: {signal_name(result.signal)}"
     else:
         said = f"{title} ended its worker with exit status {result.exit_code}"
-    error = kind(
+    return kind(
         said,
         process_id=result.process_id if result else None,
         name=result.name if result else None,
@@ -129,4 +129,3 @@ def crashed(title: str, result: ProcessResult | None, *, last_output: str, why: 
         last_output=last_output,
         hint="only this task is lost; the pool has already replaced the worker" if issubclass(kind, ProcessCrashed) else "",
     )
-    return error

@@ -14,57 +14,39 @@ This module is the public face; what it decides and does is in the modules named
 """
 
 import asyncio
-import dataclasses
 import itertools
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from nbprocs.display import Displayable
 from nbprocs.engine.home import Home, Tasks, hops
-from nbprocs.errors import Closed, CommunicationError, ProcessError, StartupFailed
+from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.manager import ProcessManager
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool import report
-from nbprocs.pool.codec import Codec, Function
+from nbprocs.pool.codec import Codec
 from nbprocs.pool.command import CommandLink, CommandWorker
 from nbprocs.pool.crew import Crew
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.executor import PoolExecutor
-from nbprocs.pool.mapping import Sizer, Submit, length_of, mapped
+from nbprocs.pool.intake import UNSET, How, Intake, Unset, setup_of, title_of
+from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker
 from nbprocs.pool.python import Link, Listener, PythonLink
-from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
-from nbprocs.pool.worker import dumps
+from nbprocs.pool.task import TaskHandle
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["ProcessPool"]
 
+T = TypeVar("T")
+
 _names = itertools.count(1)
 _HISTORY = 100  # ended workers that a pool's own manager remembers with their output
-
-
-class _Unset:
-    def __repr__(self) -> str:
-        return "the pool's"
-
-
-_UNSET = _Unset()
-Future = TaskHandle[Any] | BlockableFuture[Any]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _How:
-    """How a task is to be treated."""
-
-    priority: int
-    timeout: float | None
-    policy: RetryPolicy | None
 
 
 class ProcessPool(Displayable):
@@ -98,7 +80,7 @@ class ProcessPool(Displayable):
         config = config or PoolConfig()
         self.name = name or f"pool-{next(_names)}"
         self.worker = worker or PythonWorker()
-        setup = _setup(self.worker)
+        setup = setup_of(self.worker)
         self._own_manager = manager is None
         self.manager = manager or ProcessManager(background=background, history=_HISTORY)
         self._home = self.manager.home
@@ -107,12 +89,8 @@ class ProcessPool(Displayable):
         self._tasks = Tasks(self._home)
         self._crew = self._desk.crew = Crew(self.manager, self._desk, config, name=self.name, tasks=Tasks(self._home))
         self._crew.make_link = self._link_maker(setup)
-        self._numbers = itertools.count(1)
-        self._inbox: deque[Callable[[], object] | Task] = deque()
-        self._posted = False
+        self._intake = Intake(self._desk, self._crew, self._codec, self.worker, name=self.name)
         self._closing: asyncio.Task[None] | None = None
-        self.closed = False  # True from the beginning of aclose() on
-        self._default = _How(priority=TaskPriority.NORMAL, timeout=config.task_timeout, policy=self._policy(config.max_retries or None))
 
     def _link_maker(self, setup: bytes | None) -> Callable[[Listener], Link]:
         kind = self.worker
@@ -130,16 +108,21 @@ class ProcessPool(Displayable):
         """What it was made with."""
         return self._crew.config
 
+    @property
+    def closed(self) -> bool:
+        """True from the beginning of aclose() on."""
+        return self._intake.closed
+
     # -- life
 
     @hops
     async def start(self) -> Self:
-        """Start ``initial_processes`` workers and return when all are ready. Idempotent; not needed, but the first task then finds them warm.
+        """Start ``initial_processes`` workers and return when all are ready. Idempotent; without it the first task starts them.
 
         Raises StartupFailed (or what a start can raise) if one of them can't be started or set up; the pool is closed then and nothing is
         left running. Takes at most ``start_timeout`` seconds and what stopping takes.
         """
-        self._check_open()
+        self._intake.check_open()
         self._crew.begin()
         members = list(self._crew.members.values())
         if members:
@@ -167,24 +150,25 @@ class ProcessPool(Displayable):
     @hops
     async def join(self) -> None:
         """Wait until no task is queued, running or waiting to be tried again. Takes as long as they do."""
-        self._take_inbox()
+        self._intake.take_inbox()
         await self._desk.join()
 
     @hops
     async def aclose(self) -> None:
         """End all workers with their trees and take no more tasks. Idempotent.
 
-        Tasks that have not ended fail with Closed (``join()`` first if they should not). On return no process is left; free workers get up to
+        Tasks that have not ended fail with Closed (``join()`` first if they should not). On return no process is left; free workers get
+        up to
         2 s for their exit handlers, busy ones are killed. Cancelling the wait does not call it off.
         """
         if self._closing is None:
-            self.closed = True
+            self._intake.closed = True
             self._closing = self._tasks.start(self._close(), name=f"close {self.name}")
         await asyncio.wait({self._closing})
         self._closing.result()
 
     async def _close(self) -> None:
-        self._take_inbox()
+        self._intake.take_inbox()
         self._crew.closing = True
         closed = Closed(f"{self.name} was closed before the task was started", name=self.name)
         self._desk.abandon(closed)
@@ -194,10 +178,6 @@ class ProcessPool(Displayable):
         if self._own_manager:
             await self.manager.aclose(grace=0.5)
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise Closed(f"{self.name} is closed and takes no more tasks", name=self.name, hint="create another ProcessPool")
-
     # -- tasks
 
     def submit(
@@ -206,7 +186,7 @@ class ProcessPool(Displayable):
         /,
         *args: Any,
         priority: TaskPriority = TaskPriority.NORMAL,
-        timeout: float | None | _Unset = _UNSET,
+        timeout: float | Unset | None = UNSET,
         retries: RetryPolicy | int | None = None,
         **kwargs: Any,
     ) -> TaskHandle[Any]:
@@ -217,7 +197,8 @@ class ProcessPool(Displayable):
             args: its arguments, written down now: changing them later changes nothing (except inside numpy arrays and the like that are
                 larger than 64 kB: these are sent uncopied).
             priority: higher ones are started first, equal ones in order.
-            timeout: seconds from the start in a worker; past it the worker's whole tree is killed. By default ``task_timeout``; None: no limit.
+            timeout: seconds from the start in a worker; past it the worker's whole tree is killed. By default ``task_timeout``; None: no
+            limit.
             retries: a number or a RetryPolicy; by default ``max_retries``.
             kwargs: its keyword arguments.
 
@@ -225,11 +206,11 @@ class ProcessPool(Displayable):
         ProcessCrashed, ProcessFailed or OutOfMemory if the worker died of it, CommunicationError if call or result don't pickle, Closed.
         Raises Closed itself, and ValueError for a timeout that is not positive.
         """
-        how = self._default
-        if priority is not TaskPriority.NORMAL or timeout is not _UNSET or retries is not None:
-            how = self._how(priority, timeout, retries)
-        handle = self._handle()
-        self._submit(handle, function, args, kwargs, how)
+        how = self._intake.default
+        if priority is not TaskPriority.NORMAL or timeout is not UNSET or retries is not None:
+            how = self._intake.how(priority, timeout, retries)
+        handle = self._intake.handle()
+        self._intake.submit(handle, function, args, kwargs, how)
         return handle
 
     async def run(self, function: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
@@ -251,7 +232,7 @@ class ProcessPool(Displayable):
         ordered: bool = True,
         chunksize: int | None = None,
         priority: TaskPriority = TaskPriority.NORMAL,
-        timeout: float | None | _Unset = _UNSET,
+        timeout: float | Unset | None = UNSET,
         retries: RetryPolicy | int | None = None,
         progress: bool | str = False,
     ) -> AsyncGenerator[Any, None]:
@@ -261,13 +242,15 @@ class ProcessPool(Displayable):
             function: as it is now; changing it while map() goes on changes nothing. For a CommandWorker leave it out.
             iterables: may be endless: only a few chunks are taken ahead of the results.
             ordered: False yields results as they come.
-            chunksize: items that travel together. By default it follows their duration: chunks of some 30 ms; 1 where ``timeout`` or ``retries`` is given.
+            chunksize: items that travel together. By default it follows their duration: chunks of some 30 ms; 1 where ``timeout`` or
+            ``retries`` is given.
             timeout: seconds for an item; a chunk gets as much for each of its items.
             retries: as in submit(); a chunk is tried again as a whole.
             priority: as in submit().
             progress: True, or a title, shows a tqdm bar.
 
-        An exception of the function is raised when its turn comes, after the results before it; a dead worker fails its chunk. What is under way is
+        An exception of the function is raised when its turn comes, after the results before it; a dead worker fails its chunk. What is
+        under way is
         cancelled when the iteration ends early (``async with contextlib.aclosing(pool.map(…))`` makes that happen at once).
         A chunk counts as one task in metrics() and frame().
 
@@ -276,232 +259,67 @@ class ProcessPool(Displayable):
         >>> squares
         [0, 1, 4, 9, 16]
         """
-        self._check_open()
-        how = self._how(priority, timeout, retries)
+        self._intake.check_open()
+        how = self._intake.how(priority, timeout, retries)
         if isinstance(self.worker, CommandWorker):
             return self._map_lines(function, how, ordered=ordered, progress=progress)
         if not callable(function) or not iterables:
             raise TypeError("map() takes a function and at least one iterable")
-        careful = retries is not None or (timeout is not _UNSET and timeout is not None)
+        careful = retries is not None or (timeout is not UNSET and timeout is not None)
         total = length_of(iterables)
         workers = self._crew.size or self.config.most
         sizer = Sizer(chunksize or (1 if careful else None), total=total, workers=workers)
         star = len(iterables) > 1
         items = zip(*iterables) if star else iter(iterables[0])  # noqa: B905 - the shortest ends it, as with the built-in map
-        known = self._snapshot(function)
-        title = _title(function)
+        known = self._intake.snapshot(function)
+        title = title_of(function)
 
         def submit(chunk: list[Any], start: int) -> TaskHandle[Any]:
-            handle = self._handle()
-            self._submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
+            handle = self._intake.handle()
+            self._intake.submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
             return handle
 
-        label = progress if isinstance(progress, str) else title
-        return self._mapping(
-            submit, items, known, ordered=ordered, sizer=sizer, window=2 * workers + 2, total=total, label=label if progress else None
+        return mapped(
+            submit,
+            items,
+            ordered=ordered,
+            sizer=sizer,
+            window=2 * workers + 2,
+            bar=progress_bar(progress, title=title, total=total),
+            finish=lambda: self._codec.retire(known),
         )
 
-    def _map_lines(self, lines: Any, how: _How, *, ordered: bool, progress: bool | str) -> AsyncGenerator[Any, None]:
+    def _map_lines(self, lines: Any, how: How, *, ordered: bool, progress: bool | str) -> AsyncGenerator[Any, None]:
         def submit(chunk: list[Any], _start: int) -> TaskHandle[Any]:
-            handle = self._handle()
-            self._submit(handle, chunk[0], (), {}, how, listed=True)
+            handle = self._intake.handle()
+            self._intake.submit(handle, chunk[0], (), {}, how, listed=True)
             return handle
 
-        workers = self._crew.size or self.config.most
-        label = (progress if isinstance(progress, str) else self.name) if progress else None
-        sizer = Sizer(1, total=None, workers=workers)
-        return self._mapping(
-            submit, iter(lines), None, ordered=ordered, sizer=sizer, window=2 * workers, total=length_of((lines,)), label=label
+        return mapped(
+            submit,
+            iter(lines),
+            ordered=ordered,
+            sizer=Sizer(1, total=None, workers=1),
+            window=2 * (self._crew.size or self.config.most),
+            bar=progress_bar(progress, title=self.name, total=length_of((lines,))),
+            finish=lambda: None,
         )
 
-    async def _mapping(
-        self,
-        submit: Submit,
-        items: Any,
-        known: Function | None,
-        *,
-        ordered: bool,
-        sizer: Sizer,
-        window: int,
-        total: int | None,
-        label: str | None,
-    ) -> AsyncGenerator[Any, None]:
-        bar = None
-        if label is not None:
-            from tqdm.auto import tqdm  # noqa: PLC0415 - `import nbprocs` stays light
+    # -- other faces
 
-            bar = tqdm(total=total, desc=label)
-        try:
-            with Home.current():
-                async for value in mapped(submit, items, ordered=ordered, sizer=sizer, window=window, bar=bar):
-                    yield value
-        finally:
-            if known is not None:
-                self._codec.retire(known)
+    def executor(self) -> PoolExecutor:
+        """The pool as a ``concurrent.futures.Executor``, usable from any thread. Closing one leaves the pool alone.
 
-    # -- how a task comes in
+        Where the pool lives on the kernel's own loop, wait for its futures with ``asyncio.wrap_future`` or ``loop.run_in_executor``; to
+        block for them use
+        ``background=True``.
+        """
+        return PoolExecutor(self._intake)
 
-    def _handle(self) -> TaskHandle[Any]:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = self._home.loop
-        handle: TaskHandle[Any] = TaskHandle(self._give_up, loop)
-        if loop is not self._home.loop:  # our own loop beats while workers live; the other one must notice interrupts, too
-            caller = Home.current()
-            caller.__enter__()
-            handle.add_done_callback(lambda _: caller.__exit__(None, None, None))
-        return handle
-
-    def _how(self, priority: TaskPriority, timeout: float | None | _Unset, retries: RetryPolicy | int | None) -> _How:
-        limit = self._default.timeout if isinstance(timeout, _Unset) else timeout
-        if limit is not None and not limit > 0:
-            raise ValueError(f"timeout must be a positive number of seconds or None, not {limit!r}")
-        policy = self._default.policy if retries is None else self._policy(retries)
-        return _How(priority=int(priority), timeout=limit, policy=policy)
-
-    def _policy(self, retries: RetryPolicy | int | None) -> RetryPolicy | None:
-        if retries is None or isinstance(retries, RetryPolicy):
-            return retries
-        return RetryPolicy(max_retries=retries, initial_delay=self.config.retry_delay, jitter=False) if retries else None
-
-    def _submit(
-        self, future: Future, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: _How, *, listed: bool = False
-    ) -> None:
-        if self.closed:
-            self._check_open()
-        known = buffers = error = None
-        payload: Any = None
-        try:
-            if isinstance(self.worker, CommandWorker):
-                payload, title = _question(function, args, kwargs), str(function)[:80]
-            else:
-                title = _title(function)
-                known, payload, buffers = self._codec.call(function, args, kwargs)
-        except Exception as cause:  # noqa: BLE001 - whatever the arguments' own reducers raise is this task's alone
-            title, error = _title(function), _unpicklable(function, cause)
-        task = Task(
-            next(self._numbers),
-            title,
-            known,
-            payload,
-            buffers,
-            priority=how.priority,
-            timeout=how.timeout,
-            policy=how.policy,
-            future=future,
-            listed=listed,
-        )
-        future.stands_for(task)
-        self._put(task, error)
-
-    def _submit_chunk(self, future: Future, known: Function, title: str, chunk: list[Any], how: _How, *, star: bool) -> None:
-        if self.closed:
-            self._check_open()
-        error = buffers = None
-        payload: Any = None
-        try:
-            payload, buffers = dumps(chunk)
-        except Exception as cause:  # noqa: BLE001 - as above
-            error = _unpicklable(title, cause)
-        limit = how.timeout and how.timeout * len(chunk)
-        task = Task(
-            next(self._numbers),
-            title,
-            known,
-            payload,
-            buffers,
-            priority=how.priority,
-            timeout=limit,
-            policy=how.policy,
-            future=future,
-            star=star,
-        )
-        future.stands_for(task)
-        self._put(task, error)
-
-    def _put(self, task: Task, error: BaseException | None) -> None:
-        """Onto the desk: directly on the home loop, by the inbox from elsewhere (one wake-up for a burst)."""
-        if asyncio._get_running_loop() is self._home.loop:  # noqa: SLF001 - like get_running_loop, without an exception where none runs
-            if self._inbox:
-                self._take_inbox()
-            self._accept(task, error)
-            return
-        self._inbox.append((lambda: self._accept(task, error)) if error is not None else task)
-        if not self._posted:
-            self._posted = True
-            self._home.post(self._take_inbox)
-
-    def _take_inbox(self) -> None:
-        self._posted = False  # before the inbox is looked at: who comes later posts again
-        while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, Task):
-                self._accept(item, None)
-            else:
-                item()
-
-    def _accept(self, task: Task, error: BaseException | None) -> None:
-        if self._crew.closing:
-            error = error or Closed(f"{self.name} was closed before the task was started", name=self.name)
-        if error is not None:
-            task.policy = None
-            self._desk.refuse(task, error)
-            return
-        if not self._crew.started:
-            self._crew.begin()
-        self._desk.enqueue(task)
-
-    def _give_up(self, task: Task) -> None:
-        """A handle was cancelled, on whatever thread."""
-        if self._home.here:
-            self._take_inbox()
-            self._desk.give_up(task)
-        else:
-            self._inbox.append(lambda: self._desk.give_up(task))
-            if not self._posted:
-                self._posted = True
-                self._home.post(self._take_inbox)
-
-    def _snapshot(self, function: Callable[..., Any]) -> Function:
-        try:
-            return self._codec.snapshot(function)
-        except Exception as cause:
-            raise _unpicklable(function, cause) from cause
+    # -- size and code
 
     def _reloaded(self) -> None:
         self._home.post(self._crew.renew)
-
-    # -- the executor's backend
-
-    def executor(self) -> PoolExecutor:
-        """The pool as a ``concurrent.futures.Executor``, usable from any thread. Make as many as you like; closing them leaves the pool alone.
-
-        Where the pool lives on the kernel's own loop, wait for its futures with ``asyncio.wrap_future`` or ``loop.run_in_executor``; to block for them use
-        ``background=True``.
-        """
-        return PoolExecutor(self)
-
-    def future(self) -> BlockableFuture[Any]:
-        """For the executor."""
-        return BlockableFuture(self._home, self._give_up)
-
-    def call(self, future: BlockableFuture[Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """For the executor."""
-        self._submit(future, function, args, kwargs, self._default)
-
-    def chunks(
-        self, function: Callable[..., Any], *, star: bool
-    ) -> tuple[Callable[[BlockableFuture[Any], list[Any]], None], Callable[[], object]]:
-        """For the executor."""
-        self._check_open()
-        known, title = self._snapshot(function), _title(function)
-        return (
-            lambda future, chunk: self._submit_chunk(future, known, title, chunk, self._default, star=star),
-            lambda: self._codec.retire(known),
-        )
-
-    # -- size and code
 
     def resize(self, workers: int | None) -> None:
         """Have exactly so many workers from now on; None: again as many as the load needs, between minimum and maximum. From any thread.
@@ -550,7 +368,7 @@ class ProcessPool(Displayable):
             raise ValueError(f"there are frames of 'tasks' and of 'workers', not of {what!r}")
         return self._look(lambda: report.worker_frame(self._crew) if what == "workers" else report.task_frame(self._desk))
 
-    def _look(self, read: Callable[[], Any]) -> Any:
+    def _look(self, read: Callable[[], T]) -> T:
         """A read from another thread may meet a change; it is made again then."""
         while True:
             try:
@@ -565,36 +383,3 @@ class ProcessPool(Displayable):
 
     def _html_(self) -> str:
         return report.html(repr(self), self._crew.members.values())
-
-
-def _title(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
-
-
-def _setup(kind: PythonWorker | CommandWorker) -> bytes | None:
-    if isinstance(kind, CommandWorker) or kind.initializer is None:
-        return None
-    import cloudpickle  # noqa: PLC0415 - `import nbprocs` stays light
-
-    try:
-        return bytes(cloudpickle.dumps((kind.initializer, kind.initargs), protocol=5))
-    except Exception as cause:
-        raise _unpicklable(kind.initializer, cause) from cause
-
-
-def _question(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    if not isinstance(function, str) or args or kwargs:
-        raise TypeError("a CommandWorker takes one line of text and nothing else")
-    if "\n" in function or "\r" in function:
-        raise ValueError("a question is one line; a newline in it would ask two")
-    return function
-
-
-def _unpicklable(function: Any, cause: BaseException) -> CommunicationError:
-    title = function if isinstance(function, str) else _title(function)
-    error = CommunicationError(
-        f"{title} can't be sent to a worker: {type(cause).__name__}: {cause}",
-        hint="send data, and open files, sockets or locks inside the function",
-    )
-    error.__cause__ = cause
-    return error

@@ -88,8 +88,10 @@ class Task:
 class TaskHandle(asyncio.Future[T]):
     """Stands for one task of a pool. Await it for the result; ``cancel()`` it at any time, also while it runs.
 
-    It is an asyncio future of the loop that submitted it, so ``asyncio.gather``, ``wait`` and ``timeout`` take it as it is, without a task for each. That
-    also means: when what awaits it is cancelled (an interrupted cell, a timeout), the task is cancelled. Awaiting on another loop works, too.
+    It is an asyncio future of the loop that submitted it, so ``asyncio.gather``, ``wait`` and ``timeout`` take it as it is, without a
+    task for each. That
+    also means: when what awaits it is cancelled (an interrupted cell, a timeout), the task is cancelled. Awaiting on another loop works,
+    too.
 
     >>> pool = ProcessPool()
     >>> handle = pool.submit(pow, 2, 10)
