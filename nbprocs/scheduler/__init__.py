@@ -1,0 +1,74 @@
+"""When, in which order and how often commands run; a queue that survives the kernel.
+
+Layers inside: model, errors < times, options, estimate < entry < lanes < limits < queue (all pure) < store < journal < resume < runner <
+handle < control, views < scheduler. The queue knows no clock, the runner no public face, the store no task.
+"""
+
+from nbprocs.scheduler.backend import Backend, Ended, Job, Started
+from nbprocs.scheduler.calls import PoolBackend
+from nbprocs.scheduler.errors import (
+    DependencyFailed,
+    Halted,
+    StoreCorrupt,
+    StoreError,
+    StoreInUse,
+    StoreTooNew,
+    TaskCancelled,
+    TaskInterrupted,
+)
+from nbprocs.scheduler.handle import TaskHandle
+from nbprocs.scheduler.local import LocalBackend
+from nbprocs.scheduler.model import (
+    After,
+    Attempt,
+    Condition,
+    Eta,
+    GroupStatus,
+    Halt,
+    Interrupted,
+    Misfire,
+    Now,
+    ResourceStatus,
+    ScheduledTask,
+    SchedulerConfig,
+    SchedulerEvent,
+    SchedulerStatus,
+    TaskEventKind,
+    TaskState,
+)
+from nbprocs.scheduler.scheduler import TaskScheduler
+
+__all__ = [
+    "After",
+    "Attempt",
+    "Backend",
+    "Condition",
+    "DependencyFailed",
+    "Ended",
+    "Eta",
+    "GroupStatus",
+    "Halt",
+    "Halted",
+    "Interrupted",
+    "Job",
+    "LocalBackend",
+    "Misfire",
+    "Now",
+    "PoolBackend",
+    "ResourceStatus",
+    "ScheduledTask",
+    "SchedulerConfig",
+    "SchedulerEvent",
+    "SchedulerStatus",
+    "Started",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreInUse",
+    "StoreTooNew",
+    "TaskCancelled",
+    "TaskEventKind",
+    "TaskHandle",
+    "TaskInterrupted",
+    "TaskScheduler",
+    "TaskState",
+]

@@ -1,0 +1,89 @@
+"""Attempts and tasks as DataFrames. pandas is imported only when one is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from nbprocs.redact import mask_command
+from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.journal import ATTEMPT, read_attempt
+from nbprocs.scheduler.model import Attempt, ScheduledTask, priority_name
+from nbprocs.scheduler.options import decode
+from nbprocs.scheduler.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["attempts_frame", "stored_rows", "tasks_frame"]
+
+_TIMES = ("queued", "started", "ended")
+_INTEGERS = ("exit_code", "signal", "peak_rss", "pid", "slot")
+
+
+def attempts_frame(attempts: Sequence[Attempt]) -> "pd.DataFrame":
+    """One row an attempt; times as datetimes in UTC, whole numbers that may be missing as Int64."""
+    import pandas as pd  # noqa: PLC0415 - import nbprocs stays light
+
+    names = [field.name for field in fields(Attempt)]
+    table = pd.DataFrame([[getattr(a, name) for name in names] for a in attempts], columns=names)
+    for name in _TIMES:
+        table[name] = pd.to_datetime(table[name].astype("float64"), unit="s", utc=True)
+    for name in _INTEGERS:
+        table[name] = table[name].astype("Int64")
+    for name in ("execution_time", "cpu_time"):
+        table[name] = table[name].astype("float64")
+    table["priority"] = [priority_name(p) for p in table["priority"]]
+    table["waited"] = (table["started"] - table["queued"]).dt.total_seconds()
+    return table
+
+
+def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
+    """One row a task."""
+    import pandas as pd  # noqa: PLC0415 - import nbprocs stays light
+
+    columns = [
+        "id",
+        "name",
+        "command",
+        "state",
+        "priority",
+        "scheduled_time",
+        "retry_count",
+        "max_retries",
+        "estimated_duration",
+        "group",
+        "runs",
+    ]
+    rows = [
+        (
+            t.id,
+            t.name,
+            t.display or mask_command((t.command, *t.args)),
+            t.state.value,
+            priority_name(t.priority),
+            t.scheduled_time,
+            t.retry_count,
+            t.max_retries,
+            t.estimated_duration,
+            t.group,
+            t.runs,
+        )
+        for t in tasks
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    table["scheduled_time"] = pd.to_datetime(table["scheduled_time"], utc=True)
+    return table
+
+
+def stored_rows(store: Store, prefix: str) -> list[Attempt]:
+    """Every attempt in a store, first to last."""
+    import json  # noqa: PLC0415
+
+    columns = ", ".join(f"a.{name}" for name in ATTEMPT.split(", "))
+    query = f"SELECT t.argv, t.priority, t.time, t.options, {columns} FROM attempts a JOIN tasks t USING (key) ORDER BY a.rowid"  # noqa: S608
+    found = []
+    for argv, priority, time, options, *row in store.rows(query):
+        command, *args = json.loads(argv)
+        entry = Entry(row[0], command, tuple(args), priority, time, decode(options, {})[0])
+        found.append(read_attempt(entry, tuple(row), f"{prefix}{row[0]}"))
+    return found

@@ -1,0 +1,244 @@
+"""TaskHandle: what schedule() returns. Two words of memory beside the task itself; a million of them are no burden."""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from typing import TYPE_CHECKING, Any
+
+from nbprocs.display import Displayable, text
+from nbprocs.engine.home import Home, hops
+from nbprocs.errors import Closed, tail_text
+from nbprocs.model import ProcessResult, Stream
+from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.model import After, Attempt, Condition, ScheduledTask, TaskState
+
+if TYPE_CHECKING:
+    from nbprocs.process import ManagedProcess
+    from nbprocs.scheduler.scheduler import TaskScheduler
+
+__all__ = ["TaskHandle"]
+
+
+class TaskHandle(Displayable):
+    r"""A scheduled task. Await it for its result; it can be awaited often, from any loop, and not awaited at all.
+
+    ``await handle`` returns a ProcessResult (or what the function returned), and raises what the task ended with: ProcessFailed and its
+    kind, ExecutionTimeout, StartupFailed, TaskCancelled, DependencyFailed, TaskInterrupted, or Closed. A series ends by its ``repeat`` or
+    by ``cancel()``; ``next_result()`` waits for one run of it. Cancelling the await leaves the task alone.
+
+    >>> async with TaskScheduler() as sch:
+    ...     handle = sch.schedule("echo", "hello")
+    ...     (await handle).text
+    'hello\n'
+    """
+
+    __slots__ = ("_entry", "_scheduler")
+
+    def __init__(self, scheduler: "TaskScheduler", entry: Entry) -> None:
+        self._scheduler = scheduler
+        self._entry = entry
+
+    @property
+    def home(self) -> Home:
+        """The scheduler's."""
+        return self._scheduler.home
+
+    # -- looking
+
+    @property
+    def id(self) -> str:
+        """Unique among all tasks of all schedulers; the same in every kernel that opens the store."""
+        return self._scheduler.runner.task_id(self._entry)
+
+    @property
+    def name(self) -> str:
+        """As given, or its command line, masked."""
+        return self._entry.label
+
+    @property
+    def state(self) -> TaskState:
+        """Where it is now."""
+        return self._entry.state
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._entry.state.final
+
+    @property
+    def task(self) -> ScheduledTask:
+        """A snapshot of all that was asked for."""
+        return self._scheduler.snapshot(self._entry)
+
+    @property
+    def result(self) -> Any:
+        """Of the last attempt that ended: a ProcessResult, or what the function returned; None before."""
+        return None if self._entry.outcome is None else self._entry.outcome.result
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the last attempt failed, or why there was none; None before, and after a success."""
+        return None if self._entry.outcome is None else self._entry.outcome.error
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All ended attempts, first to last (of a long series the last hundred)."""
+        return () if self._entry.outcome is None else self._entry.outcome.attempts
+
+    @property
+    def process(self) -> "ManagedProcess | None":
+        """The process that runs now; None while none does, and for a function."""
+        run = self._entry.run
+        return None if run is None or run.seen is None else run.seen.process
+
+    def why(self) -> str:
+        """In a sentence, why it does not run now."""
+        return self._scheduler.why(self._entry)
+
+    def output(self, stream: Stream | str = Stream.STDOUT) -> bytes:
+        """What the attempt under way, or else the last one, has written so far."""
+        name = Stream(stream).value
+        process = self.process
+        if process is not None:
+            log = process.stdout if name == "stdout" else process.stderr
+            return log.getvalue()
+        result = self.result
+        return bytes(getattr(result, name)) if isinstance(result, ProcessResult) else b""
+
+    def tail(self, lines: int = 10) -> str:
+        """The last lines of its stderr, or of its stdout if that is empty."""
+        return tail_text(self.output(Stream.STDERR) or self.output(Stream.STDOUT), lines=lines)
+
+    async def lines(self, stream: Stream | str = Stream.STDOUT) -> AsyncIterator[str]:
+        """The lines of the attempt under way as they come; of the next one if none is; of the last one if it has ended."""
+        while self.process is None and not self.done:
+            await self._change()
+        process = self.process
+        if process is not None:
+            async for line in process.lines(stream):
+                yield line
+        else:
+            for row in self.output(stream).decode("utf-8", "replace").splitlines():
+                yield row
+
+    @hops
+    async def _change(self) -> None:
+        """Wait until something happens to it."""
+        changed = asyncio.Event()
+        with self._scheduler.watching(self.id, changed.set):
+            if self.process is None and not self.done:
+                await changed.wait()
+
+    # -- waiting
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._value().__await__()
+
+    async def _value(self) -> Any:
+        await self.wait()
+        return self._given()
+
+    def _given(self) -> Any:
+        """The result, or the error raised. The same error object is raised each time: it is what happened."""
+        outcome = self._entry.outcome
+        if outcome is not None and outcome.error is not None:
+            raise outcome.error
+        return None if outcome is None else outcome.result
+
+    async def wait(self, timeout: float | None = None) -> TaskState:
+        """Wait until it has ended, however that is; never raises for how.
+
+        Raises TimeoutError after ``timeout`` seconds and leaves the task alone; Closed when the scheduler is closed before.
+        """
+        async with asyncio.timeout(timeout):
+            await self._ended()
+        return self._entry.state
+
+    @hops
+    async def _ended(self) -> None:
+        runner = self._scheduler.runner
+        while not runner.told(self._entry):
+            await self._woken()
+
+    async def _woken(self) -> None:
+        runner, entry = self._scheduler.runner, self._entry
+        if runner.closed:
+            hint = "open its store again: TaskScheduler(store=…) goes on with it" if runner.journal.store else ""
+            raise Closed(f"the scheduler was closed before {entry.label} ended", command=entry.display, hint=hint)
+        future: asyncio.Future[None] = self.home.loop.create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        if entry.waiters is None:
+            entry.waiters = []
+        entry.waiters.append(wake)
+        try:
+            await future
+        finally:
+            if entry.waiters is not None and wake in entry.waiters:
+                entry.waiters.remove(wake)
+
+    async def next_result(self) -> Any:
+        """Of a series: the result of the run under way or the next one; raises its error. Of another task: as awaiting it."""
+        await self._next()
+        return self._given()
+
+    @hops
+    async def _next(self) -> None:
+        if not self._scheduler.runner.told(self._entry):
+            await self._woken()
+
+    # -- control
+
+    def cancel(self) -> None:
+        """End it: it never starts, or its whole tree is stopped. Awaiting it then raises TaskCancelled, once nothing of it is left."""
+        self._scheduler.act(self._scheduler.runner.cancel, self._entry)
+
+    def reprioritise(self, priority: int) -> None:
+        """Another priority; it takes effect at once if it is waiting."""
+        self._scheduler.reprioritise(self._entry, priority)
+
+    def hold(self) -> None:
+        """Keep it from starting until release(); nothing if it runs or has ended."""
+        self._scheduler.act(self._scheduler.hold_entry, self._entry)
+
+    def release(self) -> None:
+        """Undo hold(). Raises ValueError if it needs secrets from the environment that are still not there."""
+        self._scheduler.check_secrets(self._entry)
+        self._scheduler.act(self._scheduler.release_entry, self._entry)
+
+    def pause(self) -> None:
+        """Stop it where it is: SIGSTOP for a running process, hold() for a waiting task. Its timeout goes on."""
+        if (process := self.process) is not None:
+            process.pause()
+        else:
+            self.hold()
+
+    def resume(self) -> None:
+        """Undo pause()."""
+        if (process := self.process) is not None:
+            process.resume()
+        elif self._entry.state is TaskState.HELD:
+            self.release()
+
+    def depend(self, other: "TaskHandle", on: Condition | str = Condition.SUCCESS) -> None:
+        """Wait for one more task. Raises ValueError for a cycle, naming its members, and once this one runs. On the home loop only."""
+        self._scheduler.depend(self._entry, After(other, Condition(on)))
+
+    # -- display
+
+    def __repr__(self) -> str:
+        entry = self._entry
+        took = (
+            f" in {self.attempts[-1].execution_time:.2f} s"
+            if entry.state.final and self.attempts and self.attempts[-1].execution_time
+            else ""
+        )
+        tries = f", attempt {len(self.attempts) + (entry.run is not None)}" if entry.retries else ""
+        return f"<TaskHandle {self.id} {entry.label}: {entry.state}{took}{tries}>"
+
+    def _html_(self) -> str:
+        reason = "" if self._entry.state.final or self._entry.state is TaskState.RUNNING else f"<div>{text(self.why())}</div>"
+        tail = text(self.tail(), limit=4000)
+        return f"<div><code>{text(repr(self))}</code>{reason}{f'<pre>{tail}</pre>' if tail else ''}</div>"

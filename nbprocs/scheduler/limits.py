@@ -1,0 +1,50 @@
+"""Groups and resources: what bounds how many tasks run, besides the slots."""
+
+from nbprocs.scheduler.lanes import Track
+
+__all__ = ["Group", "Resource", "fits"]
+
+_ROUNDING = 1e-9
+
+
+def fits(amount: float, capacity: float) -> bool:
+    """Whether the amount is within the capacity, but for rounding: ten tenths fit into one.
+
+    >>> fits(sum([0.1] * 10), 1.0)
+    True
+    """
+    return amount <= capacity * (1 + _ROUNDING) + _ROUNDING
+
+
+class Group:
+    """Tasks with a limit and a pause of their own."""
+
+    __slots__ = ("limit", "name", "parked", "paused", "running")
+
+    def __init__(self, name: str, limit: int | None) -> None:
+        self.name = name
+        self.limit = limit
+        self.running = 0
+        self.paused = False
+        self.parked: list[Track] = []  # tracks that wait for it
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may start."""
+        return not self.paused and (self.limit is None or self.running < self.limit)
+
+
+class Resource:
+    """A countable or weighable thing that running tasks share."""
+
+    __slots__ = ("capacity", "name", "parked", "used")
+
+    def __init__(self, name: str, capacity: float) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.used = 0.0
+        self.parked: list[Track] = []
+
+    def has(self, amount: float) -> bool:
+        """Whether that much is free."""
+        return fits(self.used + amount, self.capacity)

@@ -1,0 +1,111 @@
+"""The local backend: every job is a process of a ProcessManager."""
+
+import asyncio
+import socket
+
+from nbprocs.engine.home import Home, Tasks
+from nbprocs.errors import ProcessError, StartupFailed, error_from_result
+from nbprocs.manager import ProcessManager
+from nbprocs.model import ProcessConfig
+from nbprocs.process import ManagedProcess
+from nbprocs.scheduler.backend import Ended, Job, Report, Started
+
+__all__ = ["LocalBackend"]
+
+
+class LocalBackend:
+    r"""Runs jobs as child processes. With a manager of yours it uses that one and leaves it open; else it has its own.
+
+    >>> pm = ProcessManager()
+    >>> sch = TaskScheduler(backend=LocalBackend(pm))
+    >>> (await sch.schedule("echo", "hello")).text
+    'hello\n'
+    >>> await sch.aclose(); await pm.aclose()
+    """
+
+    name = "local"
+
+    def __init__(self, manager: ProcessManager | None = None) -> None:
+        self._manager = manager
+        self._owned = manager is None
+        self._host = socket.gethostname()
+        self._running: dict[str, ManagedProcess | None] = {}
+        self._cancelled: dict[str, float] = {}  # id -> grace
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def bind(self, home: Home) -> None:
+        """Make the manager, if there is none."""
+        self._tasks = Tasks(home)
+
+    @property
+    def manager(self) -> ProcessManager:
+        """The manager in use; made on first use, on the home loop."""
+        if self._manager is None:
+            self._manager = ProcessManager()
+        return self._manager
+
+    def start(self, job: Job, report: Report) -> None:
+        """Start the process."""
+        self._running[job.id] = None
+        task = self._tasks.start(self._run(job, report), name=f"job {job.name}")
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    async def _run(self, job: Job, report: Report) -> None:
+        ended = Ended(error=StartupFailed(f"{job.name} could not be started", command=job.name))
+        try:
+            ended = await self._outcome(job, report)
+        except ProcessError as error:
+            ended = Ended(error=error, stopped=job.id in self._cancelled)
+        except (TypeError, ValueError) as error:
+            failed = StartupFailed(f"{job.name} could not be started: {error}")
+            failed.__cause__ = error
+            ended = Ended(error=failed)
+        finally:
+            self._running.pop(job.id, None)
+            self._cancelled.pop(job.id, None)
+            report(ended)
+
+    async def _outcome(self, job: Job, report: Report) -> Ended:
+        if job.id in self._cancelled:
+            return Ended(stopped=True)
+        if callable(job.command):
+            return Ended(error=StartupFailed(f"{job.name} is a function: give the scheduler a pool= to run it"))
+        config = ProcessConfig(
+            command=job.command,
+            args=job.args,
+            working_dir=job.working_dir,
+            env_vars=job.env_vars,
+            timeout=job.timeout,
+            shell=job.shell,
+        )
+        process = await self.manager.spawn(config)
+        self._running[job.id] = process
+        report(Started(pid=process.pid, host=self._host, process=process))
+        if job.id in self._cancelled:
+            self._stop(process, self._cancelled[job.id])
+        result = await process.wait()
+        return Ended(result=result, error=error_from_result(result), stopped=job.id in self._cancelled and result.reason != "timeout")
+
+    def cancel(self, job_id: str, *, grace: float) -> None:
+        """Stop the process and its tree."""
+        if job_id not in self._running or job_id in self._cancelled:
+            return
+        self._cancelled[job_id] = grace
+        process = self._running[job_id]
+        if process is not None:
+            self._stop(process, grace)
+
+    def _stop(self, process: ManagedProcess, grace: float) -> None:
+        self._tasks.start(process.stop(grace=grace), name=f"cancel {process.name}")
+
+    async def aclose(self) -> None:
+        """Stop every job's tree; close the manager if it is ours."""
+        for job_id in list(self._running):
+            self.cancel(job_id, grace=1.0)
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        await self._tasks.aclose()
+        if self._owned and self._manager is not None:
+            await self._manager.aclose()
+            self._manager = None

@@ -1,0 +1,339 @@
+"""Values of the scheduler: states, configs, snapshots, events. Enums and frozen dataclasses only; no loop, no clock, no I/O."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from nbprocs.model import TaskPriority
+
+__all__ = [
+    "After",
+    "Attempt",
+    "Condition",
+    "Eta",
+    "GroupStatus",
+    "Halt",
+    "Interrupted",
+    "Misfire",
+    "Now",
+    "ResourceStatus",
+    "ScheduledTask",
+    "SchedulerConfig",
+    "SchedulerEvent",
+    "SchedulerStatus",
+    "TaskEventKind",
+    "TaskState",
+]
+
+
+class TaskState(StrEnum):
+    """Where a task is. The last five are final."""
+
+    SCHEDULED = "scheduled"  # its time has not come (a delay, a date, a retry, the next run of a series)
+    BLOCKED = "blocked"  # waits for other tasks to end
+    QUEUED = "queued"  # would start if there were room
+    HELD = "held"  # somebody holds it back
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # after its last retry
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"  # a task it depends on ended otherwise than it asked for
+    INTERRUPTED = "interrupted"  # its kernel died while it ran, and the policy says not to run it again
+
+    @property
+    def final(self) -> bool:
+        """True when nothing will happen to the task any more.
+
+        >>> TaskState.SKIPPED.final, TaskState.HELD.final
+        (True, False)
+        """
+        return self in _FINAL
+
+
+_FINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.SKIPPED, TaskState.INTERRUPTED})
+
+
+class Condition(StrEnum):
+    """How a task that another one waits for must end."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"  # failed or interrupted; a cancelled or skipped task did not fail
+    ANY = "any"
+
+    def met(self, state: TaskState) -> bool:
+        """Whether an end in this state satisfies the condition.
+
+        >>> Condition.FAILURE.met(TaskState.FAILED), Condition.SUCCESS.met(TaskState.CANCELLED), Condition.ANY.met(TaskState.CANCELLED)
+        (True, False, True)
+        """
+        if self is Condition.ANY:
+            return state.final
+        wanted = (TaskState.SUCCEEDED,) if self is Condition.SUCCESS else (TaskState.FAILED, TaskState.INTERRUPTED)
+        return state in wanted
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """A dependency with its condition: ``after=[After(a, "failure")]``. A bare handle or id means success.
+
+    >>> After("k-1", "any").on
+    <Condition.ANY: 'any'>
+    """
+
+    task: object  # a TaskHandle, an id, or (in schedule_many) the name of another task of the same call
+    on: Condition = Condition.SUCCESS
+
+    def __post_init__(self) -> None:
+        """Accept the condition by its name. Raises ValueError for another word."""
+        object.__setattr__(self, "on", Condition(self.on))
+
+
+class Misfire(StrEnum):
+    """What becomes of times of a series that passed while it ran, or while no kernel was there. A series never overlaps itself."""
+
+    ONCE = "once"  # one run at once for all of them
+    SKIP = "skip"  # none: the next time in the future
+    ALL = "all"  # one run for each, one after the other
+
+
+class Interrupted(StrEnum):
+    """What becomes of a task that ran when its kernel died."""
+
+    RETRY = "retry"  # queued again; it does not count as a retry. The third time in a row it is marked instead
+    MARK = "mark"  # ends as INTERRUPTED
+
+
+class Now(NamedTuple):
+    """An instant on both clocks, in seconds."""
+
+    wall: float  # since the epoch; may jump
+    elapsed: float  # never goes back; counts a suspended machine's sleep where the system can tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt:
+    """When to stop the queue because too much fails: after so many failures, or at a percentage of the ended tasks.
+
+    ``now=True`` also kills what runs. A halted queue starts nothing until ``resume()``; ``join()`` raises.
+
+    >>> Halt(failures=1).reached(failed=1, ended=5), Halt(percent=50).reached(failed=2, ended=5)
+    (True, False)
+    """
+
+    failures: int | None = None
+    percent: float | None = None  # of the tasks that succeeded or failed, 0 to 100
+    minimum: int = 3  # ended tasks before the percentage counts
+    now: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that can't trigger. Raises ValueError."""
+        if self.failures is None and self.percent is None:
+            raise ValueError("a Halt needs failures= or percent=")
+        if self.failures is not None and self.failures < 1:
+            raise ValueError(f"failures must be 1 or more, not {self.failures!r}")
+        if self.percent is not None and not 0 < self.percent <= 100:  # noqa: PLR2004 - a percentage
+            raise ValueError(f"percent must be above 0 and at most 100, not {self.percent!r}")
+
+    def reached(self, *, failed: int, ended: int) -> bool:
+        """Whether that many failures among that many ended tasks stop the queue."""
+        if self.failures is not None and failed >= self.failures:
+            return True
+        return self.percent is not None and failed > 0 and ended >= self.minimum and 100 * failed >= self.percent * ended
+
+
+def _positive(value: object, what: str, *, infinite: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or (math.isinf(value) and not infinite):
+        raise ValueError(f"{what} must be a positive number, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How a scheduler works. Raises ValueError for numbers that make no sense.
+
+    >>> SchedulerConfig(max_concurrent_tasks=2, groups={"download": 1}).max_concurrent_tasks
+    2
+    """
+
+    max_concurrent_tasks: int = 4
+    default_timeout: float | None = None  # seconds; None: no limit
+    max_retries: int = 0  # for tasks that don't say
+    retry_delay: float = 1.0  # seconds before the first retry
+    max_retry_delay: float = 60.0  # seconds; no delay is longer
+    backoff_multiplier: float = 2.0
+    retry_jitter: bool = False  # True: a random part of each delay
+    groups: Mapping[str, int] = field(default_factory=dict)  # group -> how many of it run at a time; others are not limited
+    resources: Mapping[str, float] = field(default_factory=dict)  # name -> capacity; "gpu" is found out by itself
+    halt: Halt | None = None
+    on_interrupted: Interrupted = Interrupted.RETRY
+    grace: float = 5.0  # seconds between SIGTERM and SIGKILL when a task is cancelled
+    history: int = 10_000  # attempts kept in memory for frame(); a store keeps all
+    store_output: int = 64 * 1024  # bytes of each stream's end that a store keeps of an attempt
+
+    def __post_init__(self) -> None:
+        """Check and freeze."""
+        if isinstance(self.max_concurrent_tasks, bool) or not isinstance(self.max_concurrent_tasks, int) or self.max_concurrent_tasks < 1:
+            raise ValueError(f"max_concurrent_tasks must be a whole number, 1 or more, not {self.max_concurrent_tasks!r}")
+        for name, value in (("default_timeout", self.default_timeout), *((f"resource {k!r}", v) for k, v in self.resources.items())):
+            if value is not None:
+                _positive(value, name)
+        for group, limit in self.groups.items():
+            if limit < 0:
+                raise ValueError(f"the limit of group {group!r} must be 0 or more, not {limit!r}")
+        if self.max_retries < 0 or self.history < 0 or self.store_output < 0 or self.grace < 0:
+            raise ValueError("max_retries, history, store_output and grace must be 0 or more")
+        object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
+        object.__setattr__(self, "resources", MappingProxyType(dict(self.resources)))
+        object.__setattr__(self, "on_interrupted", Interrupted(self.on_interrupted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledTask:
+    """A snapshot of one task; it never changes afterwards. ``command`` and ``args`` are as given; their display is masked."""
+
+    id: str
+    command: str
+    args: tuple[str, ...]
+    priority: int  # TaskPriority, or any whole number
+    scheduled_time: datetime  # timezone-aware; the time from which it may run
+    estimated_duration: float | None  # seconds: as given, or what this command took before
+    retry_count: int
+    max_retries: int
+    state: TaskState
+    name: str | None = None
+    group: str | None = None
+    resources: tuple[tuple[str, float], ...] = ()
+    after: tuple[str, ...] = ()  # ids it still waits for
+    runs: int = 0  # ended runs of a series
+    display: str = field(default="", repr=False)  # the command line, masked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One run of one task. Times are seconds since the epoch; None where it did not happen or is not known."""
+
+    task_id: str
+    attempt: int  # 1 is the first
+    name: str
+    command: str  # masked
+    priority: int
+    group: str | None
+    queued: float
+    started: float | None
+    ended: float | None
+    outcome: str  # "succeeded", "failed", "timeout", "cancelled", "interrupted", "running"
+    exit_code: int | None = None
+    signal: int | None = None
+    retry: int = 0  # 0 for a first try
+    execution_time: float | None = None  # seconds
+    peak_rss: int | None = None  # bytes
+    cpu_time: float | None = None  # seconds
+    pid: int | None = None
+    host: str = ""
+    slot: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStatus:
+    """One group: how many run, how many may, and whether it is paused."""
+
+    name: str
+    running: int
+    limit: int | None
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceStatus:
+    """One resource: how much is in use, and of how much."""
+
+    name: str
+    used: float
+    capacity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eta:
+    """When the queue will be empty, in seconds from now: a middle value, and the interval that it is in with 95 % probability.
+
+    From the durations of the same commands so far (or ``estimated_duration``), taken as independent, spread over the slots.
+    """
+
+    low: float
+    middle: float
+    high: float
+
+    def __str__(self) -> str:
+        """Short, for a progress bar."""
+        return f"{_clock(self.low)}-{_clock(self.high)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatus:
+    """A snapshot of a scheduler."""
+
+    queued_tasks: int  # everything that has not started: scheduled, blocked, queued and held
+    running_tasks: int
+    max_concurrent: int
+    next_scheduled_time: datetime | None  # timezone-aware; when the next task's time comes
+    scheduled: int = 0
+    blocked: int = 0
+    ready: int = 0
+    held: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    skipped: int = 0
+    interrupted: int = 0
+    retries: int = 0
+    paused: bool = False
+    halted: str | None = None  # why nothing starts, until resume()
+    closed: bool = False
+    groups: tuple[GroupStatus, ...] = ()
+    resources: tuple[ResourceStatus, ...] = ()
+    eta: Eta | None = None
+    store: str | None = None
+
+
+class TaskEventKind(StrEnum):
+    """What a scheduler's event stream tells."""
+
+    SCHEDULED = "scheduled"
+    STARTED = "started"
+    RETRYING = "retrying"
+    ENDED = "ended"
+    CHANGED = "changed"  # held, released, reprioritised, paused, resumed, a limit
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerEvent:
+    """One thing that happened to one task (``task_id`` is "" for the scheduler itself)."""
+
+    kind: TaskEventKind
+    task_id: str = ""
+    state: TaskState | None = None
+    delay: float | None = None  # seconds, RETRYING
+    error: BaseException | None = None
+
+
+def priority_name(priority: int) -> str:
+    """``HIGH`` for a TaskPriority's number, the number itself for any other.
+
+    >>> priority_name(2), priority_name(17)
+    ('HIGH', '17')
+    """
+    try:
+        return TaskPriority(priority).name
+    except ValueError:
+        return str(priority)

@@ -1,0 +1,86 @@
+"""How tasks and their attempts ended. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbprocs.errors import ExecutionTimeout, ProcessError
+from nbprocs.model import ProcessResult
+from nbprocs.scheduler.backend import Ended, Started
+from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.errors import DependencyFailed, TaskCancelled, TaskInterrupted
+from nbprocs.scheduler.model import Attempt, TaskState
+
+__all__ = ["Outcome", "Run", "attempt_of", "error_of"]
+
+
+@dataclass(slots=True)
+class Run:
+    """An attempt under way."""
+
+    id: str
+    number: int
+    started: float  # wall clock
+    elapsed: float  # on the elapsed clock
+    slot: int = 0
+    units: dict[str, list[int]] = field(default_factory=dict)
+    intent: str = ""  # why we end it: "cancelled", "halted", "closing"
+    seen: Started | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is known of a task that has at least one ended attempt, or that ended without one."""
+
+    result: Any = None
+    error: BaseException | None = None
+    attempts: tuple[Attempt, ...] = ()
+    first: float | None = None  # elapsed clock: when the first attempt of this run started
+    base: float | None = None  # of a series: which of its times the run stands for, on the series' clock
+
+
+def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: float, elapsed: float) -> Attempt:
+    """The row of an attempt that has just ended."""
+    result = ended.result if isinstance(ended.result, ProcessResult) else None
+    if run.intent and ended.stopped:
+        outcome = "interrupted" if run.intent == "closing" else "cancelled"
+    elif isinstance(ended.error, ExecutionTimeout):
+        outcome = "timeout"
+    else:
+        outcome = "failed" if ended.error is not None else "succeeded"
+    return Attempt(
+        task_id=task_id,
+        attempt=run.number,
+        name=entry.label,
+        command=entry.display,
+        priority=entry.priority,
+        group=entry.options.group,
+        queued=entry.time,
+        started=run.started,
+        ended=wall,
+        outcome=outcome,
+        exit_code=result.exit_code if result else getattr(ended.error, "exit_code", None),
+        signal=result.signal if result else getattr(ended.error, "signal", None),
+        retry=entry.retries,
+        execution_time=result.execution_time if result else elapsed - run.elapsed,
+        peak_rss=result.peak_rss if result else None,
+        cpu_time=result.cpu_time if result else None,
+        pid=run.seen.pid if run.seen else None,
+        host=run.seen.host if run.seen else "",
+        slot=run.slot,
+        reason=(result.reason if result else None) or (run.intent or None),
+    )
+
+
+def error_of(entry: Entry, state: TaskState, why: str = "") -> ProcessError | None:
+    """The error of a task that ended without an attempt of its own to blame."""
+    if state is TaskState.CANCELLED:
+        return TaskCancelled(f"{entry.label} was cancelled{why}", command=entry.display, attempts=max(1, entry.retries + 1))
+    if state is TaskState.SKIPPED:
+        hint = 'say after=[After(task, "any")] to run it however that task ends'
+        return DependencyFailed(
+            f"{entry.label} was skipped: {why or 'a task it depends on ended otherwise'}", command=entry.display, hint=hint
+        )
+    if state is TaskState.INTERRUPTED:
+        hint = "look at what it left behind, then schedule it again; on_interrupted='retry' does that by itself"
+        return TaskInterrupted(f"{entry.label} was running when its kernel died", command=entry.display, hint=hint)
+    return None

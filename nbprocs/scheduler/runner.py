@@ -1,0 +1,498 @@
+"""The part of the scheduler that acts: starts what the queue says, hears how it ended, waits for the next time.
+
+::
+
+    schedule ─► admit ─► queue ─┐
+                                ▼ once a turn of the loop
+    timer ──────────────────► pump: take(now) ─► journal.flush() ─► tell who awaits ─► backend.start
+                                ▲                                                          │
+                                └──────────── ended: outcome, retry, next run ◄────────────┘
+
+Everything here runs on the home loop, in callbacks that never wait; there is no task of its own and nobody polls. A timer never sleeps
+longer than two seconds while a time is awaited: a machine that was suspended, or a clock that was set, is noticed within that.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from nbprocs.engine.home import Home, log
+from nbprocs.errors import Closed, ProcessError, ResourceExhausted
+from nbprocs.policy import RetryPolicy
+from nbprocs.scheduler.backend import Backend, Ended, Job, Started
+from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.errors import Halted, StoreError
+from nbprocs.scheduler.estimate import Durations
+from nbprocs.scheduler.journal import Journal
+from nbprocs.scheduler.model import Attempt, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
+from nbprocs.scheduler.options import timeout_factor
+from nbprocs.scheduler.outcome import Outcome, Run, attempt_of, error_of
+from nbprocs.scheduler.queue import TaskQueue
+from nbprocs.scheduler.slots import Slots
+from nbprocs.scheduler.system import available_memory, gpu_devices
+from nbprocs.scheduler.times import Recurrence, latest_due, next_run
+
+__all__ = ["Runner"]
+
+_LONGEST_SLEEP = 2.0  # seconds
+_GATE_SLEEP = 0.5  # seconds between looks at the free memory while a task waits for that alone
+_ATTEMPTS_KEPT = 100  # of one task, in memory
+_RETRY_STORE = 2.0  # seconds until a store that could not be written is tried again
+
+
+class Runner:
+    """The state of one scheduler on its home loop."""
+
+    def __init__(
+        self, config: SchedulerConfig, *, journal: Journal, prefix: str, backend: Backend, calls: Backend | None, clock: Callable[[], Now]
+    ) -> None:
+        self.config = config
+        self.journal = journal
+        self.prefix = prefix
+        self.backend = backend
+        self.calls = calls
+        self.clock = clock
+        self.home: Home | None = None
+        self.gpus = gpu_devices()
+        self.queue = TaskQueue(max_running=config.max_concurrent_tasks, groups=config.groups, resources=config.resources)
+        self.durations = Durations()
+        self.attempts: deque[Attempt] = deque(maxlen=config.history)
+        self.finished: OrderedDict[int, Entry] = OrderedDict()
+        self.names: dict[str, Entry] = {}
+        self.edges: dict[int, dict[int, str]] = {}  # what waits -> what must end -> condition; kept with the ended ones, for the graph
+        self.missing: dict[int, tuple[str, ...]] = {}  # secrets that this kernel does not have
+        self.retries = self.failures = self.successes = self.series = 0
+        self.halted: str | None = None
+        self.closed = False
+        self.subscribers: dict[int, Callable[[SchedulerEvent], object]] = {}
+        self._slots = Slots(self.gpus)
+        self._policies: dict[int, RetryPolicy] = {}
+        self._runs = itertools.count(1)
+        self._running: dict[int, Entry] = {}
+        self._wanted = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._told: list[Entry] = []  # ended, and to be told once it is on disk
+        self._joiners: list[asyncio.Future[None]] = []
+        self._host = socket.gethostname()
+        self._store_failed = False
+
+    # -- life
+
+    def bind(self, home: Home) -> None:
+        """Live on this loop from now on."""
+        self.home = home
+        self.backend.bind(home)
+        if self.calls is not None:
+            self.calls.bind(home)
+        self.want()
+
+    def want(self) -> None:
+        """Pump in this turn of the loop. Without a home yet: when there is one."""
+        if not self._wanted and self.home is not None and not self.closed:
+            self._wanted = True
+            self.home.post(self._pump)
+
+    def task_id(self, entry: Entry) -> str:
+        """The id that users know."""
+        return f"{self.prefix}{entry.key}"
+
+    async def close(self) -> None:
+        """End what runs, note it as interrupted by us, close the backends. Tasks that had not ended stay in the store as queued."""
+        self.closed = True
+        self._disarm()
+        for entry in list(self._running.values()):
+            self._end_run(entry, "closing")
+        await self.backend.aclose()
+        if self.calls is not None:
+            await self.calls.aclose()
+        with contextlib.suppress(StoreError):  # a full disk: what is not noted as ended runs again, and that is the promise
+            self.journal.flush()
+        self._tell()
+        for entry in self.queue:
+            self._wake(entry)
+        for joiner in self._joiners:
+            if not joiner.done():
+                joiner.set_exception(Closed("the scheduler was closed while it was awaited"))
+        self._joiners.clear()
+        self.emit(TaskEventKind.CLOSED)
+
+    # -- in
+
+    def admit(self, entry: Entry, after: Any = (), *, held: bool = False) -> None:
+        """Take a new task into the queue."""
+        options = entry.options
+        if options.recurrence is not None:
+            self.series += 1
+        if options.name is not None:
+            self.names[options.name] = entry
+        for other, condition in after:
+            self.edges.setdefault(entry.key, {})[other.key] = condition.value
+        if self.queue.add(entry, self.clock(), after=after, held=held) is TaskState.SKIPPED:
+            self.settled(entry, None)
+        if self.subscribers:
+            self.emit(TaskEventKind.SCHEDULED, entry)
+        self.want()
+
+    # -- the pump
+
+    def _pump(self) -> None:
+        self._wanted = False
+        if self.closed:
+            return
+        now = self.clock()
+        taken = [] if self.halted else self.queue.take(now, available_memory)
+        for entry in taken:
+            self.journal.change(entry, started=now.wall)
+        try:
+            self.journal.flush()
+        except StoreError as error:
+            self._give_back(taken, now, error)
+            return
+        self._store_recovered()
+        for entry in taken:
+            self._launch(entry, now)
+        self._tell()
+        self._arm(now)
+        if self._joiners:
+            self._check_joiners()
+
+    def _give_back(self, taken: list[Entry], now: Now, error: StoreError) -> None:
+        """The disk does not take that they start, so they must not; nor is anybody told of an end that is not on disk. Tried again soon."""
+        for entry in taken:
+            self.queue.again(entry, now, time=entry.time, due=None)
+            self.journal.waits_again(entry)
+        if not self._store_failed:
+            log.error("the task queue stands still: %s", error)
+        self._store_failed, self.halted = True, str(error)
+        if self.home is not None:
+            self._disarm()
+            self._timer = self.home.loop.call_later(_RETRY_STORE, self.want)
+
+    def _store_recovered(self) -> None:
+        if self._store_failed:
+            self._store_failed, self.halted = False, None
+            log.warning("the task queue goes on: its database can be written again")
+            self.want()
+
+    def _arm(self, now: Now) -> None:
+        """Wake at the next time."""
+        if self.home is None:
+            return
+        due = self.queue.next_time()
+        delay = min(due.elapsed - now.elapsed, due.wall - now.wall, _LONGEST_SLEEP)
+        if self.queue.gated():
+            delay = min(delay, _GATE_SLEEP)
+        elif due.elapsed == due.wall == float("inf"):
+            self._disarm()
+            return
+        at = self.home.loop.time() + max(delay, 0.0)
+        if self._timer is not None and not self._timer.cancelled() and self.home.loop.time() < self._timer.when() <= at:
+            return
+        self._disarm()
+        self._timer = self.home.loop.call_at(at, self.want)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _launch(self, entry: Entry, now: Now) -> None:
+        options = entry.options
+        outcome = entry.outcome
+        if outcome is None:
+            outcome = entry.outcome = Outcome()
+        if outcome.first is None:
+            outcome.first = now.elapsed
+            if options.recurrence is not None:
+                outcome.base = self._base(entry, options.recurrence, now)
+        slot, units = self._slots.take(options.resources, {r.name: r.capacity for r in self.queue.resources()} if options.resources else {})
+        number = next(self._runs)
+        run = entry.run = Run(
+            id=f"{self.prefix}{entry.key}.{number}",
+            number=outcome.attempts[-1].attempt + 1 if outcome.attempts else 1,
+            started=now.wall,
+            elapsed=now.elapsed,
+            slot=slot,
+            units=units,
+        )
+        env = self._slots.environment(slot, units)
+        env["NBPROCS_TASK_ID"], env["NBPROCS_ATTEMPT"] = self.task_id(entry), str(run.number)
+        env.update(options.env_vars)
+        job = Job(
+            id=run.id,
+            task_id=self.task_id(entry),
+            name=entry.label,
+            command=entry.command,
+            args=entry.args,
+            working_dir=options.working_dir,
+            env_vars=env,
+            timeout=self.timeout(entry),
+            shell=options.shell,
+        )
+        self._running[entry.key] = entry
+        self._backend(entry).start(job, lambda event: self._heard(entry, run, event))
+        if self.subscribers:
+            self.emit(TaskEventKind.STARTED, entry)
+
+    def _backend(self, entry: Entry) -> Backend:
+        return self.calls if callable(entry.command) and self.calls is not None else self.backend
+
+    def timeout(self, entry: Entry) -> float | None:
+        """Seconds this attempt may take; a multiple of a duration that is not known yet is the config's default."""
+        timeout = entry.options.timeout
+        factor = timeout_factor(timeout)
+        if factor is not None:
+            usual = self.durations.mean((str(entry.command), *map(str, entry.args)))
+            timeout = self.config.default_timeout if usual is None else max(factor * usual, 0.1)
+        elif timeout is None:
+            timeout = self.config.default_timeout
+        return None if timeout is None or timeout == float("inf") else float(timeout)
+
+    # -- ends
+
+    def _heard(self, entry: Entry, run: Run, event: Started | Ended) -> None:
+        if isinstance(event, Started):
+            run.seen = event
+            return
+        now = self.clock()
+        self._running.pop(entry.key, None)
+        self._slots.give(run.slot, run.units)
+        attempt = attempt_of(entry, run, event, task_id=self.task_id(entry), wall=now.wall, elapsed=now.elapsed)
+        self.attempts.append(attempt)
+        outcome: Outcome = entry.outcome
+        outcome.attempts = (*outcome.attempts[-_ATTEMPTS_KEPT:], attempt)
+        outcome.result, outcome.error = event.result, event.error
+        entry.run = None
+        self.journal.attempt(entry, attempt, event.result, event.error)
+        if event.stopped and run.intent == "closing":
+            self._back_to_queue(entry, now)
+        elif event.stopped and run.intent:
+            self._finish(entry, TaskState.CANCELLED, now)
+        else:
+            self._judge(entry, attempt, event.error, now)
+        self.want()
+
+    def _back_to_queue(self, entry: Entry, now: Now) -> None:
+        self.queue.again(entry, now, time=entry.time, due=None)
+        self.journal.waits_again(entry)
+
+    def _judge(self, entry: Entry, attempt: Attempt, error: BaseException | None, now: Now) -> None:
+        entry.interruptions = 0
+        if error is None:
+            self.successes += 1
+            self.durations.add((str(entry.command), *map(str, entry.args)), attempt.execution_time or 0.0)
+            self._finish(entry, TaskState.SUCCEEDED, now)
+            return
+        delay = self._retry_delay(entry, error, now)
+        if delay is not None:
+            entry.retries += 1
+            self.retries += 1
+            self.queue.again(entry, now, time=now.wall + delay, due=now.elapsed + delay)
+            self.journal.waits_again(entry)
+            self.emit(TaskEventKind.RETRYING, entry, delay=delay, error=error)
+            return
+        self.failures += 1
+        if isinstance(error, ProcessError):
+            error.attempts = entry.retries + 1
+        self._finish(entry, TaskState.FAILED, now)
+        self._maybe_halt()
+
+    def _retry_delay(self, entry: Entry, error: BaseException, now: Now) -> float | None:
+        limit = self.max_retries(entry)
+        policy = self._policies.get(limit)
+        if policy is None:
+            config = self.config
+            policy = self._policies[limit] = RetryPolicy(
+                max_retries=limit,
+                initial_delay=config.retry_delay,
+                max_delay=config.max_retry_delay,
+                backoff_multiplier=config.backoff_multiplier,
+                jitter=config.retry_jitter,
+            )
+        first = entry.outcome.first
+        return policy.decide(error, attempt=entry.retries + 1, elapsed=now.elapsed - (now.elapsed if first is None else first))
+
+    def max_retries(self, entry: Entry) -> int:
+        """How often this task is tried again."""
+        return self.config.max_retries if entry.options.max_retries is None else entry.options.max_retries
+
+    def _finish(self, entry: Entry, state: TaskState, now: Now) -> None:
+        """The end of a task, or of one run of a series."""
+        rule = entry.options.recurrence
+        entry.runs += 1
+        if rule is not None and state is not TaskState.CANCELLED and (rule.repeat is None or entry.runs < rule.repeat):
+            outcome: Outcome = entry.outcome
+            base = outcome.base if outcome.base is not None else self._base(entry, rule, now)
+            on_wall = rule.cron is not None
+            due, _ = next_run(rule, base, now.wall if on_wall else now.elapsed)
+            entry.retries, outcome.first, outcome.base = 0, None, None
+            self.queue.again(entry, now, time=due if on_wall else now.wall + due - now.elapsed, due=due, on_wall=on_wall)
+            self.journal.waits_again(entry)
+            self._told.append(entry)
+            self.emit(TaskEventKind.ENDED, entry)
+            return
+        self.end(entry, state, now)
+
+    @staticmethod
+    def _base(entry: Entry, rule: Recurrence, now: Now) -> float:
+        """Which of its times a run of a series that starts now stands for."""
+        reading = now.wall if rule.cron is not None else now.elapsed
+        due = entry.due
+        if due is not None and entry.on_wall and rule.cron is None:
+            due = now.elapsed - (now.wall - due)
+        return reading if due is None else latest_due(rule, due, reading)
+
+    def end(self, entry: Entry, state: TaskState, now: Now, why: str = "") -> None:
+        """A task reaches a final state; those that can't run any more because of it are skipped."""
+        skipped = self.queue.end(entry, state, now)
+        self.settled(entry, None, why)
+        for other in skipped:
+            self.settled(other, entry)
+
+    def settled(self, entry: Entry, cause: Entry | None, why: str = "") -> None:
+        """A task has got a final state: make its error, remember it, have it told."""
+        if entry.options.recurrence is not None:
+            self.series -= 1
+        if entry.outcome is None:
+            entry.outcome = Outcome()
+        if cause is not None:
+            why = (
+                f"it depends on {cause.label}, which was {cause.state}" if cause.state is not TaskState.FAILED else f"{cause.label} failed"
+            )
+        error = error_of(entry, entry.state, why)
+        if error is not None:
+            entry.outcome.error = error
+        self.finished[entry.key] = entry
+        while len(self.finished) > self.config.history:
+            _, old = self.finished.popitem(last=False)
+            self.edges.pop(old.key, None)
+            if old.options.name is not None and self.names.get(old.options.name) is old:
+                del self.names[old.options.name]
+        self.missing.pop(entry.key, None)
+        extra = {"error": why} if why else {}
+        self.journal.change(entry, retries=entry.retries, runs=entry.runs, started=None, **extra)
+        self._told.append(entry)
+        self.want()
+
+    def _tell(self) -> None:
+        """Now that it is on disk: wake who awaits."""
+        told, self._told = self._told, []
+        for entry in told:
+            self._wake(entry)
+            if self.subscribers and entry.state.final:
+                self.emit(TaskEventKind.ENDED, entry)
+
+    def told(self, entry: Entry) -> bool:
+        """Whether its end is on disk, so that it may be told."""
+        return entry.state.final and entry not in self._told
+
+    @staticmethod
+    def _wake(entry: Entry) -> None:
+        waiters, entry.waiters = entry.waiters, None
+        for wake in waiters or ():
+            wake()
+
+    # -- control
+
+    def cancel(self, entry: Entry, *, flush: bool = True) -> None:
+        """End it: at once if it waits, its whole tree if it runs."""
+        if entry.state is TaskState.RUNNING:
+            self._end_run(entry, "cancelled")
+        elif not entry.state.final:
+            self.end(entry, TaskState.CANCELLED, self.clock())
+            if flush:
+                self.journal.flush()
+
+    def _end_run(self, entry: Entry, intent: str) -> None:
+        run: Run | None = entry.run
+        if run is not None:
+            run.intent = run.intent or intent
+            self._backend(entry).cancel(run.id, grace=self.config.grace)
+
+    def _maybe_halt(self) -> None:
+        halt = self.config.halt
+        if halt is None or self.halted or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
+            return
+        self.halted = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
+        if halt.now:
+            for entry in list(self._running.values()):
+                self._end_run(entry, "halted")
+        self.emit(TaskEventKind.CHANGED)
+
+    def resume(self) -> None:
+        """Start again what there is; the failures so far are forgiven."""
+        self.queue.paused = False
+        self.halted = None
+        self.failures = self.successes = 0
+        self.want()
+
+    def emit(self, kind: TaskEventKind, entry: Entry | None = None, **fields: Any) -> None:
+        """Tell the subscribers."""
+        if not self.subscribers:
+            return
+        event = SchedulerEvent(
+            kind=kind, task_id="" if entry is None else self.task_id(entry), state=None if entry is None else entry.state, **fields
+        )
+        for callback in list(self.subscribers.values()):
+            try:
+                callback(event)
+            except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
+                log.exception("a subscriber of the scheduler failed")
+
+    # -- joining
+
+    @property
+    def pending(self) -> int:
+        """Tasks that have not ended, without series."""
+        return len(self.queue) - self.series
+
+    def joiner(self) -> "asyncio.Future[None]":
+        """A future that is done when nothing is pending; failed when that can't come."""
+        if self.home is None:
+            raise Closed("the scheduler has no event loop")
+        future: asyncio.Future[None] = self.home.loop.create_future()
+        self._joiners.append(future)
+        self._check_joiners()
+        return future
+
+    def _check_joiners(self) -> None:
+        error = None
+        if self.pending > 0 or self._told:
+            error = self._stuck()
+            if error is None:
+                return
+        for joiner in self._joiners:
+            if not joiner.done():
+                if error is None:
+                    joiner.set_result(None)
+                else:
+                    joiner.set_exception(error)
+        self._joiners.clear()
+
+    def _stuck(self) -> ProcessError | None:
+        """Why waiting longer is pointless, if it is."""
+        counts = self.queue.counts
+        if self.halted and not self._store_failed and not self._running:
+            return Halted(f"the queue stopped: {self.halted}", hint="look at sch.frame(), then resume() or cancel the rest")
+        if (
+            self._running
+            or self._wanted
+            or self.queue.paused
+            or counts[TaskState.SCHEDULED]
+            or counts[TaskState.HELD]
+            or not counts[TaskState.QUEUED]
+        ):
+            return None
+        reasons = []
+        for entry in self.queue:
+            if entry.state is TaskState.QUEUED:
+                reason = self.queue.impossible(entry)
+                if reason is None:
+                    return None
+                reasons.append(f"{entry.label} {reason}")
+        hint = "set_resource() or set_group_limit() changes that at any time; or cancel them"
+        return ResourceExhausted(f"{len(reasons)} tasks can never start: {reasons[0]}", hint=hint)

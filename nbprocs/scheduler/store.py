@@ -1,0 +1,195 @@
+"""The durable queue: SQLite in WAL mode, one writer, which holds the file's lock for as long as it lives.
+
+What survives: every commit is a write() to the write-ahead log, which a killed *process* can't take back. With ``synchronous=NORMAL`` it
+is not an fsync: a power failure or a crash of the whole machine may lose the last moments (never the consistency of the file). That is the
+price of 10,000 durable tasks a second.
+
+The lock is SQLite's own (locking_mode=EXCLUSIVE): the system drops it with the process, however that ends. ``FILE-owner`` only says who
+it is.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nbprocs.scheduler.errors import StoreError, StoreInUse
+from nbprocs.scheduler.schema import create, inspect
+
+__all__ = ["INSERT", "Store"]
+
+INSERT = "INSERT INTO tasks (key, argv, priority, time, clock, state, options, after, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_ATTEMPT = f"INSERT INTO attempts VALUES ({', '.join('?' * 20)})"  # noqa: S608 - no text of a user's
+
+_open_here: set[tuple[int, int]] = set()  # (device, inode): a second open in this process would drop the POSIX lock of the first
+_registry = threading.Lock()
+
+
+class Store:
+    """One open queue database. Methods may be called from any thread; each returns when its change is committed.
+
+    Raises StoreInUse, StoreCorrupt or StoreTooNew, and has then changed nothing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, prefix: str) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        if not self.path.exists() or (self.path.stat().st_size == 0 and not Path(f"{self.path}-journal").exists()):
+            self._make(prefix)
+        status = self.path.stat()
+        self._identity = (status.st_dev, status.st_ino)
+        with _registry:
+            if self._identity in _open_here:
+                raise StoreInUse(
+                    f"the queue {self.path} is already open in this kernel", hint="use that scheduler, or close it: await sch.aclose()"
+                )
+            _open_here.add(self._identity)
+        try:
+            self._db = self._connect()
+            self.prefix = str(self._db.execute("SELECT value FROM meta WHERE name = 'prefix'").fetchone()[0])
+        except BaseException:
+            with _registry:
+                _open_here.discard(self._identity)
+            raise
+        self._write_owner()
+
+    def _make(self, prefix: str) -> None:
+        if self.path.exists():
+            self.path.unlink()  # empty: as made by touch or mktemp
+        create(self.path, prefix)
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            inspect(self.path)
+        except StoreInUse as error:
+            raise self._in_use() from error
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=0, check_same_thread=False, cached_statements=64)
+        try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA wal_autocheckpoint = 4000")
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            db.close()
+            if "locked" in str(error) or "busy" in str(error):
+                raise self._in_use() from error
+            raise StoreError(f"could not open the queue {self.path}: {error}") from error
+        return db
+
+    # -- who has it
+
+    @property
+    def _owner_file(self) -> Path:
+        return Path(f"{self.path}-owner")
+
+    def _write_owner(self) -> None:
+        me = {"pid": os.getpid(), "start": psutil.Process().create_time(), "host": socket.gethostname(), "since": time.time()}
+        with contextlib.suppress(OSError):  # only information: the lock is SQLite's
+            self._owner_file.write_text(json.dumps(me))
+
+    def _in_use(self) -> StoreInUse:
+        who = "another process"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            owner = json.loads(self._owner_file.read_text())
+            who = f"process {owner['pid']} on {owner['host']} (since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner['since']))})"
+        hint = (
+            "close that scheduler (await sch.aclose()), shut down that kernel, or use another file; one kernel at a time works on a queue"
+        )
+        return StoreInUse(f"the queue {self.path} is in use by {who}", hint=hint)
+
+    # -- writing
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(
+            f"the queue {self.path} could not be written: {error}", hint="free some disk space, or check the file's permissions"
+        )
+
+    def insert(self, row: tuple[Any, ...]) -> None:
+        """One new task; see INSERT for the columns."""
+        with self._lock:
+            try:
+                self._db.execute(INSERT, row)
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+
+    def insert_many(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Many new tasks: all or none."""
+        with self._transaction() as db:
+            db.executemany(INSERT, rows)
+
+    def update(self, key: int, **columns: Any) -> None:
+        """Change columns of one task."""
+        self.batch([(key, columns)], [])
+
+    def batch(self, updates: Iterable[tuple[int, dict[str, Any]]], attempts: Iterable[tuple[Any, ...]]) -> None:
+        """Changes of tasks, and ended attempts, in one transaction."""
+        with self._transaction() as db:
+            for key, columns in updates:
+                names = ", ".join(f"{name} = ?" for name in columns)
+                db.execute(f"UPDATE tasks SET {names} WHERE key = ?", (*columns.values(), key))  # noqa: S608 - our own column names
+            db.executemany(_INSERT_ATTEMPT, attempts)
+
+    def forget(self, before: float) -> int:
+        """Delete tasks that ended before that time (seconds since the epoch), with their attempts; returns how many."""
+        with self._transaction() as db:
+            ended = (
+                "SELECT key FROM tasks WHERE state NOT IN ('queued', 'held', 'running') AND time < ?"
+                " AND key NOT IN (SELECT key FROM attempts WHERE ended >= ?)"
+                " AND key < (SELECT max(key) FROM tasks)"  # the next key is counted from the last one
+            )
+            db.execute(f"DELETE FROM attempts WHERE key IN ({ended})", (before, before))  # noqa: S608 - no text of a user's
+            return db.execute(f"DELETE FROM tasks WHERE key IN ({ended})", (before, before)).rowcount  # noqa: S608 - no text of a user's
+
+    # -- reading
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT."""
+        with self._lock:
+            try:
+                return list(self._db.execute(query, values))
+            except sqlite3.Error as error:
+                raise StoreError(f"the queue {self.path} could not be read: {error}") from error
+
+    def last_key(self) -> int:
+        """The highest key ever given; 0 in a new queue."""
+        return int(self.rows("SELECT coalesce(max(key), 0) FROM tasks")[0][0])
+
+    def each(self, query: str, use: Callable[..., None]) -> None:
+        """Call ``use(*row)`` for each row, without holding them all."""
+        with self._lock:
+            for row in self._db.execute(query):
+                use(*row)
+
+    def close(self) -> None:
+        """Fold the log into the file and let go of the lock. Idempotent."""
+        with self._lock:
+            self._db.close()
+        with _registry:
+            _open_here.discard(self._identity)
+        with contextlib.suppress(OSError):
+            self._owner_file.unlink(missing_ok=True)

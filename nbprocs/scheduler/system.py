@@ -1,0 +1,55 @@
+"""What the scheduler asks the machine for: both clocks, free memory, GPUs. Reads only."""
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+from nbprocs.scheduler.model import Now
+
+__all__ = ["available_memory", "gpu_devices", "now"]
+
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def now() -> Now:
+    """Both clocks. The elapsed one counts the time a machine sleeps where there is such a clock (Linux); on macOS and Windows it may not.
+
+    >>> now().wall > 0
+    True
+    """
+    return Now(time.time(), time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME))
+
+
+def available_memory() -> float:
+    """Bytes that new processes could have: of the machine, or of the container if that has less.
+
+    >>> available_memory() > 0
+    True
+    """
+    free = float(psutil.virtual_memory().available)
+    for limit, usage in _CGROUPS:
+        try:
+            free = min(free, float(limit.read_text()) - float(usage.read_text()))
+        except (OSError, ValueError):  # no such cgroup version, or "max"
+            continue
+    return max(free, 0.0)
+
+
+def gpu_devices() -> tuple[str, ...]:
+    """The GPUs that this kernel may use, as CUDA_VISIBLE_DEVICES names them: from that variable, else by the NVIDIA device files.
+
+    Where none is found one is assumed, "0": code written for a GPU machine then runs here too, one task at a time.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = tuple(part.strip() for part in visible.split(",") if part.strip())
+    else:
+        numbers = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
+        named = tuple(map(str, numbers))
+    return named or ("0",)

@@ -1,0 +1,179 @@
+"""The scheduler's views: status, snapshots, DataFrames, plots, its display. They read and change nothing."""
+
+import itertools
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+from nbprocs.display import Displayable, text
+from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.estimate import eta
+from nbprocs.scheduler.frames import attempts_frame, stored_rows, tasks_frame
+from nbprocs.scheduler.model import Attempt, Eta, Now, ScheduledTask, SchedulerConfig, SchedulerStatus, TaskState, priority_name
+from nbprocs.scheduler.outcome import attempt_of
+from nbprocs.scheduler.reasons import reason
+from nbprocs.scheduler.runner import Runner
+from nbprocs.scheduler.store import Store
+from nbprocs.scheduler.times import to_datetime
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["Views"]
+
+_SAMPLE = 2000  # tasks looked at for the ETA
+_SHOWN = 12  # rows in the display
+
+
+class Views(Displayable):
+    """Part of TaskScheduler."""
+
+    config: SchedulerConfig
+    runner: Runner
+    _store: Store | None
+    _clock: Callable[[], Now]
+
+    def status(self) -> SchedulerStatus:
+        """A snapshot; constant time, but for a sample of at most 2,000 tasks for the ETA."""
+        runner = self.runner
+        queue, now = runner.queue, self._clock()
+        counts = queue.counts
+        due = queue.next_time()
+        soonest = min(due.wall, now.wall + due.elapsed - now.elapsed)
+        return SchedulerStatus(
+            queued_tasks=queue.waiting(),
+            running_tasks=counts[TaskState.RUNNING],
+            max_concurrent=queue.max_running,
+            next_scheduled_time=None if soonest == float("inf") else to_datetime(soonest),
+            scheduled=counts[TaskState.SCHEDULED],
+            blocked=counts[TaskState.BLOCKED],
+            ready=counts[TaskState.QUEUED],
+            held=counts[TaskState.HELD],
+            succeeded=counts[TaskState.SUCCEEDED],
+            failed=counts[TaskState.FAILED],
+            cancelled=counts[TaskState.CANCELLED],
+            skipped=counts[TaskState.SKIPPED],
+            interrupted=counts[TaskState.INTERRUPTED],
+            retries=runner.retries,
+            paused=queue.paused,
+            halted=runner.halted,
+            closed=runner.closed,
+            groups=queue.groups(),
+            resources=queue.resources(),
+            eta=self.eta(),
+            store=None if self._store is None else str(self._store.path),
+        )
+
+    def eta(self) -> Eta | None:
+        """When all that has not ended will have (series apart); None when there is nothing to do, or nothing to judge by."""
+        queue, seen, now = self.runner.queue, self.runner.durations, self._clock()
+        guesses = []
+        sample = [e for e in itertools.islice(queue, _SAMPLE) if e.options.recurrence is None]
+        for entry in sample:
+            told = entry.options.estimated_duration
+            guess = (told, (told / 4) ** 2) if told is not None else seen.guess((str(entry.command), *map(str, entry.args)))
+            if guess is None:
+                continue
+            if entry.run is not None:
+                guess = (max(guess[0] - (now.elapsed - entry.run.elapsed), 0.0), guess[1])
+            guesses.append(guess)
+        if not guesses:
+            return None
+        pending = self.runner.pending
+        return eta(guesses, slots=max(1, queue.max_running), scale=pending / len(guesses))
+
+    def snapshot(self, entry: Entry) -> ScheduledTask:
+        """One task as a value."""
+        argv = (str(entry.command), *map(str, entry.args))
+        options = entry.options
+        told = options.estimated_duration
+        return ScheduledTask(
+            id=self.runner.task_id(entry),
+            command=entry.display if callable(entry.command) else entry.command,
+            args=argv[1:],
+            priority=entry.priority,
+            scheduled_time=to_datetime(entry.time),
+            estimated_duration=told if told is not None else self.runner.durations.mean(argv),
+            retry_count=entry.retries,
+            max_retries=self.runner.max_retries(entry),
+            state=entry.state,
+            name=options.name,
+            group=options.group,
+            resources=options.resources,
+            after=tuple(self.runner.task_id(other) for other, _ in (entry.needs or {}).values()),
+            runs=entry.runs,
+            display=entry.display,
+        )
+
+    def tasks(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
+        """Snapshots of the tasks that have not ended, in the order of their arrival, then of those that have, latest last."""
+        entries = itertools.chain(list(self.runner.queue), list(self.runner.finished.values()))
+        return tuple(self.snapshot(entry) for entry in itertools.islice(entries, limit))
+
+    def why(self, entry: Entry) -> str:
+        """In a sentence, why a task does not run now."""
+        return reason(entry, self.runner)
+
+    # -- tables and pictures
+
+    def attempts(self) -> list[Attempt]:
+        """Every attempt that is known, the running ones last: of the store, or the last ones of this scheduler."""
+        runner, now = self.runner, self._clock()
+        past = list(runner.attempts) if self._store is None or runner.closed else stored_rows(self._store, runner.prefix)
+        return [*past, *(_running(entry, runner.task_id(entry), now) for entry in runner.queue if entry.run is not None)]
+
+    def frame(self) -> "pd.DataFrame":
+        """One row an attempt: queued, started, ended, outcome, exit code, retry, peak memory, host …; with a store all there ever were."""
+        return attempts_frame(self.attempts())
+
+    def tasks_frame(self) -> "pd.DataFrame":
+        """One row a task: those that have not ended, and the last ones that have."""
+        return tasks_frame(self.tasks())
+
+    def timeline(self, ax: "Axes | None" = None, *, color: str = "priority") -> "Axes":
+        """A Gantt chart of the attempts, a row for each slot; ``color`` by "priority", "outcome" or "group"."""
+        from nbprocs.scheduler.plots import timeline  # noqa: PLC0415 - matplotlib only when something is drawn
+
+        return timeline(self.attempts(), ax=ax, color=color)
+
+    def graph(self, ax: "Axes | None" = None) -> "Axes":
+        """What waits, or waited, for what: tasks as boxes, coloured by their state, from left to right."""
+        from nbprocs.scheduler.plots import graph  # noqa: PLC0415 - matplotlib only when something is drawn
+
+        runner = self.runner
+        entries = [*runner.finished.values(), *runner.queue]
+        edges: dict[tuple[Hashable, Hashable], str] = {
+            (first, then): condition for then, links in runner.edges.items() for first, condition in links.items()
+        }
+        return graph([(e.key, e.label, e.state.value) for e in entries], edges, ax=ax)
+
+    def _html_(self) -> str:
+        status = self.status()
+        facts = [f"{status.queued_tasks:,} queued", f"{status.running_tasks} of {status.max_concurrent} running"]
+        facts += [
+            f"{n:,} {word}" for n, word in ((status.succeeded, "succeeded"), (status.failed, "failed"), (status.skipped, "skipped")) if n
+        ]
+        facts += [f"{status.eta} left"] if status.eta and status.queued_tasks + status.running_tasks else []
+        facts += ["halted: " + status.halted] if status.halted else ["paused"] if status.paused else []
+        running = [e for e in itertools.islice(self.runner.queue, _SAMPLE) if e.run is not None]
+        waiting = [e for e in itertools.islice(self.runner.queue, _SHOWN) if e.run is None]
+        ended = list(itertools.islice(reversed(self.runner.finished.values()), _SHOWN))
+        rows = "".join(self._row(entry) for entry in (running + waiting + ended)[:_SHOWN])
+        head = "<tr><th>task</th><th>priority</th><th>state</th><th>tries</th></tr>"
+        return f"<div><b>TaskScheduler</b> {text(', '.join(facts))}<table>{head}{rows}</table></div>"
+
+    @staticmethod
+    def _row(entry: Entry) -> str:
+        tries = entry.retries + 1 if entry.run is not None or entry.outcome is not None else 0
+        cells = (text(entry.label, limit=80), text(priority_name(entry.priority)), entry.state.value, str(tries))
+        return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _running(entry: Entry, task_id: str, now: Now) -> Attempt:
+    """The row of an attempt under way."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from nbprocs.scheduler.backend import Ended  # noqa: PLC0415
+
+    made: Attempt = attempt_of(entry, entry.run, Ended(), task_id=task_id, wall=now.wall, elapsed=now.elapsed)
+    return replace(made, ended=None, outcome="running")
