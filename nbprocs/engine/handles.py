@@ -192,7 +192,7 @@ class PsutilHandle:
 
     def descriptors(self) -> int | None:
         """See Handle."""
-        found = self._ask(lambda p: p.num_handles() if sys.platform == "win32" else p.num_fds())
+        found = self._ask(_count_descriptors)
         return found if isinstance(found, int) else None
 
     def io(self) -> tuple[int, int] | None:

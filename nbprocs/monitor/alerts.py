@@ -161,6 +161,8 @@ class Episodes:
             mask &= batch.scopes == rule.scope
         rows = set(mask.nonzero()[0].tolist())
         rows.update(where[name] for name in self._phases[number] if name in where)
+        if rule.kind not in _OUTLIVE:  # who has ended uses nothing
+            rows = {row for row in rows if batch.states[row] < State.COMPLETED}
         return [(row, float(values[row])) for row in sorted(rows) if rule.matches(batch.names[row])]
 
     def _judge(self, number: int, rule: Rule, batch: Batch, row: int, value: float, changes: list[Transition]) -> None:

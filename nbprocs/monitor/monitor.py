@@ -111,6 +111,7 @@ class ProcessMonitor(Displayable):
         self._turn: asyncio.Lock | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     # -- what to watch
@@ -137,7 +138,7 @@ class ProcessMonitor(Displayable):
         if isinstance(target, ManagedProcess):
             self._at_home(self._roster.add_process, target, None)
         elif callable(getattr(target, "processes", None)) or callable(getattr(target, "metrics", None)):
-            label = name or ("pool" if callable(getattr(target, "metrics", None)) else "manager")
+            label = name or (target.name if callable(getattr(target, "metrics", None)) else "manager")
             self._at_home(self._watch_group, target, label)
         else:
             msg = f"a manager, a pool, a ManagedProcess or a pid can be watched, not {target!r}"
@@ -273,7 +274,9 @@ class ProcessMonitor(Displayable):
             self._callbacks.tell(changes, now=self._clock(), tasks=self._own_tasks)
 
     def _leaving(self, snapshot: Snapshot) -> None:
-        self._own_tasks.start(self._write(snapshot), name="spill of samples")
+        writing = Tasks(self.home).start(self._write(snapshot), name="spill of samples")  # not cancelled by the end, but awaited
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
 
     async def _write(self, snapshot: Snapshot) -> None:
         if self._spill is None:
@@ -390,7 +393,7 @@ class ProcessMonitor(Displayable):
         notes = {target.name: target.note for target in self._roster.targets.values()}
         notes |= {note.partition(":")[0]: note.partition(": ")[2] for note in list(self._roster.notes)}
         frame = pd.DataFrame(rows, columns=[f.name for f in dataclasses.fields(ProcessMetrics)]).set_index("name")
-        kinds = {name: "Int64" for name in (*COUNTS, "pid")} | {name: "float64" for name in METRICS if name not in COUNTS}
+        kinds = dict.fromkeys((*COUNTS, "pid"), "Int64") | dict.fromkeys((name for name in METRICS if name not in COUNTS), "float64")
         return frame.astype(kinds).assign(state=[str(m["state"]) for m in rows], note=[notes.get(str(name), "") for name in frame.index])
 
     def summary(self) -> "pd.DataFrame":
@@ -451,6 +454,8 @@ class ProcessMonitor(Displayable):
         if self._tasks is not None:
             await self._tasks.aclose()
         if self._spill is not None:
+            if self._writing:
+                await asyncio.wait(self._writing)
             await self._write(self._book.history.snapshot())
         if self._worker is not None:
             await self._aside(self._sampler.close)  # behind whatever the thread still does

@@ -16,7 +16,7 @@ from nbprocs.engine.handles import user_of
 from nbprocs.engine.home import Home
 from nbprocs.engine.table import Identity, identify, read_psutil
 from nbprocs.errors import UnknownProcess
-from nbprocs.model import EventKind, ProcessEvent
+from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.monitor.alerts import Transition
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.history import Series
@@ -57,6 +57,7 @@ class Roster:
         self._names: dict[str, str] = {}  # of live targets -> process id
         self._waiting: dict[str, tuple[Series, State]] = {}  # ended, but a rule still counts the seconds
         self._gone: deque[tuple[Series, str]] = deque()
+        self._replaced: deque[tuple[str, str, Group]] = deque(maxlen=_GONE_KEPT)
 
     # -- who
 
@@ -98,7 +99,7 @@ class Roster:
         group = Group(series=self.book.history.series(process_id=label, name=label, pid=0), source=source)
         self.groups[id(source)] = group
         manager = source if hasattr(source, "subscribe") and hasattr(source, "processes") else getattr(source, "manager", None)
-        if callable(getattr(source, "metrics", None)):
+        if group.pool:
             group.look(self._clock())
         if manager is not None and hasattr(manager, "subscribe"):
             heard = functools.partial(self.heard, group)
@@ -106,7 +107,8 @@ class Roster:
                 heard = functools.partial(home.post, heard)
             group.unsubscribe = manager.subscribe(heard)
             for process in manager.processes():
-                self.add_process(process, group)
+                if group.has(process.name):
+                    self.add_process(process, group)
         return group
 
     def remove_group(self, source: Any) -> None:
@@ -138,29 +140,40 @@ class Roster:
 
     def heard(self, group: Group, event: ProcessEvent) -> None:
         """An event of a watched manager."""
-        kind, now = event.kind, self._clock()
-        if kind is EventKind.STARTED:
+        kind = event.kind
+        if kind is EventKind.CLOSED:
+            self.groups.pop(id(group.source), None)
+        elif not group.has(event.name):
+            return
+        elif kind is EventKind.STARTED:
             self._started(group, event)
         elif kind is EventKind.EXITED and event.info is not None:
-            bad, good = int(failed(event.info)), int(event.info.exit_code == 0 and not failed(event.info))
-            if not callable(getattr(group.source, "metrics", None)):
-                group.tally.add(now, errors=bad, successes=good)
-            target = self.targets.get(event.process_id)
-            if target is not None:
-                target.tally.add(now, errors=bad, successes=good)
-                self._end(target, end_state(event.info), event.info.restarts)
+            self._exited(group, event.info)
         elif kind in (EventKind.FAILED, EventKind.FATAL):
-            tally = self.tallies.of(event.name)
-            if kind is EventKind.FAILED:
-                tally.add(now, errors=1)
-                group.tally.add(now, errors=1)
-            series = self.book.history.series(process_id=event.process_id, name=event.name, pid=0)
-            state = State.FAILED if kind is EventKind.FAILED else State.FATAL
-            self._report(self.book.end(series, state, errors=tally.errors, successes=tally.successes))
+            self._never_ran_or_never_again(group, event)
         elif kind is EventKind.REMOVED:
             self._forget(event.name, event.process_id)
-        elif kind is EventKind.CLOSED:
-            self.groups.pop(id(group.source), None)
+
+    def _exited(self, group: Group, info: ProcessInfo) -> None:
+        now = self._clock()
+        bad, good = int(failed(info)), int(info.exit_code == 0 and not failed(info))
+        if not group.pool:
+            group.tally.add(now, errors=bad, successes=good)
+        target = self.targets.get(info.id)
+        if target is not None:
+            target.tally.add(now, errors=bad, successes=good)
+            self._end(target, end_state(info), info.restarts)
+            if group.pool:  # the pool replaces it, under another name
+                self._replaced.append((info.name, info.id, group))
+
+    def _never_ran_or_never_again(self, group: Group, event: ProcessEvent) -> None:
+        tally, state = self.tallies.of(event.name), State.FATAL
+        if event.kind is EventKind.FAILED:
+            state = State.FAILED
+            tally.add(self._clock(), errors=1)
+            group.tally.add(self._clock(), errors=1)
+        series = self.book.history.series(process_id=event.process_id, name=event.name, pid=0)
+        self._report(self.book.end(series, state, errors=tally.errors, successes=tally.successes))
 
     def _started(self, group: Group, event: ProcessEvent) -> None:
         manager = group.source if hasattr(group.source, "get") else getattr(group.source, "manager", None)
@@ -238,6 +251,12 @@ class Roster:
             while len(self._gone) > _GONE_KEPT:
                 series, name = self._gone.popleft()
                 self._forget(name, series.process_id)
+        for _ in range(len(self._replaced)):
+            name, process_id, group = self._replaced.popleft()
+            if group.source.metrics().current_active_processes or id(group.source) not in self.groups:
+                self._forget(name, process_id)
+            else:
+                self._replaced.append((name, process_id, group))
         for name, (series, state) in list(self._waiting.items()):
             if name in self._names or not self.book.pending(name):
                 del self._waiting[name]

@@ -242,7 +242,8 @@ class Sampler:
         return (
             ask.code, Scope.TREE, _LETTERS.get(root.row.state, State.UNKNOWN), memory, NAN, NAN, self._share(memory), percent,
             whole.threads, whole.descriptors, len(members), min(ask.restarts, 32767), ask.errors, ask.successes, whole.read, whole.written,
-            self._age(root), ask.response, ask.error_rate, rate, volume, NAN if first else at - past.active, NAN if written < 0 else at - past.spoke,
+            self._age(root), ask.response, ask.error_rate, rate, volume, NAN if first else at - past.active,
+            NAN if written < 0 else at - past.spoke,
             whole.gpu_memory, whole.gpu,
         )  # fmt: skip
 

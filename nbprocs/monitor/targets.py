@@ -78,11 +78,19 @@ class Group:
     before: tuple[float, int] | None = None  # when, and outcomes by then: for the throughput
     unsubscribe: Any = None
 
+    @property
+    def pool(self) -> bool:
+        """A pool: its outcomes are those of its tasks, not the ends of its workers."""
+        return callable(getattr(self.source, "metrics", None))
+
+    def has(self, name: str) -> bool:
+        """Whether a process of that name is one of its. The manager of a pool may have others too."""
+        return not self.pool or name.startswith(f"{self.source.name}-worker-")
+
     def look(self, now: float) -> float:
         """Take in a pool's figures; returns outcomes a second since the last look, NaN at the first."""
-        metrics = getattr(self.source, "metrics", None)
-        if callable(metrics):
-            figures = metrics()
+        if self.pool:
+            figures = self.source.metrics()
             counts = figures.total_tasks_failed, figures.total_tasks_completed
             self.tally.add(now, errors=counts[0] - self.counted[0], successes=counts[1] - self.counted[1])
             self.counted = counts

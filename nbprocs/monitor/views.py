@@ -103,7 +103,8 @@ def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, head
     """Static HTML: the latest samples and the open alerts."""
     rows = "".join(
         f"<tr><td>{text(m.name, limit=60)}</td><td>{m.state}</td><td>{_cell(m.memory_usage_mb, 1)}</td>"
-        f"<td>{_cell(m.memory_percent, 1)}</td><td>{_cell(m.cpu_percent, 0)}</td><td>{_cell(m.file_descriptors, 0)}</td><td>{_cell(m.processes, 0)}</td></tr>"
+        f"<td>{_cell(m.memory_percent, 1)}</td><td>{_cell(m.cpu_percent, 0)}</td>"
+        f"<td>{_cell(m.file_descriptors, 0)}</td><td>{_cell(m.processes, 0)}</td></tr>"
         for m in found
     )
     head = "".join(f"<th>{name}</th>" for name in ("name", "state", "MiB", "% of memory", "CPU %", "descriptors", "processes"))
