@@ -47,8 +47,12 @@ __all__ = [
     "UnknownProcess",
     "error_from_os",
     "error_from_result",
+    "last_output",
     "tail_text",
 ]
+
+
+_HISTORY_SHOWN = 10  # lines of a history in the text of an error
 
 
 class ProcessError(Exception):
@@ -162,9 +166,13 @@ class StopFailed(ProcessError):
 
 
 class RestartsExhausted(ProcessError):
-    """The supervisor gave up; ``history`` holds one line for each start and end."""
+    """The supervisor gave up; ``history`` holds a line for each life and each wait, the last 50 of them."""
 
     history: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As the others, with the end of the history."""
+        return "\n".join([super().__str__(), *(f"  {line}" for line in self.history[-_HISTORY_SHOWN:])])
 
 
 class NameInUse(ProcessError):
@@ -180,6 +188,8 @@ class UnknownProcess(ProcessError, KeyError):
 class Closed(ProcessError):
     """The object was closed and starts nothing any more."""
 
+
+_SHELL_SIGNAL = 128  # what a shell adds to the number of the signal that ended its command
 
 _EXHAUSTED = {
     errno.EMFILE: "this kernel has no file descriptors left; close what is not needed, or raise `ulimit -n` before starting Jupyter",
@@ -218,6 +228,16 @@ def tail_text(data: bytes, *, lines: int = 10, width: int = 400) -> str:
     return "\n".join(row if len(row) <= width else f"{row[:width]}…" for row in rows)
 
 
+def last_output(result: ProcessResult) -> str:
+    """The last lines of its stderr, or of its stdout if that is empty; only the end of an output in a file is read."""
+    for source in (result.stderr_source, result.stdout_source):
+        tail = getattr(source, "tail", None)
+        data = tail(64 * 1024) if callable(tail) else bytes(source)
+        if data:
+            return tail_text(data)
+    return ""
+
+
 def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessError | None:
     """The error that a result stands for; None when it completed with exit status 0.
 
@@ -225,7 +245,7 @@ def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessErr
     """
     if result.ok:
         return None
-    output = tail_text(result.stderr or result.stdout)
+    output = last_output(result)
     fields: dict[str, Any] = {
         "process_id": result.process_id,
         "name": result.name,
@@ -253,5 +273,8 @@ def _classified(result: ProcessResult, *, took: str, fields: dict[str, Any]) -> 
     if result.signal is not None:
         hint = "a segmentation fault is a bug in the program; SIGKILL from outside is often the out-of-memory killer"
         return ProcessCrashed(f"{result.name} was ended by {signal_name(result.signal)} {took}", hint=hint, **fields)
-    hint = "pass check=False to get the result instead of this error"
+    hint = "its last output should say why; run(…, check=False) returns the result instead of raising"
+    if result.exit_code is not None and result.exit_code > _SHELL_SIGNAL:
+        number = result.exit_code - _SHELL_SIGNAL
+        hint = f"a shell says {result.exit_code} when {signal_name(number)} ended its command ({_SHELL_SIGNAL} + {number})"
     return ProcessFailed(f"{result.name} failed with exit status {result.exit_code} {took}", hint=hint, **fields)

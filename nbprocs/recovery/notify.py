@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from nbprocs.errors import ProcessError, tail_text
+from nbprocs.errors import ProcessError, last_output
 from nbprocs.model import ProcessResult, signal_name
 from nbprocs.policy import RetryPolicy
 from nbprocs.redact import mask_text
@@ -33,7 +33,7 @@ def notification(
     fields = error if isinstance(error, ProcessError) else None
     exit_code = result.exit_code if result else getattr(fields, "exit_code", None)
     signal = result.signal if result else getattr(fields, "signal", None)
-    output = tail_text(result.stderr or result.stdout) if result else getattr(fields, "last_output", "")
+    output = last_output(result) if result else getattr(fields, "last_output", "")
     return {
         "id": process_id or getattr(fields, "process_id", None) or "",
         "name": name or getattr(fields, "name", None) or "",
