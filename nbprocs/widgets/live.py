@@ -5,6 +5,7 @@ the notebook that is saved then holds the end, not the beginning. Where no widge
 replaced once a second.
 """
 
+import importlib
 import os
 import sys
 import uuid
@@ -59,11 +60,22 @@ def _no_widget(_: Any) -> None:
     """No widget: the HTML alone is shown."""
 
 
-def _kinds() -> dict[str, Callable[[Any], View]]:
-    from nbprocs.widgets.output_pane import OutputPane  # noqa: PLC0415 - each view imports this module
-    from nbprocs.widgets.process_table import ProcessTable  # noqa: PLC0415
+# by the model's class name: the module of a view is imported when its model is shown, so a model that is not used costs nothing
+_KINDS = {
+    "ProcessManager": ("process_table", "ProcessTable"),
+    "ManagedProcess": ("output_pane", "OutputPane"),
+    "ProcessPool": ("boards", "PoolView"),
+    "TaskScheduler": ("queue_view", "QueueView"),
+}
 
-    return {"ProcessManager": ProcessTable, "ManagedProcess": OutputPane}
+
+def _kind_of(model: Any) -> Callable[[Any], View] | None:
+    for kind in type(model).__mro__:
+        if kind.__name__ in _KINDS:
+            module, name = _KINDS[kind.__name__]
+            found: Callable[[Any], View] = getattr(importlib.import_module(f"nbprocs.widgets.{module}"), name)
+            return found
+    return None
 
 
 def view_of(model: Any) -> View | None:
@@ -73,8 +85,7 @@ def view_of(model: Any) -> View | None:
     known = _views.get(id(model))
     if known is not None and known.model is model and not known.closed:
         return known
-    kinds = _kinds()
-    make = next((kinds[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in kinds), None)
+    make = _kind_of(model)
     if make is None:
         return None
     view = make(model)

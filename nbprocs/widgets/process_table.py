@@ -18,7 +18,7 @@ from nbprocs.widgets.wire import Delta, Refused, choice, op, text, texts
 __all__ = ["ProcessTable", "TablePart"]
 
 COLUMNS = ("id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin")
-_CPU, _MEM, _PORTS = COLUMNS.index("cpu"), COLUMNS.index("mem"), COLUMNS.index("ports")
+_CPU, _MEM, _PORTS, _TOOK = (COLUMNS.index(name) for name in ("cpu", "mem", "ports", "took"))
 LINES_EVERY = 0.5  # seconds: a loud process changes its last line at most this often
 HISTORY = 60  # readings in a sparkline
 _SELECTED = 2000
@@ -39,6 +39,7 @@ class Row:
 
 def _cells(info: ProcessInfo, reading: Reading | None) -> list[Any]:
     live = info.status.live
+    measures = _measures(reading) if reading is not None and live else [None, None, ""]
     return [
         info.id,
         plain(info.name, limit=120),
@@ -49,12 +50,17 @@ def _cells(info: ProcessInfo, reading: Reading | None) -> list[Any]:
         None if live else round(info.execution_time, 3),
         plain(ending(info)),
         info.restarts,
-        "" if reading is None else ", ".join(map(str, reading.ports)),
+        measures[2],
         plain(info.last_line, limit=200),
-        _percent(reading.cpu) if reading and live else None,
-        _megabytes(reading.memory) if reading and live else None,
+        measures[0],
+        measures[1],
         bool(info.config.stdin or info.config.pty) and live,
     ]
+
+
+def _measures(reading: Reading) -> list[Any]:
+    cpu = None if reading.cpu is None else _percent(reading.cpu)
+    return [cpu, None if reading.memory is None else _megabytes(reading.memory), ", ".join(map(str, reading.ports))]
 
 
 def _percent(value: float) -> float:
@@ -71,7 +77,7 @@ class TablePart(Part):
 
     kind = "table"
 
-    def __init__(self, manager: Any, readings: Readings | None = None) -> None:
+    def __init__(self, manager: Any, readings: Readings) -> None:
         self._manager = manager
         self._readings = readings
         self._rows: dict[str, Row] = {}
@@ -92,9 +98,10 @@ class TablePart(Part):
             self._add(info)
         self._dirty.clear()
         self._removed.clear()
-        self._unsubscribe = [self._manager.subscribe(host.carry(self._on_event), output=True)]
-        if self._readings is not None:
-            self._unsubscribe.append(self._readings.subscribe(host.carry(self._on_readings)))
+        self._unsubscribe = [
+            self._manager.subscribe(host.carry(self._on_event), output=True),
+            self._readings.subscribe(host.carry(self._on_readings)),
+        ]
 
     def detach(self) -> None:
         """Unsubscribe."""
@@ -105,14 +112,14 @@ class TablePart(Part):
     def _add(self, info: ProcessInfo) -> Row:
         row = self._rows[info.id] = Row(self._next_key, _cells(info, self._reading(info)))
         self._next_key += 1
-        if self._readings is not None:
-            for reading in self._readings.history(info.id)[-HISTORY:]:
-                row.cpu.append(_percent(reading.cpu))
-                row.mem.append(_megabytes(reading.memory))
+        for reading in self._readings.history(info.id)[-HISTORY:]:
+            cpu, mem, _ = _measures(reading)
+            row.cpu.append(cpu or 0)
+            row.mem.append(mem or 0)
         return row
 
     def _reading(self, info: ProcessInfo) -> Reading | None:
-        return None if self._readings is None else self._readings.latest(info.id)
+        return self._readings.current.get(info.id)
 
     def _on_event(self, event: ProcessEvent) -> None:
         if event.kind is EventKind.OUTPUT:
@@ -131,6 +138,8 @@ class TablePart(Part):
         self.host.want(self)
 
     def _on_readings(self) -> None:
+        if not self._readings.current:
+            return
         self._ticked = True
         self.host.want(self)
 
@@ -139,8 +148,14 @@ class TablePart(Part):
     def snapshot(self) -> Delta:
         """All rows, with the readings of the last minute."""
         rows = [[row.key, row.cells, list(row.cpu), list(row.mem)] for row in self._rows.values()]
-        every = None if self._readings is None else self._readings.interval
-        content = {"columns": COLUMNS, "rows": rows, "now": time.time(), "closed": self._closed_manager, "signals": SIGNALS, "every": every}
+        content = {
+            "columns": COLUMNS,
+            "rows": rows,
+            "now": time.time(),
+            "closed": self._closed_manager,
+            "signals": SIGNALS,
+            "every": self._readings.interval,
+        }
         return Delta(content=content, size=300 * len(rows) + 200)
 
     def delta(self) -> Delta | None:
@@ -178,30 +193,26 @@ class TablePart(Part):
                 added.append([row.key, row.cells])
                 continue
             cells = _cells(info, self._reading(info))
-            if (cells[_CPU], cells[_MEM]) != (row.cells[_CPU], row.cells[_MEM]) and info.status.live:
-                cells[_CPU], cells[_MEM] = row.cells[_CPU], row.cells[_MEM]  # they change with the tick, together with the sparklines
+            if info.status.live:  # measures change with the tick, together with the sparklines
+                cells[_CPU], cells[_MEM], cells[_PORTS] = row.cells[_CPU], row.cells[_MEM], row.cells[_PORTS]
             if difference := _difference(row.cells, cells):
                 changed.append([row.key, *difference])
                 row.cells = cells
 
     def _tick(self, changed: list[list[Any]]) -> None:
-        readings = self._readings
-        if readings is None:
-            return
-        for process_id, reading in readings.all().items():
+        for process_id, reading in self._readings.current.items():
             row = self._rows.get(process_id)
-            if row is None or row.cells[COLUMNS.index("took")] is not None:
+            if row is None or row.cells[_TOOK] is not None:
                 continue
-            cpu, mem, ports = _percent(reading.cpu), _megabytes(reading.memory), ", ".join(map(str, reading.ports))
-            row.cpu.append(cpu)
-            row.mem.append(mem)
+            measures = _measures(reading)
+            row.cpu.append(measures[0] or 0)
+            row.mem.append(measures[1] or 0)
             old = row.cells
-            if (cpu, mem, ports) == (old[_CPU], old[_MEM], old[_PORTS]):
+            if measures == [old[_CPU], old[_MEM], old[_PORTS]]:
                 continue
-            cells = [*old]
-            cells[_CPU], cells[_MEM], cells[_PORTS] = cpu, mem, ports
-            changed.append([row.key, *_difference(old, cells)])
-            row.cells = cells
+            row.cells = [*old]
+            row.cells[_CPU], row.cells[_MEM], row.cells[_PORTS] = measures
+            changed.append([row.key, *_difference(old, row.cells)])
 
     def html(self) -> str:
         """The static record."""

@@ -1,41 +1,119 @@
-"""CPU and memory for the table's sparklines and the charts, read from a monitor; the views themselves measure nothing."""
+"""CPU and memory for the table's sparklines and the charts. The views measure nothing themselves: a monitor does.
 
+Where the user gives none, all views of one manager share a private monitor, which exists only while somebody looks.
+"""
+
+import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from nbprocs.monitor import ProcessMonitor
 
 __all__ = ["Reading", "Readings", "readings_of"]
+
+KEPT = 120  # readings of each process
+INTERVAL = 1.0  # seconds, of a private monitor
+_HISTORY_BYTES = 2 << 20  # a private monitor's own history: nobody asks it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One process (with its tree) at one moment."""
+    """One process with its tree at one moment; None: not measured yet."""
 
     at: float  # seconds since the epoch
-    cpu: float  # percent of one core
-    memory: float  # bytes
+    cpu: float | None  # percent of one core
+    memory: float | None  # bytes
     ports: tuple[int, ...] = ()  # listening
 
 
-class Readings(Protocol):
-    """Where readings come from."""
+class Readings:
+    """The newest readings of a manager's processes, from a monitor; all views of it share one object. Lives on the manager's home loop."""
 
-    interval: float  # seconds between two
+    def __init__(self, manager: Any, monitor: ProcessMonitor | None = None) -> None:
+        self._manager = manager
+        self._given = monitor
+        self._monitor: ProcessMonitor | None = None
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._next = 0
+        self._rings: dict[str, deque[Reading]] = {}
+        self._unsubscribe: Callable[[], None] | None = None
+        self.current: Mapping[str, Reading] = {}  # of what lives, by process id
 
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after each tick, on any thread; returns what ends it. The first one starts the sampling, the last one ends it."""
-
-    def all(self) -> Mapping[str, Reading]:
-        """The newest reading of each live process, by process id."""
-
-    def latest(self, process_id: str) -> Reading | None:
-        """The newest reading of one."""
+    @property
+    def interval(self) -> float:
+        """Seconds between two readings."""
+        return INTERVAL if self._given is None else self._given.interval or INTERVAL
 
     def history(self, process_id: str) -> Sequence[Reading]:
-        """The last minute or so, oldest first."""
+        """The last readings of one, oldest first."""
+        return list(self._rings.get(process_id, ()))
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back after each tick; returns what ends it. The first one starts the sampling, the end of the last one ends it."""
+        key, self._next = self._next, self._next + 1
+        self._callbacks[key] = callback
+        if len(self._callbacks) == 1:
+            self._begin()
+
+        def unsubscribe() -> None:
+            if self._callbacks.pop(key, None) is not None and not self._callbacks:
+                self._end()
+
+        return unsubscribe
+
+    def _begin(self) -> None:
+        monitor = self._given
+        if monitor is None:
+            monitor = self._monitor = ProcessMonitor(interval=INTERVAL, members=False, history_bytes=_HISTORY_BYTES)
+            monitor.watch(self._manager)
+        home = self._manager.home
+        self._unsubscribe = monitor.subscribe(lambda: self._tick() if home.here else home.post(self._tick))
+
+    def _end(self) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if self._monitor is not None:
+            self._manager.tasks.start(self._monitor.aclose(), name="close a view's monitor")
+            self._monitor = None
+
+    def _tick(self) -> None:
+        monitor = self._monitor or self._given
+        if monitor is None or not self._callbacks:
+            return
+        self.current = {key: _reading(found) for key, found in monitor.current().items() if found.pid is not None}
+        for process_id, reading in self.current.items():
+            ring = self._rings.get(process_id)
+            if ring is None:
+                ring = self._rings[process_id] = deque(maxlen=KEPT)
+            ring.append(reading)
+        if len(self._rings) > 2 * len(self.current) + 100:  # those that ended long ago
+            self._rings = {key: ring for key, ring in self._rings.items() if key in self.current}
+        for callback in list(self._callbacks.values()):
+            callback()
 
 
-def readings_of(manager: Any, monitor: Any = None) -> Readings | None:
-    """The readings of a monitor; without one, of a private monitor that samples only while somebody looks."""
-    del manager, monitor
-    return None
+def _reading(found: Any) -> Reading:
+    memory = found.memory_usage_mb
+    return Reading(
+        at=found.timestamp.timestamp(),
+        cpu=found.cpu_percent,
+        memory=None if memory is None else memory * 1048576,
+        ports=found.ports,
+    )
+
+
+# weak: as long as a view holds it; the readings hold their manager, so its id can't be another's meanwhile
+_shared: "weakref.WeakValueDictionary[int, Readings]" = weakref.WeakValueDictionary()
+
+
+def readings_of(manager: Any, monitor: ProcessMonitor | None = None) -> Readings:
+    """The readings of a manager by a monitor, or by the private one that all its views share."""
+    if monitor is not None:
+        return Readings(manager, monitor)
+    known = _shared.get(id(manager))
+    if known is None:
+        known = _shared[id(manager)] = Readings(manager)
+    return known

@@ -1,11 +1,14 @@
 // The one entry of all views: builds what the spec names, connects it, and survives being shown again.
 
 import { button, h, say } from "./dom.js";
+import { Pool, Queue } from "./boards.js";
+import { Charts } from "./charts.js";
+import { Form } from "./form.js";
 import { Pane } from "./pane.js";
 import { Connection } from "./protocol.js";
 import { Table } from "./table.js";
 
-const KINDS = { table: Table, pane: Pane };
+const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue };
 
 class Root {
   constructor(model) {
@@ -21,6 +24,7 @@ class Root {
     this.text = h("span", {});
     this.bar = h("div.nb-notice", { hidden: true, role: "status", "aria-live": "polite" }, this.text, button("close", "Dismiss", () => this.notice("")));
     this.node = h("div.nb-view", { "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" });
+    if (this.spec.arranged) this.node.classList.add(`nb-${this.spec.arranged}`);
     const context = {
       connection: this.connection,
       spec: this.spec,
@@ -32,7 +36,7 @@ class Root {
     for (const { name, kind } of this.spec.parts) {
       const part = new KINDS[kind](context, name);
       this.parts.set(name, part);
-      this.node.append(part.root);
+      this.node.append(h("div.nb-section", {}, part.root));
     }
     this.node.append(this.bar);
     this.node.addEventListener("focusin", (event) => (this.holder.focus = event.target));

@@ -11,7 +11,7 @@ const HEADS = [
   ["status", "Status"],
   ["pid", "PID"],
   ["uptime", "Time"],
-  ["cpu", "CPU %"],
+  ["cpu", "CPU", "CPU, percent of one core"],
   ["mem", "Memory"],
   ["restarts", "↻", "Restarts"],
   ["ports", "Ports"],
@@ -68,8 +68,8 @@ export class Table {
       this.space,
       this.empty,
     );
-    this.body.style.height = `${this.height}px`;
-    this.body.style.minHeight = `${ROW * 2}px`;
+    this.tall = 3; // rows that the body is high; grows with them, never shrinks: what is below must not jump
+    this.body.style.height = `${ROW * this.tall}px`;
     this.grid = h("div.nb-grid", { role: "grid", "aria-multiselectable": "true", "aria-label": "Processes" }, this.head, this.body);
     this.detail = h("div.nb-detail", { hidden: true });
     this.root = h("div.nb-table", {}, h("div.nb-bar", {}, this.filter, this.chips, this.actions), this.grid, this.detail);
@@ -164,6 +164,8 @@ export class Table {
       set(cell, { "aria-sort": on ? (this.query.down ? "descending" : "ascending") : "none" });
     }
     this.space.style.height = `${this.shown.length * ROW}px`;
+    const tall = Math.max(this.tall, Math.min(this.rows.byKey.size, Math.floor(this.height / ROW)));
+    if (tall !== this.tall) this.body.style.height = `${ROW * (this.tall = tall)}px`;
     set(this.grid, { "aria-rowcount": String(this.shown.length + 1) });
     this.drawChips();
     this.drawEmpty();

@@ -1,0 +1,160 @@
+"""The pool view: workers, what each one does, and the pool's figures; and, from its own module, the queue view."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nbprocs.display import plain
+from nbprocs.pool import ProcessPool
+from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.queue_view import QueuePart, QueueView
+from nbprocs.widgets.wire import Delta, number, op
+
+__all__ = ["PoolPart", "PoolView", "QueuePart", "QueueView"]
+
+LOOK_EVERY = 0.5  # seconds: a pool tells no events (a hundred thousand tasks a second would be its own load), so it is looked at
+RATES = 60  # points of the throughput's sparkline
+_TITLES = 3  # tasks named for each worker
+_WORKERS = 200
+
+
+class PoolPart(Part):
+    """A row a worker; figures with the throughput of the last half minute. Looks only while it is looked at."""
+
+    kind = "pool"
+
+    def __init__(self, pool: ProcessPool) -> None:
+        self._pool = pool
+        self._rows: dict[str, list[Any]] = {}
+        self._figures: dict[str, Any] = {}
+        self._rates: deque[float] = deque(maxlen=RATES)
+        self._before: tuple[float, int] | None = None
+        self._changed: dict[str, list[Any]] = {}
+        self._gone: list[str] = []
+        self._news = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- models
+
+    def attach(self, host: Host) -> None:
+        """Begin to look."""
+        super().attach(host)
+        self._rows, self._before = {}, None
+        self._look()
+
+    def detach(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = self.host.home.loop.call_later(LOOK_EVERY, self._look)
+        metrics = self._pool.metrics()
+        ended, now = metrics.total_tasks_completed + metrics.total_tasks_failed, time.monotonic()
+        rate = 0.0 if self._before is None else (ended - self._before[1]) / max(now - self._before[0], 0.001)
+        self._before = (now, ended)
+        self._rates.append(round(rate, 1))
+        figures = {
+            "workers": metrics.current_active_processes,
+            "starting": metrics.current_starting_processes,
+            "busy": metrics.current_busy_processes,
+            "most": self._pool.config.most,
+            "queued": metrics.current_queued_tasks,
+            "running": metrics.current_running_tasks,
+            "completed": metrics.total_tasks_completed,
+            "failed": metrics.total_tasks_failed,
+            "retries": metrics.total_retries,
+            "crashed": metrics.total_processes_crashed,
+            "average": round(metrics.average_execution_time, 4),
+            "closed": self._pool.closed,
+        }
+        rows = _workers(self._pool)
+        self._changed |= {name: row for name, row in rows.items() if self._rows.get(name) != row}
+        self._gone += [name for name in self._rows if name not in rows]
+        self._news = self._news or figures != self._figures or rate > 0
+        self._rows, self._figures = rows, figures
+        if self._news or self._changed or self._gone:
+            self.host.want(self)
+
+    # -- what the front ends get
+
+    def snapshot(self) -> Delta:
+        """Everything."""
+        content = {"rows": list(self._rows.items()), "figures": self._figures, "rates": list(self._rates), "now": time.time()}
+        return Delta(content=content, size=400 + 120 * len(self._rows))
+
+    def delta(self) -> Delta | None:
+        """``u`` rows, ``-`` gone rows, ``figures`` with the newest ``rate``."""
+        content: dict[str, Any] = {}
+        if self._changed:
+            content["u"], self._changed = list(self._changed.items()), {}
+        if self._gone:
+            content["-"], self._gone = self._gone, []
+        if self._news:
+            self._news = False
+            content["figures"], content["rate"] = self._figures, self._rates[-1]
+        return Delta(content=content, size=400 + 120 * len(content.get("u", ()))) if content else None
+
+    def html(self) -> str:
+        """The pool's own static form."""
+        return self._pool._html_()
+
+    def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
+        """A pool has no end that its record would wait for; with ``live`` it is written again and again."""
+        if not live:
+            return lambda: None
+        loop = self._pool.home.loop
+        timer: list[asyncio.TimerHandle] = []
+
+        def again() -> None:
+            changed()
+            timer[:] = [loop.call_later(2.0, again)]
+
+        def stop() -> None:
+            timer[0].cancel()
+
+        again()
+        return stop
+
+    # -- what the front ends may do
+
+    @op(workers=number(0, 1024))
+    def resize(self, workers: float) -> None:
+        """So many workers from now on; 0: as many as the load needs."""
+        self._pool.resize(int(workers) or None)
+
+    @op()
+    def renew(self) -> None:
+        """Replace every worker by a fresh one, each when it is free."""
+        self._pool.renew()
+
+
+def _workers(pool: ProcessPool) -> dict[str, list[Any]]:
+    """By name: state, pid, birth, tasks done, tasks held, the first ones' names, why it leaves."""
+    now = time.time() - time.monotonic()
+    rows = {}
+    for member in list(pool._crew.members.values())[:_WORKERS]:  # noqa: SLF001 - frame() would make DataFrames twice a second
+        held = list(member.lane.sent.values())
+        rows[plain(member.name)] = [
+            member.state.value,
+            member.process.pid if member.process else None,
+            round(now + member.born, 1),
+            member.done,
+            len(held),
+            ", ".join(plain(task.title, limit=60) for task in held[:_TITLES]) + (" …" if len(held) > _TITLES else ""),
+            plain(member.reason or "", limit=120),
+        ]
+    return rows
+
+
+class PoolView(View):
+    """A pool's workers and tasks, live: queued, running, done, throughput; resize and renew.
+
+    >>> view = nbprocs.widgets.PoolView(pool)  # doctest: +SKIP
+    """
+
+    def __init__(self, pool: ProcessPool, *, height: int = 210) -> None:
+        super().__init__({"pool": PoolPart(pool)}, home=pool.home, height=height)

@@ -1,0 +1,326 @@
+// The pool view and the queue view.
+
+import { button, clock, h, icon, say, seconds, set, sparkline, svg } from "./dom.js";
+import { Grid } from "./grid.js";
+
+function tile(label) {
+  const value = h("b.nb-figure", {}, "–");
+  return { value, root: h("div.nb-tile", {}, value, h("span", {}, label)) };
+}
+
+const count = (n) => (n ?? 0).toLocaleString("en");
+
+export class Pool {
+  constructor(context, name) {
+    this.context = context;
+    this.part = name;
+    this.rates = [];
+    this.tiles = Object.fromEntries([["busy", "busy"], ["queued", "queued"], ["completed", "completed"], ["failed", "failed"], ["average", "average"], ["rate", "tasks a second"]].map(([key, label]) => [key, tile(label)]));
+    this.path = svg("path", {});
+    this.tiles.rate.root.append(svg("svg", { class: "nb-spark nb-cpu", width: "90", height: "20", viewBox: "0 0 90 20", "aria-hidden": "true" }, this.path));
+    this.size = h("input.nb-input.nb-number", { type: "number", min: "0", max: "1024", "aria-label": "Workers; 0: as many as the load needs", title: "Workers; 0: as many as the load needs", onchange: () => this.call("resize", { workers: Number(this.size.value) }) });
+    this.grid = new Grid(
+      [
+        { name: "name", label: "Worker", fill: (cell, row) => say(cell, row.key) },
+        {
+          name: "status",
+          label: "State",
+          make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
+          fill: (cell, { data }) => {
+            cell.firstChild.dataset.status = data[0];
+            say(cell.lastChild, data[0]);
+          },
+        },
+        { name: "pid", label: "PID", fill: (cell, { data }) => say(cell, String(data[1] ?? "")) },
+        { name: "uptime", label: "Age", fill: (cell, { data }) => say(cell, clock(Date.now() / 1000 + this.offset - data[2])) },
+        { name: "pid", label: "Done", fill: (cell, { data }) => say(cell, count(data[3])) },
+        { name: "pid", label: "Holds", fill: (cell, { data }) => say(cell, data[4] ? count(data[4]) : "") },
+        { name: "line", label: "Tasks", fill: (cell, { data }) => ((cell.title = data[5] || data[6]), say(cell, data[5] || data[6])) },
+      ],
+      { name: "pool", label: "Workers", height: context.spec.board ?? 180, order: (a, b) => a.key.localeCompare(b.key, "en", { numeric: true }), title: (row) => row.key, empty: "No workers yet: they start with the first task." },
+    );
+    this.who = h("b", {}, "Pool");
+    this.facts = h("span.nb-facts", {});
+    this.root = h(
+      "section.nb-board",
+      { "aria-label": "Process pool" },
+      h("div.nb-bar", {}, this.who, this.facts, h("span.nb-actions", {}, h("span.nb-label", {}, "Workers"), this.size, button("restart", "Renew all workers, each when it is free", () => this.call("renew")))),
+      h("div.nb-tiles", {}, ...Object.values(this.tiles).map(({ root }) => root)),
+      this.grid.root,
+    );
+    this.offset = 0;
+    this.timer = setInterval(() => this.root.isConnected && this.grid.rows.forEach((row) => this.grid.fill(row)), 1000);
+  }
+
+  snapshot(content) {
+    this.offset = content.now - Date.now() / 1000;
+    this.grid.clear();
+    for (const [name, row] of content.rows) this.grid.put(name, row);
+    this.grid.arrange();
+    this.rates = content.rates;
+    this.figures(content.figures, this.rates.at(-1) ?? 0);
+  }
+
+  delta(content) {
+    for (const name of content["-"] ?? []) this.grid.remove(name);
+    for (const [name, row] of content.u ?? []) this.grid.put(name, row);
+    if (content.u) this.grid.arrange();
+    if (content.figures) {
+      this.rates.push(content.rate);
+      if (this.rates.length > 60) this.rates.shift();
+      this.figures(content.figures, content.rate);
+    }
+  }
+
+  figures(f, rate) {
+    say(this.facts, f.closed ? "closed" : `${f.workers} of at most ${f.most} workers${f.starting ? `, ${f.starting} starting` : ""}${f.crashed ? `, ${f.crashed} crashed` : ""}${f.retries ? `, ${f.retries} retries` : ""}`);
+    say(this.tiles.busy.value, `${count(f.busy)}`);
+    say(this.tiles.queued.value, count(f.queued));
+    say(this.tiles.completed.value, count(f.completed));
+    say(this.tiles.failed.value, count(f.failed));
+    this.tiles.failed.root.classList.toggle("nb-bad", f.failed > 0);
+    say(this.tiles.average.value, f.completed ? seconds(f.average) : "–");
+    say(this.tiles.rate.value, rate >= 10 ? count(Math.round(rate)) : rate.toFixed(1));
+    sparkline(this.path, this.rates, 90, 20, Math.max(1, ...this.rates), 60);
+    if (document.activeElement !== this.size) set(this.size, { placeholder: String(f.workers) });
+    for (const node of this.root.querySelectorAll(".nb-actions .nb-button, .nb-actions .nb-input")) node.disabled = f.closed;
+  }
+
+  async call(op, args = {}) {
+    try {
+      await this.context.connection.call(this.part, op, args);
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
+  }
+
+  destroy() {
+    clearInterval(this.timer);
+  }
+}
+
+const STATES = ["running", "queued", "scheduled", "blocked", "held", "failed", "interrupted", "skipped", "cancelled", "succeeded"];
+const DOTS = { running: "running", queued: "queued", scheduled: "waiting", blocked: "waiting", held: "paused", failed: "failed", interrupted: "failed", skipped: "cancelled", cancelled: "cancelled", succeeded: "completed" };
+const FINAL = new Set(["failed", "interrupted", "skipped", "cancelled", "succeeded"]);
+const WINDOW = 120; // seconds shown in the timeline at least
+
+export class Queue {
+  constructor(context, name) {
+    this.context = context;
+    this.part = name;
+    this.offset = 0;
+    this.bars = new Map();
+    this.started = new Map();
+    this.build();
+    this.timer = setInterval(() => this.root.isConnected && this.tick(), 1000);
+  }
+
+  build() {
+    this.pauseButton = button("pause", "Pause the queue", () => this.call("pause", { on: !this.paused }));
+    this.limit = h("input.nb-input.nb-number", { type: "number", min: "0", max: "10000", "aria-label": "Tasks at a time", title: "Tasks at a time", onchange: () => this.call("set_limit", { limit: Number(this.limit.value) }) });
+    this.priority = h("select.nb-input.nb-signal", { "aria-label": "Priority of the selected tasks", title: "Priority of the selected tasks", onchange: () => this.setPriority() });
+    const act = (icons, label, op) => button(icons, label, () => this.act(op), { "data-op": op });
+    this.cancelButton = act("close", "Cancel the selected tasks (c)", "cancel");
+    this.cancelButton.classList.add("nb-danger");
+    this.picked = h("span.nb-count", {});
+    this.actions = h("span.nb-actions", { role: "toolbar", "aria-label": "Actions on tasks" }, this.picked, act("pause", "Hold the selected tasks (h)", "hold"), act("play", "Release the selected tasks (r)", "release"), this.priority, this.cancelButton);
+    this.facts = h("span.nb-facts", {});
+    this.counts = h("span.nb-chips", {});
+    this.bar = h("div.nb-progress", { role: "progressbar", "aria-label": "Tasks that have ended", "aria-valuemin": "0", "aria-valuemax": "100" });
+    this.timeline = h("div.nb-timeline", { role: "img", "aria-label": "Timeline of the tasks" });
+    this.grid = new Grid(
+      [
+        {
+          name: "name",
+          label: "Task",
+          make: (cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
+          fill: (cell, { data }) => {
+            say(cell.firstChild, data[0]);
+            say(cell.lastChild, data[1] === data[0] ? "" : data[1]);
+            cell.title = data[1];
+          },
+        },
+        {
+          name: "status",
+          label: "State",
+          make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
+          fill: (cell, { data }) => {
+            cell.firstChild.dataset.status = DOTS[data[2]] ?? data[2];
+            say(cell.lastChild, data[2]);
+          },
+        },
+        { name: "ports", label: "Priority", fill: (cell, { data }) => say(cell, data[4].toLowerCase()) },
+        { name: "ports", label: "Group", fill: (cell, { data }) => say(cell, data[5]) },
+        { name: "pid", label: "Retries", fill: (cell, { data }) => say(cell, data[6]) },
+        {
+          name: "line",
+          label: "Progress",
+          make: (cell) => cell.append(h("i.nb-done", { "aria-hidden": "true" }), h("span", {})),
+          fill: (cell, row) => this.fillProgress(cell, row),
+        },
+      ],
+      { name: "queue", label: "Tasks", height: this.context.spec.board ?? 240, select: true, title: (row) => row.data[0], order: (a, b) => this.order(a, b), selection: () => this.drawActions(), press: (key) => this.press(key), empty: "The queue is empty." },
+    );
+    this.root = h(
+      "section.nb-board",
+      { "aria-label": "Task queue" },
+      h("div.nb-bar", {}, h("b", {}, "Queue"), this.pauseButton, h("span.nb-label", {}, "at a time"), this.limit, this.facts, this.counts, this.actions),
+      this.bar,
+      this.timeline,
+      this.grid.root,
+    );
+    this.drawActions();
+  }
+
+  order(a, b) {
+    const rank = (row) => (row.data[2] === "running" ? 0 : FINAL.has(row.data[2]) ? 2 : 1);
+    const difference = rank(a) - rank(b);
+    if (difference) return difference;
+    if (rank(a) === 2) return (this.ended(b.key) ?? 0) - (this.ended(a.key) ?? 0);
+    const ready = (row) => STATES.indexOf(row.data[2]);
+    return ready(a) - ready(b) || b.data[3] - a.data[3] || a.data[7] - b.data[7];
+  }
+
+  ended(key) {
+    return this.bars.get(key)?.at(-1)?.[2];
+  }
+
+  fillProgress(cell, { key, data }) {
+    const bar = this.bars.get(key)?.at(-1);
+    const running = data[2] === "running" && bar;
+    const now = Date.now() / 1000 + this.offset;
+    const took = running ? now - bar[1] : bar?.[2] ? bar[2] - bar[1] : null;
+    const part = running && data[8] ? Math.min(took / data[8], 0.98) : 0;
+    cell.firstChild.style.width = `${Math.round(part * 100)}%`;
+    const wait = !running && !FINAL.has(data[2]) ? data[9] : "";
+    const text = running ? `${clock(took)}${data[8] ? ` of about ${seconds(data[8])}` : ""}` : took !== null && FINAL.has(data[2]) ? seconds(took) : wait;
+    say(cell.lastChild, text);
+    cell.title = text;
+  }
+
+  snapshot(content) {
+    this.offset = content.now - Date.now() / 1000;
+    this.bars = new Map();
+    for (const bar of content.bars) this.addBar(bar);
+    this.grid.clear();
+    for (const [key, row] of content.rows) this.grid.put(key, row);
+    this.grid.arrange();
+    this.priority.replaceChildren(h("option", { value: "" }, "Priority…"), ...Object.entries(content.priorities).map(([name, value]) => h("option", { value }, name.toLowerCase())));
+    this.status(content.status);
+    this.drawTimeline();
+    this.drawActions();
+  }
+
+  addBar(bar) {
+    const bars = this.bars.get(bar[0]) ?? [];
+    this.bars.set(bar[0], bars);
+    const same = bars.findIndex((other) => other[1] === bar[1]);
+    if (same >= 0) bars[same] = bar;
+    else bars.push(bar);
+  }
+
+  delta(content) {
+    for (const bar of content.b ?? []) this.addBar(bar);
+    for (const key of content["-"] ?? []) this.grid.remove(key);
+    for (const [key, row] of content.u ?? []) this.grid.put(key, row);
+    if (content.u) this.grid.arrange();
+    if (content.status) this.status(content.status);
+    if (content.b) this.drawTimeline();
+    this.drawActions();
+  }
+
+  status(s) {
+    this.paused = s.paused || Boolean(s.halted);
+    this.pauseButton.replaceChildren(icon(this.paused ? "play" : "pause"));
+    set(this.pauseButton, { title: this.paused ? "Resume the queue" : "Pause the queue", "aria-label": this.paused ? "Resume the queue" : "Pause the queue", "aria-pressed": String(this.paused), disabled: s.closed });
+    this.limit.disabled = s.closed;
+    if (document.activeElement !== this.limit) this.limit.value = String(s.limit);
+    const words = [s.closed ? "closed" : s.halted || (s.paused ? "paused" : ""), `${count(s.running)} running`, `${count(s.waiting)} waiting`];
+    if (s.eta && s.running + s.waiting) words.push(`${clock(s.eta[1])} left (${clock(s.eta[0])} to ${clock(s.eta[2])})`);
+    for (const [name, used, capacity] of s.resources) words.push(`${name} ${used}/${capacity}`);
+    say(this.facts, words.filter(Boolean).join(" · "));
+    const total = Object.values(s.counts).reduce((sum, n) => sum + n, 0);
+    const ended = STATES.filter((name) => FINAL.has(name)).reduce((sum, name) => sum + (s.counts[name] ?? 0), 0);
+    set(this.bar, { "aria-valuenow": String(total ? Math.round((100 * ended) / total) : 0), title: `${count(ended)} of ${count(total)} tasks have ended` });
+    const order = ["succeeded", "failed", "interrupted", "skipped", "cancelled", "running"];
+    this.bar.replaceChildren(...order.filter((name) => s.counts[name]).map((name) => h("i", { "data-state": name, style: { width: `${(100 * s.counts[name]) / total}%` } })));
+    this.counts.replaceChildren(...STATES.filter((name) => s.counts[name]).map((name) => h("span.nb-tally", {}, h("i.nb-dot", { "data-status": DOTS[name], "aria-hidden": "true" }), `${name} `, h("b", {}, count(s.counts[name])))));
+  }
+
+  tick() {
+    for (const row of this.grid.rows.values()) if (row.data[2] === "running") this.grid.fill(row);
+    if ([...this.bars.values()].some((bars) => bars.some((bar) => bar[2] === null))) this.drawTimeline();
+  }
+
+  /** Bars in as few lanes as they need, over the last minutes. */
+  drawTimeline() {
+    const now = Date.now() / 1000 + this.offset;
+    const bars = [...this.bars.values()].flat().sort((a, b) => a[1] - b[1]);
+    const first = bars.find((bar) => (bar[2] ?? now) > now - 600)?.[1] ?? now;
+    const from = Math.max(Math.min(first, now - 10), now - 600);
+    const span = Math.max(now - from, Math.min(WINDOW, 20));
+    const lanes = [];
+    const shown = [];
+    for (const bar of bars) {
+      const end = bar[2] ?? now;
+      if (end < from) continue;
+      let lane = lanes.findIndex((until) => until <= bar[1] + 0.01);
+      if (lane < 0) lane = lanes.push(0) - 1;
+      lanes[lane] = end;
+      if (lane < 8) shown.push([lane, bar, end]);
+    }
+    this.timeline.hidden = !shown.length;
+    this.timeline.style.height = `${Math.min(lanes.length, 8) * 12 + 8}px`;
+    this.timeline.replaceChildren(
+      ...shown.slice(-300).map(([lane, [key, start, until, state], end]) =>
+        h("i", {
+          "data-state": state,
+          title: `${this.grid.rows.get(key)?.data[0] ?? key}: ${state}, ${seconds(end - start)}`,
+          style: { left: `${(100 * Math.max(start - from, 0)) / span}%`, width: `max(2px, ${(100 * (end - Math.max(start, from))) / span}%)`, top: `${lane * 12 + 4}px` },
+          "data-open": until === null,
+        }),
+      ),
+    );
+  }
+
+  targets() {
+    return this.grid.selected.size ? [...this.grid.selected] : this.grid.active ? [this.grid.active.key] : [];
+  }
+
+  drawActions() {
+    const chosen = [...this.grid.selected].map((key) => this.grid.rows.get(key)?.data[2]).filter(Boolean);
+    say(this.picked, chosen.length ? `${chosen.length} selected` : "");
+    const open = chosen.some((state) => !FINAL.has(state));
+    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = node.dataset.op === "release" ? !chosen.includes("held") : !open;
+    this.priority.disabled = !open;
+  }
+
+  press(key) {
+    const op = { c: "cancel", h: "hold", r: "release" }[key];
+    if (op) this.act(op);
+    return Boolean(op);
+  }
+
+  act(op, args = {}) {
+    const ids = this.targets();
+    if (ids.length) this.call(op, { ids, ...args });
+  }
+
+  setPriority() {
+    const value = this.priority.value;
+    this.priority.value = "";
+    if (value !== "") this.act("reprioritise", { priority: Number(value) });
+  }
+
+  async call(op, args = {}) {
+    try {
+      await this.context.connection.call(this.part, op, args);
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
+  }
+
+  destroy() {
+    clearInterval(this.timer);
+  }
+}

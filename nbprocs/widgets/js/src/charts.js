@@ -1,0 +1,301 @@
+// CPU and memory over time: two charts with one legend and one cursor; alerts as marks in the charts and words below them.
+
+import { clock, h, mebibytes, say, set } from "./dom.js";
+import { asset } from "./protocol.js";
+
+const DRAWN = 10; // lines; the others are summed up
+const SHADED = { memory_usage: "mem", cpu_usage: "cpu" }; // which chart an episode colours; others only mark their beginning
+const KEPT = 600; // samples
+// Okabe and Ito's colours, which people with any kind of colour blindness tell apart; dark themes get lighter ones
+const LIGHT = ["#0072b2", "#d55e00", "#007d58", "#b8528f", "#8a6d00", "#2b7bba", "#7a3e9d", "#5b6770", "#a3341c", "#3d7a00"];
+const DARK = ["#56b4e9", "#ff9a4d", "#3ddc97", "#f0a3d0", "#e6c229", "#8ec9ff", "#c9a0ff", "#b6c2cc", "#ff8a73", "#a5d65a"];
+
+/** 14:03:05, whatever the language of the browser. */
+function hours(time) {
+  const date = new Date(time * 1000);
+  return [date.getHours(), date.getMinutes(), date.getSeconds()].map((n) => String(n).padStart(2, "0")).join(":");
+}
+
+/** Samples of many processes on one time axis. No DOM here. */
+export class Samples {
+  constructor() {
+    this.times = [];
+    this.lines = new Map(); // key → {name, cpu: [], mem: []}, as long as times
+  }
+
+  add(key, name) {
+    const blank = () => new Array(this.times.length).fill(null);
+    if (!this.lines.has(key)) this.lines.set(key, { key, name, cpu: blank(), mem: blank() });
+  }
+
+  fill(lines) {
+    const at = new Map();
+    for (const [, , points] of lines) for (const [t] of points) at.set(Math.round(t), 0);
+    this.times = [...at.keys()].sort((a, b) => a - b).slice(-KEPT);
+    this.times.forEach((t, i) => at.set(t, i));
+    for (const [key, name, points] of lines) {
+      this.add(key, name);
+      const line = this.lines.get(key);
+      for (const [t, cpu, mem] of points) {
+        const i = at.get(Math.round(t));
+        if (this.times[i] !== Math.round(t)) continue;
+        line.cpu[i] = cpu;
+        line.mem[i] = mem;
+      }
+    }
+  }
+
+  tick(time, points) {
+    this.times.push(time);
+    for (const line of this.lines.values()) {
+      line.cpu.push(null);
+      line.mem.push(null);
+    }
+    for (const [key, cpu, mem] of points) {
+      const line = this.lines.get(key);
+      if (!line) continue;
+      line.cpu[line.cpu.length - 1] = cpu;
+      line.mem[line.mem.length - 1] = mem;
+    }
+    if (this.times.length > KEPT) {
+      this.times.shift();
+      for (const line of this.lines.values()) {
+        line.cpu.shift();
+        line.mem.shift();
+        if (line.mem.every((v) => v === null)) this.lines.delete(line.key);
+      }
+    }
+  }
+
+  /** The lines worth drawing, the busiest and largest first by rank, in a stable order; the rest as one line. */
+  drawn() {
+    const lines = [...this.lines.values()];
+    if (lines.length <= DRAWN) return lines;
+    const sum = (values) => values.slice(-30).reduce((total, v) => total + (v ?? 0), 0);
+    const weight = (line) => sum(line.cpu) + sum(line.mem) / 10;
+    const first = new Set([...lines].sort((a, b) => weight(b) - weight(a)).slice(0, DRAWN - 1));
+    const rest = lines.filter((line) => !first.has(line));
+    const total = (name) => this.times.map((_, i) => rest.reduce((s, line) => (line[name][i] === null ? s : (s ?? 0) + line[name][i]), null));
+    return [...lines.filter((line) => first.has(line)), { key: 0, name: `${rest.length} others`, cpu: total("cpu"), mem: total("mem") }];
+  }
+}
+
+export class Charts {
+  constructor(context, name) {
+    this.context = context;
+    this.part = name;
+    this.height = context.spec.charts ?? 150;
+    this.samples = new Samples();
+    this.alerts = new Map();
+    this.hidden = new Set();
+    this.cpu = h("div.nb-plot", { role: "img", "aria-label": "CPU over time" });
+    this.mem = h("div.nb-plot", { role: "img", "aria-label": "Memory over time" });
+    this.legend = h("div.nb-legend", { role: "group", "aria-label": "Lines" });
+    this.list = h("ul.nb-alerts", { "aria-label": "Alerts" });
+    this.quiet = h("div.nb-empty.nb-inline", {}, "Measuring…");
+    const plot = (title, unit, node) => h("div.nb-chart", {}, h("div.nb-label", {}, title, h("span.nb-unit", {}, unit)), node);
+    this.root = h(
+      "section.nb-charts",
+      { "aria-label": "CPU and memory" },
+      h("div.nb-plots", {}, plot("CPU", "% of a core", this.cpu), plot("Memory", "MiB", this.mem)),
+      this.legend,
+      this.list,
+    );
+    for (const node of [this.cpu, this.mem]) node.style.height = `${this.height}px`;
+    this.load();
+  }
+
+  async load() {
+    try {
+      const { uPlot } = await asset(this.context.connection, "plot");
+      if (this.gone) return;
+      this.uPlot = uPlot;
+      this.observer = new ResizeObserver(() => this.resize());
+      this.observer.observe(this.cpu);
+      this.themes = new MutationObserver(() => this.rebuild());
+      this.themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+      this.draw();
+    } catch (error) {
+      this.cpu.append(h("div.nb-empty", {}, `The charts could not be loaded: ${error.message}`));
+    }
+  }
+
+  snapshot(content) {
+    this.samples = new Samples();
+    this.samples.fill(content.lines);
+    this.alerts = new Map(content.alerts.map((alert) => [alert[0], alert]));
+    this.drawAlerts();
+    this.draw();
+  }
+
+  delta(content) {
+    for (const [key, name] of content["+"] ?? []) this.samples.add(key, name);
+    for (const [time, points] of content.t ?? []) this.samples.tick(time, points);
+    for (const alert of content.a ?? []) this.alerts.set(alert[0], alert);
+    if (content.a) this.drawAlerts();
+    this.draw();
+  }
+
+  draw() {
+    if (this.frame || !this.uPlot) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      if (this.root.isConnected) this.drawNow();
+    });
+  }
+
+  colours() {
+    const style = getComputedStyle(this.root);
+    const pick = (name, other) => style.getPropertyValue(name).trim() || other;
+    const dark = style.colorScheme.includes("dark");
+    return { dark, lines: dark ? DARK : LIGHT, axis: pick("--nb-muted", "#5f6368"), grid: pick("--nb-line", "#e0e0e0") };
+  }
+
+  drawNow() {
+    const lines = this.samples.drawn();
+    const key = lines.map((line) => `${line.key}:${line.name}`).join("|");
+    if (key !== this.key || !this.plots) {
+      this.key = key;
+      this.build(lines);
+    }
+    const times = this.samples.times;
+    this.plots?.forEach((plot) => plot.setData([times, ...lines.map((line) => line[plot.nbprocs])]));
+    this.fillLegend(lines);
+  }
+
+  rebuild() {
+    this.key = null;
+    this.draw();
+  }
+
+  build(lines) {
+    this.plots?.forEach((plot) => plot.destroy());
+    const colours = this.colours();
+    const width = Math.max(this.cpu.clientWidth, 100);
+    this.plots = [
+      this.plot("cpu", this.cpu, lines, colours, width, (u, min, max) => [0, Math.max(max ?? 0, 100) * 1.02]),
+      this.plot("mem", this.mem, lines, colours, width, (u, min, max) => [0, Math.max(max ?? 0, 1) * 1.1]),
+    ];
+    this.buildLegend(lines, colours);
+  }
+
+  plot(name, node, lines, colours, width, range) {
+    const axis = { stroke: colours.axis, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+    const options = {
+      width,
+      height: this.height,
+      legend: { show: false },
+      cursor: { sync: { key: `nbprocs-${this.context.connection.view}` }, drag: { x: false, y: false }, points: { size: 5 } },
+      scales: { y: { range } },
+      axes: [
+        { ...axis, space: 80, size: 24, values: (u, ticks) => ticks.map(hours) },
+        { ...axis, size: 46, values: (u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
+      ],
+      series: [
+        {},
+        ...lines.map((line, i) => ({
+          label: line.name,
+          stroke: colours.lines[i % colours.lines.length],
+          width: 1.6,
+          dash: i >= colours.lines.length ? [5, 4] : undefined,
+          show: !this.hidden.has(line.key),
+          points: { show: false },
+          spanGaps: false,
+        })),
+      ],
+      hooks: { draw: [(plot) => this.marks(plot)], setCursor: [(plot) => this.cursor(plot)] },
+      padding: [8, 8, 0, 0],
+    };
+    const plot = new this.uPlot(options, [[], ...lines.map(() => [])], node);
+    plot.nbprocs = name;
+    return plot;
+  }
+
+  marks(plot) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    const [left, right] = [bbox.left, bbox.left + bbox.width];
+    for (const [, severity, , from, to, , type] of this.alerts.values()) {
+      const x = plot.valToPos(from, "x", true);
+      const end = to === null ? right : Math.min(plot.valToPos(to, "x", true), right);
+      const bad = severity === "critical" || severity === "emergency";
+      if (SHADED[type] === plot.nbprocs && x < right && end > left) {
+        ctx.fillStyle = bad ? "rgba(207, 34, 46, 0.12)" : "rgba(191, 135, 0, 0.12)";
+        ctx.fillRect(Math.max(x, left), bbox.top, end - Math.max(x, left), bbox.height);
+      }
+      if (x < left || x > right || (SHADED[type] ?? plot.nbprocs) !== plot.nbprocs) continue;
+      ctx.strokeStyle = bad ? "#cf222e" : "#bf8700";
+      ctx.lineWidth = devicePixelRatio;
+      ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+    }
+    ctx.restore();
+  }
+
+  buildLegend(lines, colours) {
+    this.entries = lines.map((line, i) => {
+      const value = h("span.nb-value", {});
+      const swatch = h("i.nb-swatch", { "aria-hidden": "true", style: { background: colours.lines[i % colours.lines.length] } });
+      const node = h("button.nb-chip.nb-entry", { type: "button", "aria-pressed": String(!this.hidden.has(line.key)), title: `Show or hide ${line.name}`, onclick: () => this.toggle(line.key, i, node) }, swatch, h("span.nb-entry-name", {}, line.name), value);
+      return value;
+    });
+    this.legend.replaceChildren(...this.entries.map((value) => value.parentNode));
+  }
+
+  toggle(key, i, node) {
+    const hide = !this.hidden.has(key);
+    if (hide) this.hidden.add(key);
+    else this.hidden.delete(key);
+    set(node, { "aria-pressed": String(!hide) });
+    this.plots?.forEach((plot) => plot.setSeries(i + 1, { show: !hide }));
+  }
+
+  fillLegend(lines) {
+    lines.forEach((line, i) => {
+      const at = this.at ?? this.samples.times.length - 1;
+      const cpu = line.cpu[at];
+      const mem = line.mem[at];
+      const text = mem === null || mem === undefined ? "–" : `${cpu === null ? "…" : Math.round(cpu)} %  ${mebibytes(Math.round(mem))}`;
+      if (this.entries[i]) say(this.entries[i], text);
+    });
+  }
+
+  cursor(plot) {
+    const at = plot.cursor.idx ?? null;
+    if (at === this.at) return;
+    this.at = plot.cursor.left < 0 ? null : at;
+    this.fillLegend(this.samples.drawn());
+  }
+
+  drawAlerts() {
+    const alerts = [...this.alerts.values()].sort((a, b) => b[3] - a[3]).slice(0, 8);
+    this.list.replaceChildren(
+      ...alerts.map(([, severity, message, from, to, resolved]) =>
+        h(
+          "li",
+          { "data-severity": severity, "data-resolved": resolved },
+          h("b", {}, severity),
+          h("span.nb-alert-text", {}, message),
+          h("time.nb-facts", {}, `${hours(from)}${resolved ? `, over after ${clock((to ?? from) - from)}` : ""}`),
+        ),
+      ),
+    );
+    this.list.hidden = !alerts.length;
+  }
+
+  resize() {
+    const width = this.cpu.clientWidth;
+    if (width > 20) this.plots?.forEach((plot) => plot.width !== width && plot.setSize({ width, height: this.height }));
+  }
+
+  destroy() {
+    this.gone = true;
+    cancelAnimationFrame(this.frame);
+    this.observer?.disconnect();
+    this.themes?.disconnect();
+    this.plots?.forEach((plot) => plot.destroy());
+  }
+}

@@ -1,0 +1,328 @@
+// The spawn form. The kernel checks what is typed and says which line of Python does the same.
+
+import { button, h, icon, say, set } from "./dom.js";
+
+const WAIT = 180; // ms after the last key before the kernel is asked
+
+let ids = 0;
+
+export class Form {
+  constructor(context, name) {
+    this.context = context;
+    this.part = name;
+    this.history = [];
+    this.back = null; // position in the history while arrows go through it
+    this.fields = {};
+    this.build();
+  }
+
+  build() {
+    const id = `nb-form-${ids++}`;
+    this.command = new Combo(id, "Command", "python -m http.server 8000", (text) => this.offers("complete", { text, cwd: this.value("cwd") }), () => this.changed());
+    this.command.input.addEventListener("keydown", (event) => this.commandKey(event));
+    this.cwd = new Combo(`${id}-cwd`, "Working directory", "the kernel's own", (text) => this.offers("folders", { text }), () => this.changed());
+    const input = (key, label, placeholder, attributes = {}) => {
+      const node = h("input.nb-input", { type: "text", id: `${id}-${key}`, placeholder, autocomplete: "off", spellcheck: "false", oninput: () => this.changed(), ...attributes });
+      return this.field(key, label, node, node.id);
+    };
+    const check = (key, label, title) => {
+      const node = h("input", { type: "checkbox", onchange: () => this.changed() });
+      this.fields[key] = { get: () => node.checked, node };
+      return h("label.nb-check", { title }, node, label);
+    };
+    this.readyKind = h("select.nb-input", { "aria-label": "Ready when", onchange: () => this.readyChanged() }, ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, v || "at once")));
+    this.readyValue = h("input.nb-input", { type: "text", "aria-label": "Ready value", disabled: true, autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    this.fields.ready = { get: () => this.readyKind.value };
+    this.fields.ready_value = { get: () => this.readyValue.value };
+    this.envRows = h("div.nb-env");
+    this.more = h(
+      "details.nb-more",
+      {},
+      h("summary", {}, "Options"),
+      h(
+        "div.nb-fields",
+        {},
+        input("name", "Name", "made up by itself"),
+        this.field("cwd", "Working directory", this.cwd.root, this.cwd.input.id, this.cwd.input),
+        input("timeout", "Timeout, seconds", "none", { inputmode: "decimal" }),
+        this.field("ready", "Ready when", h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
+        h("div.nb-field.nb-wide-field", { "data-field": "env" }, h("span.nb-label", {}, "Environment"), this.envRows, button("plus", "Add a variable", () => this.addVariable(true), { shown: true }), h("span.nb-error", { role: "alert" })),
+      ),
+    );
+    this.fields.env = { get: () => this.environment() };
+    this.fields.command = { get: () => this.command.input.value };
+    this.fields.cwd = { get: () => this.cwd.input.value };
+    this.runButton = h("button.nb-button.nb-primary", { type: "submit" }, icon("play"), h("span", {}, "Start"));
+    this.line = h("code.nb-line", {});
+    this.copy = h("button.nb-button.nb-copy", { type: "button", title: "Copy this line", onclick: () => this.copyLine() }, icon("copy"), this.line);
+    this.shellNote = h("div.nb-shellnote", { hidden: true }, "Shell line: ; | > $ and * act as typed. Never paste what you have not read.");
+    this.root = h(
+      "form.nb-form",
+      { "aria-label": "Start a process", novalidate: true, onsubmit: (event) => (event.preventDefault(), this.run()) },
+      h(
+        "div.nb-bar.nb-form-main",
+        {},
+        this.field("command", "Command", this.command.root, this.command.input.id, this.command.input),
+        this.runButton,
+      ),
+      h(
+        "div.nb-checks",
+        {},
+        check("shell", "shell", "Run the line with /bin/sh: pipes, redirections, variables"),
+        check("stdin", "stdin", "Keep its standard input open, to send lines"),
+        check("pty", "terminal", "Give it a pseudo-terminal, for programs that only colour or flush on one"),
+        check("restart", "restart on failure", "Start it again, with growing pauses, when it fails"),
+      ),
+      this.shellNote,
+      this.more,
+      h("div.nb-same", {}, h("span.nb-label", {}, "The same in Python"), this.copy),
+    );
+    this.fields.shell.node.addEventListener("change", () => (this.shellNote.hidden = !this.fields.shell.node.checked));
+    this.showLine("");
+  }
+
+  field(key, label, control, forId, input = control) {
+    const error = h("span.nb-error", { role: "alert", id: `${forId ?? key}-error` });
+    const root = h("div.nb-field", { "data-field": key }, h("label.nb-label", { for: forId }, label), control, error);
+    if (input instanceof HTMLElement) set(input, { "aria-describedby": error.id });
+    this.fields[key] ??= { get: () => control.value };
+    Object.assign(this.fields[key], { root, error, input });
+    return root;
+  }
+
+  value(key) {
+    return this.fields[key]?.get() ?? "";
+  }
+
+  values() {
+    return Object.fromEntries(Object.entries(this.fields).map(([key, field]) => [key, field.get()]));
+  }
+
+  // -- environment
+
+  addVariable(focus) {
+    const name = h("input.nb-input", { type: "text", placeholder: "NAME", "aria-label": "Variable name", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    const value = h("input.nb-input", { type: "text", placeholder: "value", "aria-label": "Variable value", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    const row = h("div.nb-envrow", {}, name, h("span", { "aria-hidden": "true" }, "="), value);
+    row.append(button("close", "Remove the variable", () => (row.remove(), this.changed())));
+    row.pair = { name, value };
+    this.envRows.append(row);
+    if (focus) name.focus();
+  }
+
+  environment() {
+    return Object.fromEntries([...this.envRows.children].map(({ pair }) => [pair.name.value.trim(), pair.value.value]).filter(([name]) => name));
+  }
+
+  maskSecrets(names) {
+    for (const { pair } of this.envRows.children) set(pair.value, { type: names.includes(pair.name.value.trim()) ? "password" : "text" });
+  }
+
+  readyChanged() {
+    const kind = this.readyKind.value;
+    this.readyValue.disabled = !kind;
+    set(this.readyValue, { placeholder: { port: "8000", "log line": "Serving|ready", url: "http://localhost:8000/" }[kind] ?? "" });
+    this.changed();
+  }
+
+  // -- asking the kernel
+
+  changed() {
+    this.back = null;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.check(), WAIT);
+  }
+
+  async check() {
+    const values = this.values();
+    if (!values.command.trim()) {
+      this.showErrors();
+      return this.showLine("");
+    }
+    try {
+      const { data } = await this.context.connection.call(this.part, "check", values);
+      this.maskSecrets(data.secret);
+      this.showErrors(data.field, data.error);
+      this.showLine(data.line ?? "");
+    } catch (error) {
+      this.showErrors("", error.message);
+    }
+  }
+
+  showLine(line) {
+    this.python = line;
+    say(this.line, line || "proc = await pm.spawn(…)");
+    this.copy.disabled = !line;
+  }
+
+  showErrors(field = "", text = "") {
+    for (const [key, { error, input }] of Object.entries(this.fields)) {
+      if (!error) continue;
+      say(error, key === field ? text : "");
+      if (input instanceof HTMLElement) set(input, { "aria-invalid": key === field && text ? "true" : null });
+    }
+    if (field && !["command", "shell"].includes(field) && text) this.more.open = true;
+    if (text && !this.fields[field]?.error) this.context.notice(text, "error");
+  }
+
+  async offers(op, args) {
+    const { data } = await this.context.connection.call(this.part, op, args);
+    return data;
+  }
+
+  async copyLine() {
+    try {
+      await navigator.clipboard.writeText(this.python);
+      this.context.notice("Copied.");
+    } catch {
+      getSelection().selectAllChildren(this.line);
+      this.context.notice("Selected: press Ctrl+C to copy.");
+    }
+  }
+
+  async run() {
+    if (this.busy) return;
+    this.busy = true;
+    this.command.close();
+    set(this.runButton, { "aria-busy": "true", disabled: true });
+    this.showErrors();
+    try {
+      const { data } = await this.context.connection.call(this.part, "run", this.values());
+      this.context.notice(`${data.name} started${data.pid ? `, pid ${data.pid}` : ""}.`);
+    } catch (error) {
+      this.showErrors(error.field, error.message);
+      this.fields[error.field]?.input?.focus?.();
+    } finally {
+      this.busy = false;
+      set(this.runButton, { "aria-busy": null, disabled: false });
+    }
+  }
+
+  // -- history
+
+  commandKey(event) {
+    if (this.command.open || !["ArrowUp", "ArrowDown"].includes(event.key)) return;
+    const step = event.key === "ArrowUp" ? -1 : 1;
+    const at = (this.back ?? this.history.length) + step;
+    if (at < 0 || at > this.history.length) return;
+    this.command.input.value = this.history[at] ?? "";
+    this.changed();
+    this.back = at;
+    event.preventDefault();
+  }
+
+  snapshot(content) {
+    this.history = content.history;
+    set(this.cwd.input, { placeholder: content.cwd });
+  }
+
+  delta(content) {
+    this.history = [...this.history, ...content["+"]];
+  }
+
+  destroy() {
+    clearTimeout(this.timer);
+    this.command.destroy();
+    this.cwd.destroy();
+  }
+}
+
+/** A text field with a list of completions below it (ARIA combobox). */
+export class Combo {
+  constructor(id, label, placeholder, ask, changed) {
+    this.ask = ask;
+    this.changed = changed;
+    this.items = [];
+    this.at = -1;
+    this.open = false;
+    this.turn = 0;
+    this.list = h("ul.nb-offers", { role: "listbox", id: `${id}-list`, "aria-label": `${label}: completions`, hidden: true });
+    this.input = h("input.nb-input.nb-mono", {
+      type: "text",
+      id: `${id}-input`,
+      role: "combobox",
+      placeholder,
+      "aria-label": label,
+      "aria-autocomplete": "list",
+      "aria-expanded": "false",
+      "aria-controls": this.list.id,
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.typed(),
+      onkeydown: (event) => this.key(event),
+      onblur: () => setTimeout(() => this.close(), 120),
+    });
+    this.root = h("div.nb-combo", {}, this.input, this.list);
+  }
+
+  typed() {
+    this.changed();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.update(), WAIT);
+  }
+
+  async update() {
+    const turn = ++this.turn;
+    const text = this.input.value;
+    if (!text) return this.close();
+    const items = await this.ask(text).catch(() => []);
+    if (turn !== this.turn || document.activeElement !== this.input) return;
+    this.show(items.filter((item) => item.text !== text));
+  }
+
+  show(items) {
+    this.items = items;
+    this.at = -1;
+    this.open = items.length > 0;
+    this.list.hidden = !this.open;
+    set(this.input, { "aria-expanded": String(this.open), "aria-activedescendant": null });
+    this.list.replaceChildren(
+      ...items.map((item, i) =>
+        h(
+          "li",
+          { role: "option", id: `${this.list.id}-${i}`, "aria-selected": "false", onmousedown: (event) => (event.preventDefault(), this.choose(i)) },
+          h("span.nb-offer", {}, item.text),
+          h("span.nb-kind", {}, item.note || item.kind),
+        ),
+      ),
+    );
+  }
+
+  move(step) {
+    this.at = (this.at + step + this.items.length) % this.items.length;
+    [...this.list.children].forEach((node, i) => set(node, { "aria-selected": String(i === this.at) }));
+    const node = this.list.children[this.at];
+    node.scrollIntoView?.({ block: "nearest" });
+    set(this.input, { "aria-activedescendant": node.id });
+  }
+
+  choose(i) {
+    const { text, kind } = this.items[i];
+    this.input.value = kind === "program" ? `${text} ` : text;
+    this.close();
+    this.changed();
+    if (kind === "folder" || text.endsWith("/")) this.update();
+  }
+
+  key(event) {
+    if (event.key === "Escape" && this.open) this.close();
+    else if (event.key === "ArrowDown" && this.open) this.move(1);
+    else if (event.key === "ArrowUp" && this.open) this.move(-1);
+    else if (event.key === "Enter" && this.open && this.at >= 0) this.choose(this.at);
+    else if (event.key === "Tab" && this.open && !event.shiftKey) this.choose(Math.max(this.at, 0));
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  close() {
+    this.turn++;
+    this.open = false;
+    this.list.hidden = true;
+    set(this.input, { "aria-expanded": "false", "aria-activedescendant": null });
+  }
+
+  destroy() {
+    clearTimeout(this.timer);
+  }
+}

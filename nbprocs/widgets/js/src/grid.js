@@ -1,0 +1,114 @@
+// A small list with columns: rows by key, changed in place. For lists of some hundred rows; the process table has its own, virtual one.
+
+import { h, set } from "./dom.js";
+
+export class Grid {
+  /** columns: [{name, label, make(cell, row), fill(cell, row)}]; options: {label, height, select, order(a, b), active(row)} */
+  constructor(columns, options) {
+    this.columns = columns;
+    this.options = options;
+    this.rows = new Map(); // key → {key, data, root, cells, check}
+    this.selected = new Set();
+    const heads = columns.map(({ name, label }) => h(`span.nb-cell.nb-c-${name}`, { role: "columnheader" }, label));
+    if (options.select) {
+      this.all = h("input", { type: "checkbox", "aria-label": "Select all", onchange: () => this.selectAll(this.all.checked) });
+      heads.unshift(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
+    }
+    this.head = h("div.nb-row.nb-head.nb-label", { role: "row" }, ...heads);
+    this.empty = h("div.nb-empty.nb-inline", {}, options.empty ?? "Nothing here.");
+    this.body = h("div.nb-list", { role: "rowgroup", tabindex: "0", "aria-label": options.label, onkeydown: (event) => this.key(event) }, this.empty);
+    this.body.style.maxHeight = `${options.height}px`;
+    this.root = h(`div.nb-grid.nb-g-${options.name}`, { role: "grid", "aria-label": options.label, "aria-multiselectable": options.select ? "true" : null }, this.head, this.body);
+  }
+
+  put(key, data) {
+    let row = this.rows.get(key);
+    if (!row) {
+      row = { key, data, cells: [] };
+      row.root = h("div.nb-row", { role: "row", onclick: () => this.activate(row) });
+      if (this.options.select) {
+        row.check = h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => event.stopPropagation(), onchange: () => this.toggle(row, row.check.checked) });
+        row.root.append(h("span.nb-cell.nb-c-sel", { role: "gridcell" }, row.check));
+      }
+      for (const { name, make } of this.columns) {
+        const cell = h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" });
+        make?.(cell, row);
+        row.cells.push(cell);
+        row.root.append(cell);
+      }
+      this.rows.set(key, row);
+      this.body.append(row.root);
+    }
+    row.data = data;
+    this.fill(row);
+    this.empty.hidden = true;
+  }
+
+  fill(row) {
+    this.columns.forEach(({ fill }, i) => fill(row.cells[i], row));
+    if (row.check) set(row.check, { "aria-label": `Select ${this.options.title(row)}` });
+  }
+
+  remove(key) {
+    this.rows.get(key)?.root.remove();
+    this.rows.delete(key);
+    if (this.selected.delete(key)) this.changed();
+    this.empty.hidden = this.rows.size > 0;
+  }
+
+  clear() {
+    for (const key of [...this.rows.keys()]) this.remove(key);
+  }
+
+  /** Put the rows in order, moving only those that are out of place. */
+  arrange() {
+    const rows = [...this.rows.values()].sort(this.options.order);
+    let at = this.body.firstChild;
+    for (const { root } of rows) {
+      if (root === at) at = at.nextSibling;
+      else this.body.insertBefore(root, at);
+    }
+  }
+
+  toggle(row, on) {
+    if (on) this.selected.add(row.key);
+    else this.selected.delete(row.key);
+    row.check.checked = on;
+    set(row.root, { "aria-selected": String(on) });
+    this.changed();
+  }
+
+  selectAll(on) {
+    for (const row of this.rows.values()) this.toggle(row, on);
+  }
+
+  changed() {
+    if (this.all) {
+      this.all.checked = this.selected.size > 0 && this.selected.size === this.rows.size;
+      this.all.indeterminate = this.selected.size > 0 && !this.all.checked;
+    }
+    this.options.selection?.();
+  }
+
+  activate(row) {
+    this.active?.root.removeAttribute("data-active");
+    this.active = row;
+    row?.root.setAttribute("data-active", "true");
+    row?.root.scrollIntoView?.({ block: "nearest" });
+  }
+
+  key(event) {
+    if (event.target !== this.body) return;
+    const roots = [...this.body.querySelectorAll(".nb-row")];
+    const at = this.active ? roots.indexOf(this.active.root) : -1;
+    const next = { ArrowDown: at + 1, ArrowUp: Math.max(at - 1, 0), Home: 0, End: roots.length - 1 }[event.key];
+    if (next !== undefined) {
+      const root = roots[Math.min(next, roots.length - 1)];
+      this.activate([...this.rows.values()].find((row) => row.root === root));
+    } else if (event.key === " " && this.active?.check) this.toggle(this.active, !this.selected.has(this.active.key));
+    else if (event.key === "Escape") this.selectAll(false);
+    else if (!this.options.press?.(event.key, this.active)) return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+}
