@@ -189,7 +189,7 @@ class Crew:
         member.dismissed = True
         self.desk.dispatcher.lanes.pop(member, None)
         member.link.quit()
-        self.tasks.start(self._see_off(member, _FAREWELL), name=f"see off {member.name}")
+        self._see_off(member, _FAREWELL)
 
     def end(self, member: Member, reason: str) -> None:
         """Kill its whole tree now. What it runs is judged when it is dead."""
@@ -198,19 +198,25 @@ class Crew:
         member.leaving = True
         member.reason = member.reason or reason
         member.lane.open = False
-        if member.process is not None:
-            self.tasks.start(self._see_off(member, 0.0), name=f"end {member.name}")
+        self._see_off(member, 0.0)
 
-    async def _see_off(self, member: Member, grace: float) -> None:
-        process = member.process
-        if process is None:
-            return
+    def _see_off(self, member: Member, grace: float) -> None:
+        if member.process is not None:
+            member.seen_off += 1
+            self.tasks.start(self._until_gone(member, member.process, grace), name=f"see off {member.name}")
+
+    async def _until_gone(self, member: Member, process: ManagedProcess, grace: float) -> None:
+        """Its whole tree. Only then do its victims fail: what they had started must not run beside a second try."""
         try:
             if grace:
                 await process.ended_within(grace)
             await process.kill()
         except StopFailed as error:
             log.error("%s", error)
+        finally:
+            member.seen_off -= 1
+            if member.gone and not member.seen_off:
+                self.desk.bury(member.name)
 
     def lost(self, member: Member) -> None:
         """Its process has ended, whoever wanted that."""
@@ -229,11 +235,9 @@ class Crew:
         self._strike(member, member.reason, crashed_itself=not ours)
         for task in victims:
             if not task.dropped:
-                error = member.sentences.get(task) or self._crash_error(member, task, ours=ours)
-                self.desk.fail(task, error)
-        if not ours and not self.closing:
-            self.tasks.start(self._see_off(member, 0.0), name=f"sweep after {member.name}")  # what its tasks left running
-        self.desk.flush()
+                self.desk.limbo[task] = member.sentences.get(task) or self._crash_error(member, task, ours=ours)
+        if not member.seen_off:
+            self._see_off(member, 0.0)  # for what its tasks left running
         self.desk.pump()
 
     def _crash_error(self, member: Member, task: Task, *, ours: bool) -> BaseException:

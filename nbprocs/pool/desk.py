@@ -42,6 +42,7 @@ class Desk:
         self.crew: Crew | None = None
         self.ended: deque[Task] = deque(maxlen=history)
         self.delayed: dict[Task, asyncio.TimerHandle] = {}  # they wait to be tried again
+        self.limbo: dict[Task, BaseException] = {}  # their worker is dead, what it left is being cleared away
         self.completed = self.failed = self.cancelled = self.retries = 0
         self.seconds = 0.0  # in workers, of completed tasks
         self._due = False
@@ -52,7 +53,7 @@ class Desk:
     @property
     def outstanding(self) -> int:
         """Tasks that have not ended."""
-        return len(self.dispatcher.queue) + self.dispatcher.running + len(self.delayed)
+        return len(self.dispatcher.queue) + self.dispatcher.running + len(self.delayed) + len(self.limbo)
 
     # -- out
 
@@ -138,6 +139,7 @@ class Desk:
             else:
                 self._judge(task, message)
         if count:
+            member.lane.stuck = False
             self.dispatcher.pace.note(total * 1e-9 / count, count)
             member.worked(count, now)
         if self._foreign:
@@ -203,6 +205,14 @@ class Desk:
         self.failed += 1
         self._settle(task, outcome or (None, error))
 
+    def bury(self, worker: str) -> None:
+        """Of a dead worker nothing is left: now its tasks fail, or are tried again."""
+        for task in [task for task in self.limbo if task.worker == worker]:
+            error = self.limbo.pop(task)
+            if not task.dropped:
+                self.fail(task, error)
+        self.flush()
+
     def _again(self, task: Task) -> None:
         del self.delayed[task]
         self.enqueue(task)
@@ -251,6 +261,7 @@ class Desk:
         if task.state.final or task.dropped:
             return
         running = task.state is TaskState.RUNNING
+        self.limbo.pop(task, None)
         if (timer := self.delayed.pop(task, None)) is not None:
             timer.cancel()
         elif not running:

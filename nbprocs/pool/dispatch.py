@@ -125,7 +125,7 @@ class Pace:
 class Lane(Generic[T]):
     """One worker as the dispatcher sees it: what it was sent and has not answered, by number, in order."""
 
-    __slots__ = ("budget", "deepest", "filled_at", "key", "next", "open", "sent", "withdrawing")
+    __slots__ = ("budget", "deepest", "filled_at", "key", "next", "open", "sent", "stuck", "withdrawing")
 
     def __init__(self, key: Hashable, *, deepest: int = DEEPEST, budget: int | None = None) -> None:
         self.key = key
@@ -135,6 +135,7 @@ class Lane(Generic[T]):
         self.next = 1
         self.open = True  # gets tasks
         self.withdrawing = False  # an answer about withdrawn tasks is on its way: nothing new until then
+        self.stuck = False  # what it runs is long: nothing new behind that until it answers
         self.filled_at = 0.0  # when it was last given tasks
 
     def put(self, tasks: list[T]) -> int:
@@ -177,7 +178,7 @@ class Dispatcher(Generic[T]):
         free = []
         for lane in self.lanes.values():
             limit, held = min(depth, lane.deepest), len(lane.sent)
-            if held < limit and held <= limit // 2 and lane.open and not lane.withdrawing:
+            if held < limit and held <= limit // 2 and lane.open and not (lane.withdrawing or lane.stuck):
                 free.append(lane)
         free.sort(key=lambda lane: (len(lane.sent), -lane.filled_at))
         found = []
@@ -211,6 +212,7 @@ class Dispatcher(Generic[T]):
 
     def finished(self, lane: Lane[T], number: int) -> T | None:
         """An answer came; None for one that is not (or no longer) expected."""
+        lane.stuck = False
         return lane.sent.pop(number, None)
 
     def stale(self, now: float) -> list[tuple[Lane[T], list[int]]]:
@@ -236,6 +238,7 @@ class Dispatcher(Generic[T]):
         tasks = [task for number in numbers if (task := lane.sent.pop(number, None)) is not None]
         if lane.budget is not None:
             lane.budget += len(tasks)
+        lane.stuck = bool(lane.sent)
         self.queue.give_back(task for task in tasks if not task.dropped)
 
     def lost(self, lane: Lane[T], claimed: int) -> list[T]:

@@ -41,6 +41,7 @@ class Member:
         self.reason = ""  # why it leaves or left
         self.leaving = False
         self.dismissed = False
+        self.seen_off = 0  # tasks that see to its end now
         self.gone = False
         self.error: BaseException | None = None  # why it never became ready
         self.ready: asyncio.Future[None] = crew.home.loop.create_future()  # settled when it is ready, or never will be

@@ -43,7 +43,7 @@ def metrics(desk: Desk, crew: Crew) -> PoolMetrics:
 def tasks(desk: Desk) -> list[Task]:
     """The remembered ones, then those at work, then those that wait."""
     lanes = [task for lane in list(desk.dispatcher.lanes.values()) for task in list(lane.sent.values()) if not task.dropped]
-    return [*desk.ended.copy(), *lanes, *desk.delayed, *desk.dispatcher.queue]
+    return [*desk.ended.copy(), *lanes, *desk.limbo, *desk.delayed, *desk.dispatcher.queue]
 
 
 def task_frame(desk: Desk) -> "pd.DataFrame":
