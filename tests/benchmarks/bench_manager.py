@@ -1,0 +1,271 @@
+"""The manager against asyncio's own subprocesses, threads, xargs and a plain pipe."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nbprocs import ProcessManager
+
+ROOT = Path(__file__).parents[2]
+RUNS, WIDTH = 1000, 4
+MIB = 1 << 20
+LINE = "x" * 79
+
+
+# --- many short commands --------------------------------------------------------------------------------------------------
+
+
+async def _workers(one):
+    """1000 calls, 4 at a time."""
+    left = iter(range(RUNS))
+
+    async def work():
+        for _ in left:
+            await one()
+
+    await asyncio.gather(*(work() for _ in range(WIDTH)))
+
+
+async def through_the_manager():
+    async with ProcessManager(max_concurrent=WIDTH) as pm:
+        await _workers(lambda: pm.run("true"))
+
+
+async def through_asyncio():
+    async def one():
+        process = await asyncio.create_subprocess_exec("true", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        await process.communicate()
+
+    await _workers(one)
+
+
+def through_threads():
+    with ThreadPoolExecutor(WIDTH) as pool:
+        list(pool.map(lambda _: subprocess.run(["true"], capture_output=True, check=True), range(RUNS)))
+
+
+def through_xargs():
+    numbers = "\n".join(map(str, range(RUNS))).encode()
+    subprocess.run(["xargs", "-P", str(WIDTH), "-n", "1", "true"], input=numbers, capture_output=True, check=True)
+
+
+def bare_spawns():
+    """What the system could do at best: vfork, exec and reap, one after another on as many threads, nothing captured."""
+    with ThreadPoolExecutor(WIDTH) as pool:
+        list(pool.map(lambda _: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0), range(RUNS)))
+
+
+def test_short_commands(bench):
+    bench.row(
+        "1000 × true, captured, 4 at a time",
+        ours=through_the_manager,
+        peers={"asyncio": through_asyncio, "xargs -P 4": through_xargs, "4 threads of subprocess.run": through_threads},
+        limit=bare_spawns,
+        at_least={"asyncio": 2.0, "xargs -P 4": 0.8, "4 threads of subprocess.run": 0.8},
+        work=RUNS,
+        unit="runs/s",
+        rounds=5,
+    )
+
+
+def test_short_commands_with_a_large_kernel(bench):
+    held = []
+
+    def with_a_gibibyte():
+        if not held:
+            held.append(b"x" * (1024 * MIB))
+        return asyncio.run(_rate())
+
+    def without():
+        held.clear()
+        return asyncio.run(_rate())
+
+    async def _rate():
+        began = time.perf_counter()
+        await through_the_manager()
+        return RUNS / (time.perf_counter() - began)
+
+    bench.row(
+        "the same with 1 GiB resident",
+        ours=with_a_gibibyte,
+        peers={"nbprocs, small kernel": without},
+        at_least={"nbprocs, small kernel": 0.9},
+        unit="runs/s",
+        rounds=5,
+    )
+
+
+# --- much output ----------------------------------------------------------------------------------------------------------
+
+
+def lines_of(mebibytes):
+    """A shell line that writes so much in lines of 80 bytes."""
+    return f"yes {LINE} | head -c {mebibytes * MIB}"
+
+
+async def read_by_lines():
+    async with ProcessManager() as pm:
+        began = time.perf_counter()
+        process = await pm.spawn(lines_of(1024), shell=True)
+        count = 0
+        async for _ in process.lines():
+            count += 1
+        assert count == -(-1024 * MIB // 80)
+        return 1024 / (time.perf_counter() - began)
+
+
+async def read_by_readline():
+    size = 128  # MiB: its rate does not depend on how much there is
+    began = time.perf_counter()
+    process = await asyncio.create_subprocess_shell(lines_of(size), stdout=subprocess.PIPE)
+    while await process.stdout.readline():
+        pass
+    await process.wait()
+    return size / (time.perf_counter() - began)
+
+
+def count_with_wc():
+    began = time.perf_counter()
+    subprocess.run(f"{lines_of(1024)} | wc -l", shell=True, check=True, stdout=subprocess.DEVNULL)
+    return 1024 / (time.perf_counter() - began)
+
+
+def test_lines(bench):
+    bench.row(
+        "1 GiB of 80-byte lines, async for",
+        ours=read_by_lines,
+        peers={"StreamReader.readline": read_by_readline},
+        limit=count_with_wc,
+        at_least={"StreamReader.readline": 8.0},
+        unit="MiB/s",
+    )
+
+
+async def nobody_reads():
+    async with ProcessManager() as pm:
+        began = time.perf_counter()
+        process = await pm.spawn(lines_of(1024), shell=True)
+        result = await process.wait()
+        took = time.perf_counter() - began
+        assert process.stdout.end == 1024 * MIB
+        assert result.ok
+        return 1024 / took
+
+
+def cat_to_null():
+    began = time.perf_counter()
+    subprocess.run(f"{lines_of(1024)} | cat >/dev/null", shell=True, check=True)
+    return 1024 / (time.perf_counter() - began)
+
+
+def test_output_that_nobody_reads(bench):
+    bench.row(
+        "1 GiB of output that nobody reads",
+        ours=nobody_reads,
+        peers={"| cat >/dev/null": cat_to_null},
+        at_least={"| cat >/dev/null": 0.7},
+        unit="MiB/s",
+    )
+
+
+GROWTH = f"""
+import asyncio, resource
+from nbprocs import ProcessManager
+from nbprocs.engine.output import DEFAULT_MEMORY
+async def main():
+    async with ProcessManager() as pm:
+        await (await pm.spawn("head -c 1000000 /dev/zero", shell=True)).wait()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        process = await pm.spawn({lines_of(1024)!r}, shell=True)
+        await process.wait()
+        assert process.stdout.end == {1024 * MIB}
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        print(growth - DEFAULT_MEMORY / {MIB})
+asyncio.run(main())
+"""
+
+
+def resident_growth():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return float(subprocess.run([sys.executable, "-c", GROWTH], env=env, check=True, capture_output=True, text=True).stdout)
+
+
+def test_memory_of_output_that_nobody_reads(bench):
+    bench.row("… resident growth beyond the byte budget", ours=resident_growth, ceiling=32, unit="MiB")
+
+
+# --- the loop under load --------------------------------------------------------------------------------------------------
+
+LOUD, SECONDS = 50, 5.0
+
+
+async def _p99_lag():
+    """The 99th percentile of how late a timer fires, in milliseconds."""
+    loop, late = asyncio.get_running_loop(), []
+    end = loop.time() + SECONDS
+    while (due := loop.time() + 0.005) < end:
+        await asyncio.sleep(0.005)
+        late.append(loop.time() - due)
+    late.sort()
+    return late[int(len(late) * 0.99)] * 1000
+
+
+async def lag_of_ours():
+    async with ProcessManager() as pm:
+        for _ in range(LOUD):
+            await pm.spawn("yes", LINE)
+        return await _p99_lag()
+
+
+async def lag_of_asyncio():
+    processes, readers = [], []
+
+    async def drain(stream):
+        while await stream.readline():
+            pass
+
+    for _ in range(LOUD):
+        process = await asyncio.create_subprocess_exec("yes", LINE, stdout=subprocess.PIPE)
+        processes.append(process)
+        readers.append(asyncio.get_running_loop().create_task(drain(process.stdout)))
+    lag = await _p99_lag()
+    for process in processes:
+        process.kill()
+    await asyncio.gather(*readers, *(p.wait() for p in processes))
+    return lag
+
+
+def test_loop_lag(bench):
+    bench.row(
+        "loop lag, 50 children writing flat out, p99",
+        ours=lag_of_ours,
+        peers={"StreamReader.readline": lag_of_asyncio},
+        ceiling=10,
+        unit="ms",
+    )
+
+
+# --- import ---------------------------------------------------------------------------------------------------------------
+
+
+def import_time(what):
+    """Seconds, in a fresh interpreter that has its files in the page cache."""
+    code = f"import time; began = time.perf_counter()\nimport {what}\nprint(time.perf_counter() - began)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", code]
+    times = [float(subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout) for _ in range(7)]
+    return min(times) * 1000
+
+
+def test_import(bench):
+    bench.row(
+        "import nbprocs",
+        ours=lambda: import_time("nbprocs"),
+        peers={"import asyncio, subprocess, psutil": lambda: import_time("asyncio, subprocess, psutil")},
+        at_most={"import asyncio, subprocess, psutil": 1.5},
+        unit="ms",
+    )
