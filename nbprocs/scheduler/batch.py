@@ -50,13 +50,14 @@ class Batch:
         shared, priority, shell = self._shared, self._priority, self._shared.shell
         checked = self._scheduler.argv
         for task in tasks:
-            if isinstance(task, Mapping):
-                self._prepare_own(dict(task), stamp)
-                continue
-            words = (task,) if isinstance(task, (str, PathLike)) or callable(task) else tuple(task)
-            if not words:
+            if type(task) is not tuple:  # the frequent case first: asking a mapping's abstract class takes longer than all the rest
+                if isinstance(task, Mapping):
+                    self._prepare_own(dict(task), stamp)
+                    continue
+                task = (task,) if isinstance(task, (str, PathLike)) or callable(task) else tuple(task)  # noqa: PLW2901 - in one form
+            if not task:
                 raise ValueError("an empty command")
-            command, args = checked(words[0], words[1:], shell=shell)
+            command, args = checked(task[0], task[1:], shell=shell)
             self._entries.append(Entry(next(keys), command, args, priority, stamp, shared))
         self._set_times()
         self._connect()

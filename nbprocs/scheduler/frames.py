@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from nbprocs.display import plain
 from nbprocs.redact import mask_command
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.journal import ATTEMPT, read_attempt
@@ -25,7 +26,9 @@ def attempts_frame(attempts: Sequence[Attempt]) -> "pd.DataFrame":
     import pandas as pd  # noqa: PLC0415 - import nbprocs stays light
 
     names = [field.name for field in fields(Attempt)]
-    table = pd.DataFrame([[getattr(a, name) for name in names] for a in attempts], columns=names)
+    text = ("name", "command")  # an argument need not be valid text, a column must
+    cells = [[plain(getattr(a, name)) if name in text else getattr(a, name) for name in names] for a in attempts]
+    table = pd.DataFrame(cells, columns=names)
     for name in _TIMES:
         table[name] = pd.to_datetime(table[name].astype("float64"), unit="s", utc=True)
     for name in _INTEGERS:
@@ -57,8 +60,8 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
     rows = [
         (
             t.id,
-            t.name,
-            t.display or mask_command((t.command, *t.args)),
+            None if t.name is None else plain(t.name),
+            plain(t.display or mask_command((t.command, *t.args))),
             t.state.value,
             priority_name(t.priority),
             t.scheduled_time,

@@ -7,12 +7,13 @@ recorded as finished stays finished, and one that had begun is known to have beg
 
 import json
 from collections.abc import Iterable
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from nbprocs import errors
 from nbprocs.errors import ProcessError, error_from_result
 from nbprocs.model import ProcessResult, ProcessStatus
-from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.model import Attempt, Condition, TaskState
 from nbprocs.scheduler.options import encode
 from nbprocs.scheduler.store import Store
@@ -31,14 +32,22 @@ def stored_state(state: TaskState) -> str:
     return "queued" if state in _WAITING else state.value
 
 
+def _argv_text(command: str, args: Iterable[str]) -> str:
+    """A JSON list; json.dumps makes an encoder for each call, which is most of its time."""
+    return f"[{','.join(map(encode_basestring_ascii, (command, *args)))}]"
+
+
 def task_row(
     entry: Entry, after: Iterable[tuple[Entry, Condition]] = (), *, held: bool = False, state: str | None = None
 ) -> tuple[Any, ...]:
-    """The row of a new task."""
+    """The row of a new task: four columns if nothing about it is special, else all."""
+    argv = _argv_text(str(entry.command), entry.args)
+    if entry.options is DEFAULTS and entry.due is None and not after and not held and state is None:
+        return (entry.key, argv, int(entry.priority), entry.time)
     links = [[other.key, condition.value] for other, condition in after]
     return (
         entry.key,
-        _DUMPS([entry.command, *entry.args]),
+        argv,
         int(entry.priority),
         entry.time,
         0 if entry.due is None else 1 + entry.on_wall,

@@ -1,7 +1,7 @@
 """The timeline (Gantt) and the dependency graph, by matplotlib, which is imported only here and only inside the functions."""
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nbprocs.display import plain
@@ -46,7 +46,11 @@ def _colours(labels: Sequence[str]) -> dict[str, str]:
 
 def timeline(attempts: Sequence[Attempt], *, ax: "Axes | None" = None, color: str = "priority") -> "Axes":
     """A bar for each attempt that started, in the row of its slot; seconds from the first start. Failed ones are hatched."""
-    kinds = {"priority": lambda a: priority_name(a.priority), "outcome": lambda a: a.outcome, "group": lambda a: a.group or "no group"}
+    kinds: dict[str, Callable[[Attempt], str]] = {
+        "priority": lambda a: priority_name(a.priority),
+        "outcome": lambda a: a.outcome,
+        "group": lambda a: a.group or "no group",
+    }
     if color not in kinds:
         raise ValueError(f"color must be one of {', '.join(kinds)}, not {color!r}")
     shown = [a for a in attempts if a.started is not None]
@@ -54,7 +58,8 @@ def timeline(attempts: Sequence[Attempt], *, ax: "Axes | None" = None, color: st
     slots = sorted({a.slot or 0 for a in shown})
     axes = _axes(ax, 1.2 + 0.5 * max(1, len(slots)))
     labels = [kinds[color](a) for a in shown]
-    colours, named = _colours(labels), set()
+    colours = _colours(labels)
+    named: set[str] = set()
     for attempt, label in zip(shown, labels, strict=True):
         began = (attempt.started or start) - start
         ended = (attempt.ended if attempt.ended is not None else max(time.time(), attempt.started or 0.0)) - start

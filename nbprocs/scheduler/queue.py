@@ -87,7 +87,7 @@ class TaskQueue:
         return entry.state
 
     def depend(self, entry: Entry, other: Entry, condition: Condition, now: Now) -> list[Entry]:
-        """Make a waiting entry wait for one more; returns what that skipped (itself, if the other has already ended otherwise).
+        """Make a waiting entry wait for one more; returns what that skipped (itself first, if the other has already ended otherwise).
 
         Raises ValueError, and changes nothing, when the entry runs or has ended, or when the two would wait for each other.
         """
@@ -96,7 +96,7 @@ class TaskQueue:
         if (cycle := self.path(other, entry)) is not None:
             raise ValueError("these tasks would wait for each other: " + " → ".join(e.label for e in [entry, *cycle]))
         if other.state.final:
-            return [] if condition.met(other.state) else self.end(entry, TaskState.SKIPPED, now)
+            return [] if condition.met(other.state) else [entry, *(lost for lost, _ in self.end(entry, TaskState.SKIPPED, now))]
         self._link(entry, other, condition)
         if entry.state is not _HELD:
             self._unplace(entry)
@@ -187,12 +187,12 @@ class TaskQueue:
         self._set(entry, _HELD)
         self._place(entry, now)
 
-    def end(self, entry: Entry, state: TaskState, now: Now) -> list[Entry]:
-        """An entry reaches a final state, from any other; returns the tasks that are thereby skipped."""
-        skipped: list[Entry] = []
-        todo = [(entry, state)]
+    def end(self, entry: Entry, state: TaskState, now: Now) -> list[tuple[Entry, Entry]]:
+        """An entry reaches a final state, from any other; returns the tasks that are thereby skipped, each with the one it waited for."""
+        skipped: list[tuple[Entry, Entry]] = []
+        todo: list[tuple[Entry, TaskState, Entry]] = [(entry, state, entry)]
         while todo:
-            ending, final = todo.pop()
+            ending, final, cause = todo.pop()
             if ending.key not in self.entries:
                 continue
             if ending.state is _RUNNING:
@@ -203,10 +203,10 @@ class TaskQueue:
             del self.entries[ending.key]
             self._forget_needs(ending)
             if ending is not entry:
-                skipped.append(ending)
+                skipped.append((ending, cause))
             dependents, ending.dependents = ending.dependents, None
             lost = [other for other in (dependents or {}).values() if not self._settle(other, ending, now)]
-            todo += [(other, TaskState.SKIPPED) for other in lost]
+            todo += [(other, TaskState.SKIPPED, ending) for other in lost]
         return skipped
 
     def _settle(self, entry: Entry, ended: Entry, now: Now) -> bool:

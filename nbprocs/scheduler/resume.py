@@ -44,6 +44,7 @@ def load(store: Store, queue: TaskQueue, journal: Journal, config: SchedulerConf
     """Put every unfinished task of the store into the queue, and settle those that a former kernel left running, in one transaction."""
     found = Resumed()
     entries, held = _read(store, found, config, now, host)
+    tried = {key for (key,) in store.rows(f"SELECT DISTINCT key FROM attempts JOIN tasks USING (key) WHERE {_UNFINISHED}")}  # noqa: S608
     states = _ended_states(store, found.links, entries)
     for entry in _dependencies_first(entries, found.links):
         if entry.state is TaskState.INTERRUPTED:
@@ -56,7 +57,7 @@ def load(store: Store, queue: TaskQueue, journal: Journal, config: SchedulerConf
             entry.outcome = Outcome(error=error_of(entry, TaskState.SKIPPED))
             journal.change(entry)
         else:
-            _remember(entry, store, found)
+            _remember(entry, store, found, tried=entry.key in tried)
             if entry.key in found.interrupted:
                 journal.waits_again(entry)
     journal.add_attempts(row for _, row in found.interrupted.values())
@@ -105,10 +106,10 @@ def _dependencies_first(entries: Mapping[int, Entry], links: Mapping[int, list[l
                 yield entries[key]
 
 
-def _remember(entry: Entry, store: Store, found: Resumed) -> None:
+def _remember(entry: Entry, store: Store, found: Resumed, *, tried: bool) -> None:
     """Its past attempts."""
     found.entries.append(entry)
-    past = _attempts(store, entry) if entry.retries or entry.runs or entry.interruptions else ()
+    past = _attempts(store, entry) if tried else ()
     if entry.key in found.interrupted:
         past = (*past, found.interrupted[entry.key][0])
     if past:

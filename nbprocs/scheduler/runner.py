@@ -24,7 +24,7 @@ from nbprocs.engine.home import Home, log
 from nbprocs.errors import Closed, ProcessError, ResourceExhausted
 from nbprocs.policy import RetryPolicy
 from nbprocs.scheduler.backend import Backend, Ended, Job, Started
-from nbprocs.scheduler.entry import Entry
+from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.errors import Halted, StoreError
 from nbprocs.scheduler.estimate import Durations
 from nbprocs.scheduler.journal import Journal
@@ -38,6 +38,7 @@ from nbprocs.scheduler.times import Recurrence, latest_due, next_run
 
 __all__ = ["Runner"]
 
+_NO_TIME = Now(0.0, 0.0)
 _LONGEST_SLEEP = 2.0  # seconds
 _GATE_SLEEP = 0.5  # seconds between looks at the free memory while a task waits for that alone
 _ATTEMPTS_KEPT = 100  # of one task, in memory
@@ -125,6 +126,13 @@ class Runner:
     def admit(self, entry: Entry, after: Any = (), *, held: bool = False) -> None:
         """Take a new task into the queue."""
         options = entry.options
+        if options is DEFAULTS and entry.due is None and not after and not held:
+            self.queue.add(entry, _NO_TIME)  # nothing to compare with the clocks: don't ask for them
+            if self.subscribers:
+                self.emit(TaskEventKind.SCHEDULED, entry)
+            if not self._wanted:
+                self.want()
+            return
         if options.recurrence is not None:
             self.series += 1
         if options.name is not None:
@@ -350,8 +358,8 @@ class Runner:
         """A task reaches a final state; those that can't run any more because of it are skipped."""
         skipped = self.queue.end(entry, state, now)
         self.settled(entry, None, why)
-        for other in skipped:
-            self.settled(other, entry)
+        for other, cause in skipped:
+            self.settled(other, cause)
 
     def settled(self, entry: Entry, cause: Entry | None, why: str = "") -> None:
         """A task has got a final state: make its error, remember it, have it told."""

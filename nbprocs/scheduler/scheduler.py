@@ -216,7 +216,7 @@ class TaskScheduler(Control, Views):
             plain = "\0".join((command, *args)).count("\0") == len(args) and command  # type: ignore[arg-type]
         except TypeError:
             plain = False
-        if not plain:
+        if not plain or shell:
             command, args = self._argv(command, args, shell=shell)
         wishes = (max_retries, timeout, name, group, resources, memory_gate, working_dir, env_vars, cwd, env, estimated_duration)
         series = (every, cron, timezone, repeat, misfire, on_interrupted)

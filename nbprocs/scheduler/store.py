@@ -9,6 +9,7 @@ it is.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -26,7 +27,9 @@ from nbprocs.scheduler.schema import create, inspect
 
 __all__ = ["INSERT", "Store"]
 
+_PLAIN = "INSERT INTO tasks (key, argv, priority, time) VALUES (?, ?, ?, ?)"  # all else at its default: half the time
 INSERT = "INSERT INTO tasks (key, argv, priority, time, clock, state, options, after, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PLAIN_COLUMNS = 4
 _INSERT_ATTEMPT = f"INSERT INTO attempts VALUES ({', '.join('?' * 20)})"  # noqa: S608 - no text of a user's
 
 _open_here: set[tuple[int, int]] = set()  # (device, inode): a second open in this process would drop the POSIX lock of the first
@@ -130,17 +133,18 @@ class Store:
         )
 
     def insert(self, row: tuple[Any, ...]) -> None:
-        """One new task; see INSERT for the columns."""
+        """One new task; see INSERT for the columns. A row of the first four stands for one with nothing special."""
         with self._lock:
             try:
-                self._db.execute(INSERT, row)
+                self._db.execute(_PLAIN if len(row) == _PLAIN_COLUMNS else INSERT, row)
             except sqlite3.Error as error:
                 raise self._failed(error) from error
 
     def insert_many(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Many new tasks: all or none."""
         with self._transaction() as db:
-            db.executemany(INSERT, rows)
+            for plain, run in itertools.groupby(rows, lambda row: len(row) == _PLAIN_COLUMNS):
+                db.executemany(_PLAIN if plain else INSERT, run)
 
     def update(self, key: int, **columns: Any) -> None:
         """Change columns of one task."""

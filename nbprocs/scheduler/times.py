@@ -137,7 +137,7 @@ def next_run(rule: Recurrence, last: float, now: float) -> tuple[float, int]:
     if first > now or rule.misfire is Misfire.ALL:
         return first, 0
     if rule.every is not None:
-        missed = int((now - last) // rule.every)
+        missed = max(1, int((now - last) // rule.every))  # one at least, whatever the division rounds to
         latest = last + missed * rule.every
     else:
         missed, latest = _cron_missed(rule, first, now)
@@ -158,7 +158,7 @@ def latest_due(rule: Recurrence, due: float, now: float) -> float:
     if first > now:
         return due
     if rule.every is not None:
-        return due + (now - due) // rule.every * rule.every
+        return due + max(1, (now - due) // rule.every) * rule.every
     return _cron_missed(rule, first, now)[1]
 
 
