@@ -88,8 +88,9 @@ class Desk:
         member: Member = lane.key  # type: ignore[assignment]
         timed = False
         sent = []
+        head = first if len(lane.sent) == len(tasks) else 0  # this one starts now; the others can still be taken back, and cancelled
         for number, task in enumerate(tasks, first):
-            if type(task.future) is not TaskHandle and not self._wanted(task):
+            if number == head and type(task.future) is not TaskHandle and not self._wanted(task):
                 lane.sent.pop(number)
                 continue
             task.state = TaskState.RUNNING
@@ -139,9 +140,16 @@ class Desk:
             else:
                 self._judge(task, message)
         if count:
-            member.lane.stuck = False
             self.dispatcher.pace.note(total * 1e-9 / count, count)
+            member.lane.stuck = False
             member.worked(count, now)
+        self._go_on(member)
+
+    def _go_on(self, member: "Member") -> None:
+        """Some tasks have ended: deliver, and hand out new ones."""
+        sent = member.lane.sent
+        if sent and isinstance((head := next(iter(sent.values()))).future, BlockableFuture):
+            self._wanted(head)
         if self._foreign:
             self._deliver()
         self.pump()
@@ -170,7 +178,7 @@ class Desk:
     def _wanted(self, task: Task) -> bool:
         """False for an executor's future that was cancelled before its task started: the task ends here. From now on it can't be."""
         future = task.future
-        if isinstance(future, BlockableFuture) and not task.worker and not future.set_running_or_notify_cancel():
+        if isinstance(future, BlockableFuture) and not future.begin():
             self._cancelled(task)
             return False
         return True
@@ -229,7 +237,7 @@ class Desk:
                 _resolve(future, outcome)
             else:
                 self._foreign.setdefault(loop, []).append((future, outcome))
-        elif future is not None and not future.cancelled():
+        elif future is not None:
             _resolve(future, outcome)
 
     def _deliver(self) -> None:
@@ -250,6 +258,8 @@ class Desk:
 
     def _cancelled(self, task: Task) -> None:
         task.dropped = True
+        if isinstance(task.future, BlockableFuture):
+            task.future.begin()
         task.ended = time.monotonic()
         task.state = TaskState.CANCELLED
         self.cancelled += 1
@@ -304,7 +314,7 @@ class Desk:
 
 
 def _resolve(future: Any, outcome: Outcome) -> None:
-    if future.done():
+    if future.done() or (type(future) is BlockableFuture and not future.begin()):
         return
     value, error = outcome
     if error is None:

@@ -195,10 +195,17 @@ class BlockableFuture(concurrent.futures.Future[T]):
         self._home = home
         self._give_up = give_up
         self._task: Task | None = None
+        self._begun: bool | None = None
 
     def stands_for(self, task: Task) -> None:
         """From the pool: this is its task."""
         self._task = task
+
+    def begin(self) -> bool:
+        """From the pool: it runs, and can't be cancelled any more; False if it was cancelled before. Any number of times."""
+        if self._begun is None:
+            self._begun = self.set_running_or_notify_cancel()  # also what wakes who waits for a cancelled one
+        return self._begun
 
     def cancel(self) -> bool:
         """As the standard library's: True if the call had not started."""
