@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from nbprocs.display import Displayable
 from nbprocs.engine.child import Engine, engine_for
-from nbprocs.engine.home import Home, Tasks, hops
+from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.tree import check_ended, end_trees
 from nbprocs.errors import (
     Closed,
-    NotReady,
     ProcessError,
     error_from_result,
 )
@@ -38,7 +37,7 @@ from nbprocs.process import ManagedProcess
 from nbprocs.readiness import Probe, Ready, as_probe, until_ready
 from nbprocs.registry import Registry, Slots
 from nbprocs.snapshots import frame_of, table_html
-from nbprocs.startup import Launch, build_config, feed, start_error
+from nbprocs.startup import Launch, build_config, feed, not_ready, start_error
 from nbprocs.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -99,7 +98,10 @@ class ProcessManager(Displayable):
 
     # -- start
 
-    @hops
+    def _unwanted(self, process: ManagedProcess) -> None:
+        self.tasks.start(process.end("stopped: interrupted", grace=self.grace), name=f"stop {process.name}")
+
+    @hops_or_undo(_unwanted)
     async def spawn(
         self,
         command: str | os.PathLike[str] | ProcessConfig,
@@ -207,31 +209,19 @@ class ProcessManager(Displayable):
 
     async def _become_ready(self, process: ManagedProcess, probe: Probe, seconds: float) -> None:
         why = f"was not ready within {seconds:g} s"
-        ready = False
+        stopping = None
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    ready = await until_ready(process, probe)
+                    process.ready = await until_ready(process, probe)
                     why = "ended before it was ready"
-        except BaseException:
-            self.tasks.start(process.end("stopped: not ready", grace=self.grace), name=f"stop {process.name}")
-            raise
-        if ready:
-            process.mark_ready()
-            return
-        stopping = self.tasks.start(process.end("stopped: not ready", grace=self.grace), name=f"stop {process.name}")
-        await asyncio.wait({stopping})
-        result = process.result
-        raise NotReady(
-            f"{process.name} {why}",
-            process_id=process.id,
-            name=process.name,
-            command=process.config.display,
-            exit_code=result.exit_code if result else None,
-            signal=result.signal if result else None,
-            last_output=process.tail(),
-            hint="its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
-        )
+        finally:
+            if not process.ready:
+                stopping = self.tasks.start(process.end("stopped: not ready", grace=self.grace), name=f"stop {process.name}")
+        if stopping is not None:
+            await asyncio.wait({stopping})
+            raise not_ready(process, why)
+        process.mark_ready()
 
     @hops
     async def run(
@@ -295,7 +285,7 @@ class ProcessManager(Displayable):
                 self.tasks.start(feed(process, data), name=f"input of {process.name}")
             return await process.wait()
         except BaseException:
-            self.tasks.start(process.end("stopped: interrupted", grace=self.grace), name=f"stop {process.name}")
+            self._unwanted(process)
             raise
 
     # -- by id or name

@@ -15,6 +15,8 @@ from typing import SupportsBytes
 
 from nbprocs.redact import mask_command, mask_env, one_line
 
+_SHOWN = 500  # characters of a command that are ever displayed
+
 __all__ = [
     "TRANSITIONS",
     "EventKind",
@@ -146,8 +148,16 @@ class ProcessConfig:
 
     @property
     def display(self) -> str:
-        """The command as a person would type it, passwords and tokens masked."""
-        return mask_command(self.argv, shell=self.shell)
+        """The command as a person would type it, passwords and tokens masked; a very long one is cut, with what it had."""
+        argv = self.argv
+        room, shown = _SHOWN, 0
+        while shown < len(argv) and room > 0:
+            room -= len(argv[shown])
+            shown += 1
+        text = mask_command((word[:_SHOWN] for word in argv[:shown]), shell=self.shell)
+        if shown == len(argv) and room >= 0:
+            return text
+        return f"{text[:_SHOWN]}… ({len(argv):,} words, {sum(map(len, argv)):,} characters)"
 
     def __repr__(self) -> str:
         """Masked: a config is often the last line of a cell."""

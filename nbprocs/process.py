@@ -25,7 +25,7 @@ from nbprocs.engine.child import Child, Engine, Exit, Spec, child_environment, p
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
+from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog, wake
 from nbprocs.engine.table import Identity, present
 from nbprocs.engine.tree import Root, check_ended, end_trees
 from nbprocs.errors import CommunicationError, tail_text
@@ -152,7 +152,7 @@ class ManagedProcess(Displayable):
         """A chunk arrived."""
         (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
         if self._output_waiters:
-            self._wake(self._output_waiters)
+            wake(self._output_waiters)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
 
     def exited(self, how: Exit) -> None:
@@ -193,8 +193,8 @@ class ManagedProcess(Displayable):
             peak_rss=how.peak_rss,
             cpu_time=how.cpu_time,
         )
-        self._wake(self._waiters)
-        self._wake(self._output_waiters)
+        wake(self._waiters)
+        wake(self._output_waiters)
         self._owner.ended(self)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
@@ -205,13 +205,6 @@ class ManagedProcess(Displayable):
             callback(self)
         except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
             log.exception("a done callback of %s failed", self.name)
-
-    @staticmethod
-    def _wake(waiters: "list[asyncio.Future[None]]") -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        waiters.clear()
 
     # -- waiting
 
@@ -275,8 +268,9 @@ class ManagedProcess(Displayable):
         return await self._end("stopped: killed", 0.0)
 
     async def _end(self, reason: str, grace: float) -> ProcessResult:
+        # A task of its own, not awaited directly: an interrupt of the cell must not leave the tree half ended.
         task = self._owner.tasks.start(self.end(reason, grace=grace), name=f"stop {self.name}")
-        await asyncio.wait({task})  # not awaited directly: an interrupt of the cell must not leave the tree half ended
+        await asyncio.wait({task})
         return task.result()
 
     async def end(self, reason: str, *, grace: float) -> ProcessResult:
@@ -337,7 +331,7 @@ class ManagedProcess(Displayable):
 
     @hops
     async def send(self, data: bytes | str) -> None:
-        """Write to its stdin; text as UTF-8. Returns when the system has taken it all: a child that doesn't read holds it back.
+        """Write to its stdin; text as UTF-8. Returns when the system has it all: a child that doesn't read holds it back.
 
         Raises CommunicationError if it was started without ``stdin=True``, closed its stdin, or has ended. When cancelled a part may
         have been written.
@@ -405,17 +399,26 @@ class ManagedProcess(Displayable):
         """The same for stderr."""
         return await self._receive(Stream.STDERR)
 
-    @hops
     async def _receive(self, stream: Stream) -> str | None:
-        reader, pending = self._readers.setdefault(stream, (LineReader(self._log(stream)), deque()))
+        # Taken on the caller's side of a hop, in one step: a line must not be lost when the wait is cancelled while it arrives.
+        _, pending = self._readers.setdefault(stream, (LineReader(self._log(stream)), deque()))
+        while True:
+            with contextlib.suppress(IndexError):
+                return pending.popleft()
+            if not await self._fill(stream):
+                return None
+
+    @hops
+    async def _fill(self, stream: Stream) -> bool:
+        reader, pending = self._readers[stream]
         while not pending:
             block = reader.take()
             if block is None:
-                return None
+                return False
             pending.extend(block)
             if not block and reader.position >= reader.source.end:
                 await reader.source.wait(reader.position)
-        return pending.popleft()
+        return True
 
     def _log(self, stream: Stream | str) -> OutputLog:
         return self.stdout if Stream(stream) is Stream.STDOUT else self.stderr

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from nbprocs.errors import CommunicationError, ProcessError, StartupFailed, error_from_os
+from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
 from nbprocs.model import ProcessConfig
 from nbprocs.process import ManagedProcess
 from nbprocs.readiness import Ready
 
-__all__ = ["Launch", "build_config", "feed", "start_error"]
+__all__ = ["Launch", "build_config", "feed", "not_ready", "start_error"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +60,18 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
         return error_from_os(cause, command=command, **fields)
     hint = "remove the NUL character; no argument, name or variable can hold one" if "null" in str(cause) else ""
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
+
+
+def not_ready(process: ManagedProcess, why: str) -> NotReady:
+    """The error for a process whose readiness probe did not pass; it has been stopped."""
+    result = process.result
+    return NotReady(
+        f"{process.name} {why}",
+        process_id=process.id,
+        name=process.name,
+        command=process.config.display,
+        exit_code=result.exit_code if result else None,
+        signal=result.signal if result else None,
+        last_output=process.tail(),
+        hint="its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
+    )

@@ -12,6 +12,7 @@ Every stateful object has one home loop and touches its state only there. This i
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -19,11 +20,11 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from nbprocs.errors import Closed
 
-__all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "log"]
+__all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "hops_or_undo", "log"]
 
 log = logging.getLogger("nbprocs")
 
@@ -88,7 +89,7 @@ class Home:
             msg = "no event loop is running here; create it inside a cell or a coroutine, or with background=True"
             raise RuntimeError(msg) from None
         home = _here.home
-        if home is not None and home._loop() is loop:
+        if home is not None and home._loop() is loop:  # noqa: SLF001 - its own class
             return home
         with _lock:
             home = _homes.get(loop)
@@ -118,14 +119,23 @@ class Home:
         except RuntimeError as error:
             raise _gone() from error
 
-    async def hop(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the home loop and wait for it here, on another loop. Cancelling the wait cancels it there too."""
+    async def hop(self, coroutine: Coroutine[Any, Any, T], *, undo: Callable[[T], object] | None = None) -> T:
+        """Run a coroutine on the home loop and wait for it here, on another loop. Cancelling the wait cancels it there too.
+
+        It may be done there at the very moment the wait is cancelled here: ``undo`` then gets the result that nobody will take.
+        """
+        crossing = _Crossing(self, coroutine, undo)
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            self.loop.call_soon_threadsafe(crossing.begin)
         except RuntimeError as error:
             coroutine.close()
             raise _gone() from error
-        return await asyncio.wrap_future(future)
+        try:
+            task = await crossing.arrived
+        except asyncio.CancelledError:
+            self.post(crossing.leave)
+            raise
+        return task.result()
 
     # -- heartbeat
 
@@ -176,6 +186,56 @@ def _gone() -> Closed:
     return Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel")
 
 
+class _Crossing(Generic[T]):
+    """One call from another loop. Whether its result is taken is decided on the home loop alone, where it can't race with the end."""
+
+    def __init__(self, home: Home, coroutine: Coroutine[Any, Any, T], undo: Callable[[T], object] | None) -> None:
+        self._home = home
+        self._coroutine = coroutine
+        self._undo = undo
+        self._caller = asyncio.get_running_loop()
+        self._task: asyncio.Task[T] | None = None
+        self._left = False
+        self.arrived: asyncio.Future[asyncio.Task[T]] = self._caller.create_future()
+
+    def begin(self) -> None:
+        self._task = self._home.loop.create_task(self._coroutine)
+        _crossings.add(self)  # the loop itself holds tasks weakly
+        self._task.add_done_callback(self._end)
+        if self._left:
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        _crossings.discard(self)
+        if self._left:
+            self._take_back(task)
+            return
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
+            self._caller.call_soon_threadsafe(self._arrive, task)
+
+    def _arrive(self, task: asyncio.Task[T]) -> None:
+        if not self.arrived.done():
+            self.arrived.set_result(task)
+
+    def leave(self) -> None:
+        """The caller was cancelled."""
+        self._left = True
+        if self._task is not None and self._task.done():
+            self._take_back(self._task)
+        elif self._task is not None:
+            self._task.cancel()
+
+    def _take_back(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None and self._undo is not None:
+            self._undo(task.result())
+
+
+_crossings: set[_Crossing[Any]] = set()
+
+
 class Tasks:
     """The tasks of one object: owned, named, their failures logged, all cancelled and waited for at its end."""
 
@@ -210,14 +270,30 @@ class Tasks:
 
 def hops(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Make an async method callable from any loop and thread; the heart of the caller's loop beats while it is awaited."""
+    return _hopping(method, None)
 
+
+def hops_or_undo(
+    undo: Callable[[S, T], object],
+) -> Callable[[Callable[Concatenate[S, P], Coroutine[Any, Any, T]]], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
+    """As ``hops``; ``undo(self, result)`` is called on the home loop with a result whose caller was cancelled on another loop."""
+
+    def decorate(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+        return _hopping(method, undo)
+
+    return decorate
+
+
+def _hopping(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]], undo: Callable[[S, T], object] | None
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     @functools.wraps(method)
     async def hopping(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with Home.current() as caller:
             home = self.home
             if home is caller:
                 return await method(self, *args, **kwargs)
-            return await home.hop(method(self, *args, **kwargs))
+            return await home.hop(method(self, *args, **kwargs), undo=None if undo is None else functools.partial(undo, self))
 
     return hopping
 

@@ -21,11 +21,19 @@ from typing import BinaryIO
 
 from nbprocs.engine.home import log
 
-__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog"]
+__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog", "wake"]
 
 DEFAULT_MEMORY = 8 << 20  # bytes a stream
 DEFAULT_SPILL = 2 << 30
 _BLOCK = 64 << 10  # small writes are gathered into blocks of this size: a bytes object costs 33 bytes by itself
+
+
+def wake(waiters: "list[asyncio.Future[None]]") -> None:
+    """Let everybody go on who waits, and forget them."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()
 
 
 class OutputLog:
@@ -69,14 +77,15 @@ class OutputLog:
             self.end += size
             while self.end - self._first > self.memory_limit and self._chunks:
                 self._evict(self._chunks.popleft())
-        self._wake()
+        if self._waiters:
+            wake(self._waiters)
         if self.on_feed is not None:
             self.on_feed(size)
 
     def close(self) -> None:
         """No more will come: every waiting reader goes on. Idempotent."""
         self.closed = True
-        self._wake()
+        wake(self._waiters)
 
     def _evict(self, chunk: bytes) -> None:
         if self._first == self._spilled and self.spill_error is None:
@@ -98,12 +107,6 @@ class OutputLog:
         except OSError as error:  # a full disk, a file size limit: from here on the middle is dropped, the tail kept
             self.spill_error = error.with_traceback(None)  # its frames would keep this log, and its file, alive
             log.warning("output can't be spilled to disk any more (%s); the oldest bytes in memory are dropped and counted", error)
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     # -- reading
 
