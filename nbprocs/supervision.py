@@ -127,7 +127,7 @@ class Supervisor(Generic[P]):
 
     def attach(self, process: P, policy: RestartPolicy) -> None:
         """Supervise it from now on. Costs no time while it runs."""
-        lineage = _Lineage(policy=policy, process=process, born=self._clock())
+        lineage = _Lineage(policy=policy, process=process, born=process.started)
         self._lineages[process.id] = lineage
         self._began(lineage)
 
@@ -229,7 +229,7 @@ class Supervisor(Generic[P]):
         policy = lineage.policy
         lineage.lives = (*lineage.lives, life)[-policy.memory :]
         lineage.count += 1
-        lineage.told.append(f"{life.started - lineage.born:+.2f} s started, {life.ended - lineage.born:+.2f} s {life.what}")
+        lineage.told.append(f"{life.started - lineage.born:.2f} s started, {life.ended - lineage.born:.2f} s {life.what}")
         if life.failed and policy.breaker is not None:
             key = lineage.process.config.argv
             self._breakers[key] = self._breakers.get(key, policy.breaker).failed(now)
@@ -247,7 +247,7 @@ class Supervisor(Generic[P]):
 
     def _wait(self, lineage: _Lineage[P], delay: float, error: BaseException | None) -> None:
         self._publish(EventKind.RESTARTING, lineage, delay=delay, error=error)
-        lineage.told.append(f"{self._clock() - lineage.born:+.2f} s restart in {delay:.2f} s")
+        lineage.told.append(f"{self._clock() - lineage.born:.2f} s restart in {delay:.2f} s")
         if lineage.released or self._closed:
             return  # a subscriber reacted to the event by stopping it
         if delay <= 0:
@@ -306,7 +306,7 @@ class Supervisor(Generic[P]):
         )
         error.history = tuple(lineage.told)
         error.__cause__ = cause
-        log.warning("%s", error)
+        log.warning("%s; its last output: %s", error.message, error.last_output.rpartition("\n")[2] or "none")
         self._publish(EventKind.FATAL, lineage, error=error)
 
     def _publish(self, kind: EventKind, lineage: _Lineage[P], *, delay: float | None = None, error: BaseException | None = None) -> None:

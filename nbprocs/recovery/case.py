@@ -148,10 +148,10 @@ class Case:
         outcomes = await carry_out(strategy, incident)
         self._actions += outcomes
         for outcome in outcomes:
-            self._note(StepKind.ACTION, what=str(outcome), ok=outcome.ok, process_id=outcome.process_id or "")
+            self._note(StepKind.ACTION, what=str(outcome), word=_word(outcome), ok=outcome.ok, process_id=outcome.process_id or "")
             if isinstance(outcome.error, RestartsExhausted):
                 self.error = outcome.error
-                self._note(StepKind.FATAL, what=outcome.error.message, error="RestartsExhausted", ok=False)
+                self._note(StepKind.FATAL, what=str(outcome.error), word="given up", error="RestartsExhausted", ok=False)
         made = [outcome for outcome in outcomes if outcome.process_id]
         if not made:
             return False
@@ -187,3 +187,7 @@ class Case:
     def _note(self, kind: StepKind, *, process_id: str = "", **fields: Any) -> None:
         latest = self.process.id if self.process else ""
         self._around.journal.add(Step(kind=kind, name=self.name, process_id=process_id or latest, **fields))
+
+
+def _word(outcome: Outcome) -> str:
+    return f"{outcome.action.replace('_', ' ')}{'' if outcome.ok else ' failed'}"

@@ -26,7 +26,7 @@ from nbprocs.process import ManagedProcess
 from nbprocs.recovery.callbacks import Callbacks
 from nbprocs.recovery.case import Case, Episode, Surroundings
 from nbprocs.recovery.journal import Journal
-from nbprocs.recovery.model import Outcome, RecoveryReport, RecoveryStrategy, Step, StepKind
+from nbprocs.recovery.model import Outcome, RecoveryReport, RecoveryStrategy, Step, StepKind, in_a_word
 from nbprocs.recovery.rules import Plan, Rules
 from nbprocs.recovery.strategies import Scalable, Strategy, as_strategy
 from nbprocs.recovery.triggers import AlertSource, AlertTrigger, Liveness
@@ -284,7 +284,7 @@ class ErrorHandler(Displayable):
             case EventKind.RESTARTING:
                 self._note(StepKind.WAIT, event, what="by its supervisor", delay=event.delay)
             case EventKind.FATAL if event.error is not None:
-                self._note(StepKind.FATAL, event, what=getattr(event.error, "message", ""), error=type(event.error).__name__, ok=False)
+                self._note(StepKind.FATAL, event, what=str(event.error), word="given up", error=type(event.error).__name__, ok=False)
                 self._callbacks.tell(event.error, name=event.name, process_id=event.process_id)
                 self._act(event.name, self._known(event.process_id), event.error)
             case EventKind.CLOSED:
@@ -350,7 +350,8 @@ class ErrorHandler(Displayable):
         self._heard[process_id] = None
         _bound(self._heard)
         what = getattr(error, "message", None) or str(error)
-        self.journal.add(Step(kind=StepKind.ERROR, name=name, process_id=process_id, what=what, error=type(error).__name__, ok=False))
+        word, kind = in_a_word(error, name=name), type(error).__name__
+        self.journal.add(Step(kind=StepKind.ERROR, name=name, process_id=process_id, what=what, word=word, error=kind, ok=False))
         self._callbacks.tell(error, name=name, process_id=process_id)
 
     def _note(self, kind: StepKind, event: ProcessEvent, **fields: Any) -> None:

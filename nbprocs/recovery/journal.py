@@ -101,9 +101,10 @@ class Journal:
 
 def _word(step: Step) -> str:
     if step.kind is StepKind.WAIT:
-        return f"waited {step.delay or 0:.1f} s"
+        delay = step.delay or 0.0
+        return f"waited {delay:.1f} s" if delay >= 0.1 else f"waited {delay * 1000:.0f} ms"  # noqa: PLR2004 - where a tenth begins
     if step.kind in (StepKind.ERROR, StepKind.ACTION, StepKind.FATAL):
-        return step.what or str(step.kind)
+        return step.word or step.what or str(step.kind)
     return str(step.kind)
 
 

@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from nbprocs.display import Displayable, text
+from nbprocs.errors import ExecutionTimeout, OutOfMemory, ProcessCrashed, ProcessError, ProcessFailed, RestartsExhausted
+from nbprocs.model import signal_name
 
-__all__ = ["Outcome", "RecoveryReport", "RecoveryStrategy", "Step", "StepKind"]
+__all__ = ["Outcome", "RecoveryReport", "RecoveryStrategy", "Step", "StepKind", "in_a_word"]
 
 
 class RecoveryStrategy(StrEnum):
@@ -102,6 +104,27 @@ class StepKind(StrEnum):
     CALLBACK = "callback"  # one of the user's callbacks failed, hung or went in circles
 
 
+_WORDS: dict[type, str] = {OutOfMemory: "ran out of memory", ExecutionTimeout: "ran out of time", RestartsExhausted: "given up"}
+
+
+def in_a_word(error: BaseException, *, name: str = "") -> str:
+    """An error as the story tells it.
+
+    >>> in_a_word(ProcessCrashed("it died", signal=11)), in_a_word(ProcessFailed("it failed", exit_code=3))
+    ('crashed (SIGSEGV)', 'failed (exit status 3)')
+    """
+    if type(error) in _WORDS:
+        return _WORDS[type(error)]
+    match error:
+        case ProcessCrashed(signal=int(number)):
+            return f"crashed ({signal_name(number)})"
+        case ProcessFailed(exit_code=int(code)):
+            return f"failed (exit status {code})"
+        case ProcessError():
+            return error.message.removeprefix(name).strip()
+    return str(error) or type(error).__name__
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One row of the record."""
@@ -110,6 +133,7 @@ class Step:
     name: str
     process_id: str = ""
     what: str = ""
+    word: str = ""  # the same in a word or two, for the story
     error: str = ""  # the class of the error
     delay: float | None = None  # seconds, of a wait
     attempt: int | None = None

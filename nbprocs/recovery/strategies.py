@@ -153,7 +153,7 @@ async def _brake(incident: Incident, policy: RestartPolicy) -> float:
             attempts=incident.attempts,
             hint="find the cause in its last output; the policy of the strategy sets the limit",
         )
-        fatal.history = tuple(f"{life.started - born:+.2f} s started, {life.ended - born:+.2f} s {life.what}" for life in incident.lives)
+        fatal.history = tuple(f"{life.started - born:.2f} s started, {life.ended - born:.2f} s {life.what}" for life in incident.lives)
         raise fatal from incident.error
     delay = decision.delay if isinstance(decision, Restart) else 0.0
     if delay > 0:

@@ -153,7 +153,7 @@ class TestRealEnds:
 
     async def test_never_ready(self, pm):
         with pytest.raises(NotReady) as caught:
-            await pm.spawn(*SLEEPER, ready=lambda: False, ready_timeout=0.1)
+            await pm.spawn(*python_child("ready(); sys.exit(0)"), ready=lambda: False)
         assert caught.value.last_output == "ready"
 
     async def test_communication(self, pm):

@@ -96,7 +96,7 @@ class TestAlerts:
         assert isinstance(seen[0], Unhealthy)
         assert "for 0.2 s" in str(seen[0])
         assert seen[0].process_id == first.id
-        assert "restart_process" in handler.story("leaky")
+        assert "restart process" in handler.story("leaky")
 
     async def test_one_that_does_not_last(self, pm, handler):
         monitor = FakeMonitor()
