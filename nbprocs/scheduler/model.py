@@ -103,7 +103,7 @@ class Misfire(StrEnum):
 class Interrupted(StrEnum):
     """What becomes of a task that ran when its kernel died."""
 
-    RETRY = "retry"  # queued again; it does not count as a retry. The third time in a row it is marked instead
+    RETRY = "retry"  # queued again, at most max_interruptions times in a row; it does not count as a retry
     MARK = "mark"  # ends as INTERRUPTED
 
 
@@ -169,6 +169,7 @@ class SchedulerConfig:
     resources: Mapping[str, float] = field(default_factory=dict)  # name -> capacity; "gpu" is found out by itself
     halt: Halt | None = None
     on_interrupted: Interrupted = Interrupted.RETRY
+    max_interruptions: int = 2  # retries after a kernel's death in a row; one more, and the task is taken for its cause and marked
     grace: float = 5.0  # seconds between SIGTERM and SIGKILL when a task is cancelled
     history: int = 10_000  # attempts kept in memory for frame(); a store keeps all
     store_output: int = 64 * 1024  # bytes of each stream's end that a store keeps of an attempt
@@ -183,8 +184,8 @@ class SchedulerConfig:
         for group, limit in self.groups.items():
             if limit < 0:
                 raise ValueError(f"the limit of group {group!r} must be 0 or more, not {limit!r}")
-        if self.max_retries < 0 or self.history < 0 or self.store_output < 0 or self.grace < 0:
-            raise ValueError("max_retries, history, store_output and grace must be 0 or more")
+        if min(self.max_retries, self.max_interruptions, self.history, self.store_output, self.grace) < 0:
+            raise ValueError("max_retries, max_interruptions, history, store_output and grace must be 0 or more")
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
         object.__setattr__(self, "resources", MappingProxyType(dict(self.resources)))
         object.__setattr__(self, "on_interrupted", Interrupted(self.on_interrupted))

@@ -19,7 +19,6 @@ __all__ = ["Resumed", "load", "lookup"]
 
 _COLUMNS = "key, argv, priority, time, clock, state, options, after, retries, runs, interruptions, started, error"
 _UNFINISHED = "state IN ('queued', 'held', 'running')"
-_TOO_OFTEN = 3  # interruptions in a row after which a task is taken for the cause of the kernel's death
 
 
 class Resumed:
@@ -180,7 +179,7 @@ def _interrupted(
         host=host,
         reason="the kernel died",
     )
-    if policy is Interrupted.MARK or entry.interruptions >= _TOO_OFTEN:
+    if policy is Interrupted.MARK or entry.interruptions > config.max_interruptions:
         entry.state = TaskState.INTERRUPTED
         entry.outcome = Outcome(error=error_of(entry, TaskState.INTERRUPTED), attempts=(attempt,))
     else:

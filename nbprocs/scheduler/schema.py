@@ -39,7 +39,7 @@ CREATE TABLE attempts (
 CREATE INDEX attempts_of ON attempts (key);
 """
 
-# No index on the state: it would more than double what a new task costs, for the sake of one scan (0.1 s a million tasks) when a queue is opened.
+# No index on the state: it would more than double what a new task costs, for one scan (0.1 s a million tasks) when a queue is opened.
 
 _HEADER = 100  # bytes
 _MAGIC = b"SQLite format 3\0"
