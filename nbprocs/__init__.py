@@ -80,6 +80,11 @@ def load_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").load_ipython_extension(shell)
 
 
+def unload_ipython_extension(shell: Any) -> None:
+    """``%unload_ext nbprocs``: the magics go."""
+    importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
+
+
 def _show_live(model: object) -> None:
     """The first display of one of our objects in a kernel: the views are loaded and take over."""
     live = importlib.import_module("nbprocs.widgets.live")

@@ -202,8 +202,6 @@ class _Crossing(Generic[T]):
         self._task = self._home.loop.create_task(self._coroutine)
         _crossings.add(self)  # the loop itself holds tasks weakly
         self._task.add_done_callback(self._end)
-        if self._left:
-            self._task.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:
         _crossings.discard(self)
@@ -223,7 +221,8 @@ class _Crossing(Generic[T]):
         if self._task is not None and self._task.done():
             self._take_back(self._task)
         elif self._task is not None:
-            self._task.cancel()
+            # Behind its first step: a task that is cancelled before it starts does nothing at all, not even what it promised to do.
+            self._home.loop.call_soon(self._task.cancel)
 
     def _take_back(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
