@@ -97,8 +97,9 @@ class Keeping(Protocol):
 class View(anywidget.AnyWidget):
     """A widget of one or several parts. Closing it leaves no comm, task or subscriber."""
 
-    _esm = STATIC / "views.js"
-    _css = STATIC / "views.css"
+    # traits, not paths: anywidget subscribes every widget to a file it reads itself, for good, and none would ever be freed
+    _esm = traitlets.Unicode((STATIC / "views.js").read_text("utf-8")).tag(sync=True)
+    _css = traitlets.Unicode((STATIC / "views.css").read_text("utf-8")).tag(sync=True)
     spec = traitlets.Dict().tag(sync=True)  # {parts: [{name, kind}], ...}: how to lay out, fixed for life
 
     def __init__(self, parts: Mapping[str, Part], *, home: Home, **spec: Any) -> None:

@@ -69,9 +69,9 @@ class Journal:
         if self.segments and self.segments[-1][0] is stream and self.segments[-1][2] == start:
             start = self.segments.pop()[1]
         self.segments.append((stream, start, end))
-        while self._held > self._limit and len(self.segments) > 1:
-            _, gone, until = self.segments.popleft()
-            self._held -= until - gone
+        while (oldest := self.segments[0][2] - self.segments[0][1]) <= self._held - self._limit:
+            self.segments.popleft()
+            self._held -= oldest
 
 
 def newest(segments: Iterable[tuple[Stream, int, int]], allowed: int) -> tuple[list[tuple[Stream, int, int]], int]:
@@ -89,6 +89,18 @@ def newest(segments: Iterable[tuple[Stream, int, int]], allowed: int) -> tuple[l
         if size:
             kept.append((stream, end - size, end))
     return kept[::-1], skipped
+
+
+def _bytes(log: Any, start: int, end: int) -> tuple[int, bytes]:
+    """What the log has of ``[start, end)`` and where that begins; one read gives what lies together, on disk or in memory."""
+    position, data = log.read(start, end - start)
+    chunks = [data[: max(end - position, 0)]]
+    at = position + len(chunks[0])
+    while chunks[-1] and at < end:
+        _, data = log.read(at, end - at)
+        chunks.append(data)
+        at += len(data)
+    return position, b"".join(chunks)
 
 
 class PanePart(Part):
@@ -168,9 +180,8 @@ class PanePart(Part):
         listed: list[list[Any]] = []
         chunks: list[bytes] = []
         for stream, start, end in segments:
-            position, data = self._log(stream).read(start, end - start)
-            lost = max(position - start, 0)
-            data = data[: max(end - position, 0)]
+            position, data = _bytes(self._log(stream), start, end)
+            lost = min(position, end) - start
             if data or lost:
                 listed.append([stream.value, len(data), lost])
                 chunks.append(data)
@@ -258,15 +269,16 @@ class PanePart(Part):
         if log.end - log.start > FILE_LIMIT:
             msg = f"{log.end - log.start:,} bytes are too many for a browser; read them with proc.{stream}.read() in a cell"
             raise Refused(msg)
-        at, data = log.read(max(int(position), log.start), FILE_PART)
+        start = max(int(position), log.start)
+        at, data = _bytes(log, start, min(start + FILE_PART, log.end))
         return Delta(content={"at": at, "next": at + len(data), "end": log.end}, buffers=(data,))
 
     @op(stream=choice(*(s.value for s in Stream)), before=number(0, 2**53))
     def page(self, stream: str, before: float) -> Delta:
         """The part of the log that ends at a position, cut at a line's end."""
         log = self._log(Stream(stream))
-        until = min(int(before), log.end)
-        at, data = log.read(max(until - PAGE, log.start), until - max(until - PAGE, log.start))
+        until = max(min(int(before), log.end), log.start)
+        at, data = _bytes(log, max(until - PAGE, log.start), until)
         if at > log.start and (cut := data.find(b"\n", 0, _LINE)) >= 0:
             at, data = at + cut + 1, data[cut + 1 :]
         return Delta(content={"at": at, "end": until, "first": log.start, "last": log.end}, buffers=(data,))

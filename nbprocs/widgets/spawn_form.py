@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import time
@@ -122,9 +123,10 @@ def _probe(fields: Fields) -> tuple[Any, str]:
             raise Refused("an address starts with http:// or https://", field="ready")
         return Url(value), f"nbprocs.Url({value!r})"
     try:
-        return LogLine(value), f"nbprocs.LogLine({value!r})"
-    except (ValueError, TypeError) as error:
+        re.compile(value)
+    except re.error as error:
         raise Refused(f"not a pattern: {plain(error)}", field="ready") from error
+    return LogLine(value), f"nbprocs.LogLine({value!r})"
 
 
 def _environment(fields: Fields) -> dict[str, str]:

@@ -76,10 +76,10 @@ def row(sample, place=0):
 
 both = pytest.mark.parametrize("portable", [False, True], ids=["proc", "psutil"])
 BUSY = python_child("ready()\nwhile True: pass")
-# two grandchildren and one of theirs, told by pid
+# two busy grandchildren, told by pid
 TREE = python_child("""
     import subprocess
-    code = "import sys,time; x = bytearray(%d << 20); print('up', flush=True); time.sleep(1000)"
+    code = "x = bytearray(%d << 20); print('up', flush=True)\\nwhile True: pass"
     kids = [subprocess.Popen([sys.executable, '-I', '-S', '-c', code % size], stdout=subprocess.PIPE) for size in (5, 20)]
     for kid in kids: kid.stdout.readline()
     ready(' '.join(str(kid.pid) for kid in kids)); forever()
@@ -183,6 +183,7 @@ def test_tree_totals_are_the_sums_of_the_members(start, sampling, portable):
     kids = [int(pid) for pid in child.first.split()]
     sampler, asks = sampling(child.pid, portable=portable)
     look(sampler, asks)
+    time.sleep(0.3)  # the length of the measurement
     sample = look(sampler, asks)
     scopes = sample.columns["scope"]
     assert scopes.tolist() == [Scope.TREE] + [Scope.PROCESS] * 3
@@ -191,6 +192,7 @@ def test_tree_totals_are_the_sums_of_the_members(start, sampling, portable):
         values = sample.columns[name]
         assert values[0] == values[1:].sum(), name
     assert sample.columns["processes"][0] == 3
+    assert sample.columns["cpu_percent"][0] > 0
     assert sample.columns["memory_usage_mb"][0] > 25
     rss = sum(psutil.Process(pid).memory_info().rss for pid in (child.pid, *kids))
     assert sample.columns["memory_usage_mb"][0] == pytest.approx(rss / MIB, rel=0.05)
@@ -446,7 +448,7 @@ def test_a_thousand_short_lived_children_leave_no_growth(start, sampling):
         seen = max(seen, row(look(sampler, asks))["processes"])
     look(sampler, asks)
     assert seen >= 2
-    assert len(sampler.forest.members) == len(sampler._cpu) == 1
+    assert len(sampler.forest.members) == 1
     assert len(sampler._codes) == 0
     assert len(sampler._past) == 1
     assert len(sampler.forest._outsiders) <= len(listing())
@@ -466,6 +468,36 @@ def test_without_room_for_descriptors_it_works_the_same(start, sampling):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, sampling, monkeypatch):
+    child = start(
+        python_child("""
+        ready()
+        while sys.stdin.readline():
+            held = [os.open('/dev/null', 0) for _ in range(5)]; extra = bytearray(30 << 20); ready('more'); sys.stdin.readline()
+            [os.close(fd) for fd in held]; del extra; ready('less')
+    """)
+    )
+    sampler, asks = sampling(child.pid)
+    look(sampler, asks)
+    idle = [row(look(sampler, asks)) for _ in range(25)]
+    assert {found["cpu_percent"] for found in idle} == {0}
+    assert all(a["age_seconds"] < b["age_seconds"] and a["idle_seconds"] < b["idle_seconds"] for a, b in zip(idle, idle[1:], strict=False))
+    handle, reads = sampler.forest.members[child.pid].handle, []
+    monkeypatch.setattr(os, "pread", lambda fd, *args, real=os.pread: reads.append(fd) or real(fd, *args))
+    look(sampler, asks)
+    assert handle.rested
+    assert reads == [handle._sched]
+    for step in range(4):
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == ("less\n" if step % 2 else "more\n")
+        found = row(look(sampler, asks))
+        more = 0 if step % 2 else 1
+        assert found["file_descriptors"] == idle[0]["file_descriptors"] + 5 * more
+        assert found["memory_usage_mb"] == pytest.approx(idle[0]["memory_usage_mb"] + 30 * more, abs=2)
+        assert found["read_bytes"] == idle[0]["read_bytes"] + 3 * (step + 1)
+
+
 def test_both_makes_of_handles_agree(start):
     child = start(TREE)
     one, two = open_handle(child.pid, portable=False), open_handle(child.pid, portable=True)
@@ -478,7 +510,7 @@ def test_both_makes_of_handles_agree(start):
     assert one.descriptors() == two.descriptors()
     assert one.io() == two.io()
     inodes = listening_inodes()
-    assert one.ports(inodes) == two.ports(inodes) == ()
+    assert one.ports(lambda: inodes) == two.ports(lambda: inodes) == ()
     assert one.exact_memory() == pytest.approx(two.exact_memory(), rel=0.02)
     one.close()
     two.close()
@@ -492,7 +524,7 @@ def test_a_closed_sampler_holds_nothing(start, sampling):
     own = len(os.listdir("/proc/self/fd"))
     sampler, asks = sampling(child.pid)
     look(sampler, asks)
-    assert len(os.listdir("/proc/self/fd")) == own + 3
+    assert len(os.listdir("/proc/self/fd")) == own + 4
     sampler.close()
     assert len(os.listdir("/proc/self/fd")) == own
     assert own > before

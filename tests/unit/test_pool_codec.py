@@ -1,3 +1,4 @@
+# ruff: noqa: S102
 """Functions are sent once only where nothing could have changed unseen."""
 
 import functools

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF059
 """The dispatcher's rules, by example and as a state machine: no task is lost, run twice, or held where another worker could run it."""
 
 from dataclasses import dataclass, field

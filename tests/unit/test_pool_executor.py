@@ -1,3 +1,4 @@
+# ruff: noqa: BLE001
 """The Executor face, held against the standard library's contract, from threads and from loops."""
 
 import asyncio
@@ -179,7 +180,11 @@ async def test_from_a_thread(pool):
             futures = [executor.submit(pow, 2, i) for i in range(50)]
             with pytest.raises(ZeroDivisionError):
                 executor.submit(divmod, 1, 0).result(10)
-            return [f.result(10) for f in futures], list(executor.map(pow, [2] * 5, range(5))), list(executor.map(abs, range(-9, 0), chunksize=4))
+            return (
+                [f.result(10) for f in futures],
+                list(executor.map(pow, [2] * 5, range(5))),
+                list(executor.map(abs, range(-9, 0), chunksize=4)),
+            )
 
     singles, mapped, chunked = await asyncio.to_thread(work)
     assert singles == [2**i for i in range(50)]

@@ -1,3 +1,4 @@
+# ruff: noqa: S102
 """pool.map: order, chunks, back-pressure, errors in their turn."""
 
 import asyncio
@@ -180,6 +181,9 @@ def test_long_items_travel_alone():
     assert sizer.size == 1
 
 
-@pytest.mark.parametrize(("items", "length"), [(([1, 2], [1]), 1), ((range(5),), 5), ((iter([1, 2]),), 2), ((itertools.count(),), None), (((i for i in []),), None)])
+@pytest.mark.parametrize(
+    ("items", "length"),
+    [(([1, 2], [1]), 1), ((range(5),), 5), ((iter([1, 2]),), 2), ((itertools.count(),), None), (((i for i in []),), None)],
+)
 def test_lengths_that_are_known(items, length):
     assert length_of(items) == length

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM300
 """When workers are hired, replaced and let go: figures in, decision out."""
 
 import pytest
@@ -81,6 +82,9 @@ def test_the_brake_slows_useless_deaths_only():
     assert max(delays) == 30.0
     brake.useful()
     assert brake.delay == 0.0
+    for _ in range(40):
+        brake.died(None, killed=True)
+    assert brake.delay == 0.0  # somebody shoots at workers: they are replaced at once
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+# ruff: noqa: S102, RUF043
 """Real workers: results, errors, and what a task may do to its worker without harming anybody else."""
 
 import asyncio
@@ -431,7 +432,10 @@ async def test_higher_priority_first(lonely, gate, tmp_path):
 
     blocker = lonely.submit(gate.task())
     await gate.entered()
-    handles = [lonely.submit(note, p.name[0], priority=p) for p in (TaskPriority.LOW, TaskPriority.NORMAL, TaskPriority.CRITICAL, TaskPriority.HIGH)]
+    handles = [
+        lonely.submit(note, p.name[0], priority=p)
+        for p in (TaskPriority.LOW, TaskPriority.NORMAL, TaskPriority.CRITICAL, TaskPriority.HIGH)
+    ]
     gate.let_go()
     await asyncio.gather(blocker, *handles)
     assert order.read_text() == "CHNL"

@@ -1,3 +1,4 @@
+# ruff: noqa: S302
 """The wire: whatever way the bytes are cut, the same messages come out."""
 
 import marshal
@@ -34,7 +35,11 @@ def feed(decoder, data, sizes):
     return found
 
 
-@given(st.lists(st.tuples(MESSAGE, BUFFERS), max_size=8), st.lists(st.integers(1, 5000), min_size=1, max_size=5), st.sampled_from([64, 512, 4096]))
+@given(
+    st.lists(st.tuples(MESSAGE, BUFFERS), max_size=8),
+    st.lists(st.integers(1, 5000), min_size=1, max_size=5),
+    st.sampled_from([64, 512, 4096]),
+)
 def test_any_cut_gives_the_same_messages(items, sizes, buffer_size):
     data = b"".join(wire(message, buffers) for message, buffers in items)
     found = feed(Decoder(buffer_size), data, sizes)

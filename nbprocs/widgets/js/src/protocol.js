@@ -25,6 +25,7 @@ export class Connection {
     this.number = null; // of the last message that was applied; null until the snapshot is there
     this.calls = new Map();
     this.nextCall = 1;
+    this.patience = HELLO_AGAIN;
     this.early = []; // deltas that overtook the snapshot
     this.receive = this.receive.bind(this);
     model.on("msg:custom", this.receive);
@@ -37,8 +38,9 @@ export class Connection {
     this.model.send({ do: "hello", view: this.view });
     this.retry = setTimeout(() => {
       this.handlers.state?.("waiting for the kernel…");
+      this.patience = Math.min(2 * this.patience, 60_000); // a kernel that is busy for long gets few hellos to answer
       this.hello();
-    }, HELLO_AGAIN);
+    }, this.patience);
   }
 
   bye() {
@@ -89,6 +91,7 @@ export class Connection {
 
   snapshot(message, buffers) {
     clearTimeout(this.retry);
+    this.patience = HELLO_AGAIN;
     this.handlers.state?.("");
     if (this.number === null) this.number = message.n;
     this.each(message.s, buffers, (part, content, own) => this.handlers.snapshot(part, content, own, message.kinds?.[part]));

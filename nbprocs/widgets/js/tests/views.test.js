@@ -1,0 +1,244 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import views from "../src/index.js";
+import { frame, Model, tableSnapshot } from "./kernel.js";
+
+const HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>";
+let clean = [];
+
+function show(kind, snapshot, spec = {}) {
+  const model = new Model({ parts: [{ name: kind, kind }], ...spec });
+  const el = document.createElement("div");
+  document.body.append(el);
+  const done = views.render({ model, el });
+  clean.push(done);
+  const hello = model.last("hello");
+  model.say({ n: 0, to: hello.view, s: { [kind]: snapshot } });
+  return { model, el, done, delta: (n, content) => model.say({ n, p: { [kind]: content } }) };
+}
+
+beforeEach(() => {
+  Object.defineProperty(HTMLElement.prototype, "clientHeight", { configurable: true, get: () => 300 });
+});
+afterEach(() => {
+  for (const done of clean) done();
+  clean = [];
+  document.body.replaceChildren();
+});
+
+const press = (node, key, more = {}) => node.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true, ...more }));
+
+describe("the table", () => {
+  it("makes only the rows in sight, of five hundred", async () => {
+    const { el } = show("table", tableSnapshot(Array.from({ length: 500 }, (_, i) => ({ name: `p${i}` }))));
+    await frame();
+    const made = el.querySelectorAll(".nb-space .nb-row").length;
+    expect(made).toBeGreaterThan(5);
+    expect(made).toBeLessThan(30);
+    expect(el.querySelector(".nb-space").style.height).toBe("15000px");
+    expect(el.querySelector("[role=grid]").getAttribute("aria-rowcount")).toBe("501");
+  });
+
+  it("shows names as text, whatever they hold", async () => {
+    const { el } = show("table", tableSnapshot([{ name: HOSTILE, cmd: HOSTILE, line: HOSTILE }]));
+    await frame();
+    expect(el.querySelector("script, img")).toBeNull();
+    expect(el.querySelector(".nb-c-name b").textContent).toBe(HOSTILE);
+  });
+
+  it("stops, pauses and restarts by its buttons", async () => {
+    const { el, model } = show("table", tableSnapshot([{ name: "web" }]));
+    await frame();
+    for (const [label, op] of [["Stop", "stop"], ["Pause", "pause"], ["Restart", "restart"]]) {
+      el.querySelector(`.nb-space [aria-label="${label}"]`).click();
+      expect(model.last(op).args).toEqual({ ids: ["id1"] });
+    }
+  });
+
+  it("is used by keys alone", async () => {
+    const { el, model } = show("table", tableSnapshot([{ name: "a" }, { name: "b" }, { name: "c" }]));
+    await frame();
+    const body = el.querySelector(".nb-body");
+    body.dispatchEvent(new Event("focus"));
+    press(body, "ArrowDown");
+    press(body, "s");
+    expect(model.last("stop").args.ids).toEqual(["id2"]);
+    press(body, " ");
+    press(body, "ArrowDown");
+    press(body, " ");
+    press(body, "p");
+    expect(model.last("pause").args.ids).toEqual(["id2", "id3"]);
+    press(body, "k");
+    expect(model.last("kill")).toBeUndefined(); // two at once: asks first
+    expect(el.querySelector(".nb-notice").textContent).toContain("kill 2 processes?");
+    press(body, "k");
+    expect(model.last("kill").args.ids).toEqual(["id2", "id3"]);
+    press(body, "Enter");
+    expect(model.last("show").args).toEqual({ id: "id3" });
+    press(body, "/");
+    expect(document.activeElement).toBe(el.querySelector(".nb-filter"));
+  });
+
+  it("keeps keys from the notebook around it", async () => {
+    const { el } = show("table", tableSnapshot([{}]));
+    const outer = vi.fn();
+    document.body.addEventListener("keydown", outer);
+    press(el.querySelector(".nb-body"), "ArrowDown");
+    expect(outer).not.toHaveBeenCalled();
+    expect(el.querySelector("[data-lm-suppress-shortcuts]")).not.toBeNull();
+  });
+
+  it("sorts by its heads and says so", async () => {
+    const { el } = show("table", tableSnapshot([{ name: "b", cpu: 1 }, { name: "a", cpu: 9 }]));
+    await frame();
+    const order = () => [...el.querySelectorAll(".nb-space .nb-row")].sort((x, y) => x.getAttribute("aria-rowindex") - y.getAttribute("aria-rowindex")).map((row) => row.querySelector("b").textContent);
+    const head = el.querySelector('[data-key="name"]');
+    head.querySelector("button").click();
+    await frame();
+    expect(order()).toEqual(["a", "b"]);
+    expect(head.getAttribute("aria-sort")).toBe("ascending");
+    head.querySelector("button").click();
+    await frame();
+    expect(order()).toEqual(["b", "a"]);
+    head.querySelector("button").click();
+    expect(head.getAttribute("aria-sort")).toBe("none");
+  });
+
+  it("says what a refusal says", async () => {
+    const { el, model } = show("table", tableSnapshot([{}]));
+    await frame();
+    el.querySelector('.nb-space [aria-label="Stop"]').click();
+    model.refuse(model.last("stop"), "web: still there");
+    await frame();
+    const notice = el.querySelector(".nb-notice");
+    expect(notice.hidden).toBe(false);
+    expect(notice.textContent).toContain("web: still there");
+  });
+
+  it("tells how to begin when it is empty", async () => {
+    const { el } = show("table", tableSnapshot([]));
+    expect(el.querySelector(".nb-empty").textContent).toContain("await pm.spawn");
+  });
+
+  it("has a name for everything that can be pressed", async () => {
+    const { el } = show("table", tableSnapshot([{}]));
+    await frame();
+    for (const node of el.querySelectorAll("button, input, select")) {
+      expect(node.getAttribute("aria-label") || node.textContent.trim(), node.outerHTML).toBeTruthy();
+    }
+  });
+});
+
+describe("the form", () => {
+  const form = () => show("form", { history: ["ls -l"], cwd: "/home", ready: [] });
+
+  it("asks the kernel for the line and shows errors at the field", async () => {
+    vi.useFakeTimers();
+    const { el, model } = form();
+    const input = el.querySelector("input[role=combobox]");
+    input.value = "sleep 5";
+    input.dispatchEvent(new Event("input"));
+    vi.advanceTimersByTime(300);
+    vi.useRealTimers();
+    expect(model.last("check").args).toMatchObject({ command: "sleep 5", shell: false, env: {} });
+    model.reply(model.last("check"), { line: "proc = await pm.spawn('sleep', '5')", secret: [] });
+    await frame();
+    expect(el.querySelector(".nb-line").textContent).toBe("proc = await pm.spawn('sleep', '5')");
+    el.querySelector("form").dispatchEvent(new Event("submit", { cancelable: true }));
+    model.refuse(model.last("run"), "that name is taken", "name");
+    await frame();
+    expect(el.querySelector('[data-field="name"] .nb-error').textContent).toBe("that name is taken");
+    expect(el.querySelector('[data-field="name"] input').getAttribute("aria-invalid")).toBe("true");
+    expect(el.querySelector("details").open).toBe(true);
+  });
+
+  it("goes through its history with the arrows", () => {
+    const { el } = form();
+    const input = el.querySelector("input[role=combobox]");
+    press(input, "ArrowUp");
+    expect(input.value).toBe("ls -l");
+    press(input, "ArrowDown");
+    expect(input.value).toBe("");
+  });
+
+  it("hides the value of a secret", async () => {
+    vi.useFakeTimers();
+    const { el, model } = form();
+    el.querySelector('[aria-label="Add a variable"]').click();
+    const [name, value] = el.querySelectorAll(".nb-envrow input");
+    name.value = "API_KEY";
+    value.value = "k";
+    el.querySelector("input[role=combobox]").value = "x";
+    name.dispatchEvent(new Event("input"));
+    vi.advanceTimersByTime(300);
+    vi.useRealTimers();
+    model.reply(model.last("check"), { line: "", secret: ["API_KEY"] });
+    await frame();
+    expect(value.getAttribute("type")).toBe("password");
+  });
+});
+
+describe("the boards", () => {
+  const status = { running: 1, limit: 2, waiting: 1, counts: { running: 1, queued: 1, succeeded: 2 }, paused: false, halted: "", closed: false, eta: [1, 2, 3], next: null, resources: [["gpu", 1, 2]] };
+  const queue = { rows: [["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, ""]], ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE]]], bars: [["t1", Date.now() / 1000 - 4, null, "running"]], status, now: Date.now() / 1000, priorities: { LOW: 0, HIGH: 2 } };
+
+  it("show the queue and act on it", async () => {
+    const { el, model, delta } = show("queue", queue);
+    expect(el.querySelector("script, img")).toBeNull();
+    expect(el.querySelector(".nb-facts").textContent).toContain("gpu 1/2");
+    expect(el.querySelector("[role=progressbar]").getAttribute("aria-valuenow")).toBe("50");
+    expect(el.querySelectorAll(".nb-timeline i").length).toBe(1);
+    el.querySelector('[aria-label="Select train"]').click();
+    el.querySelector('[data-op="cancel"]').click();
+    expect(model.last("cancel").args).toEqual({ ids: ["t1"] });
+    el.querySelector('[aria-label="Pause the queue"]').click();
+    expect(model.last("pause").args).toEqual({ on: true });
+    delta(1, { status: { ...status, paused: true }, "-": ["t2"], b: [["t1", queue.bars[0][1], Date.now() / 1000, "succeeded"]] });
+    expect(el.querySelector('[aria-label="Resume the queue"]')).not.toBeNull();
+    expect(el.querySelectorAll(".nb-list .nb-row").length).toBe(1);
+    expect(el.querySelector('.nb-timeline [data-state="succeeded"]')).not.toBeNull();
+  });
+
+  it("show the pool", () => {
+    const figures = { workers: 2, starting: 0, busy: 1, most: 4, queued: 3, running: 1, completed: 1234, failed: 1, retries: 0, crashed: 0, average: 0.25, closed: false };
+    const { el, model, delta } = show("pool", { rows: [["w-10", ["idle", 1, 0, 5, 0, "", ""]], ["w-2", ["busy", 2, 0, 5, 1, "work", ""]]], figures, rates: [1, 2], now: 0 });
+    expect([...el.querySelectorAll(".nb-list .nb-c-name")].map((n) => n.textContent)).toEqual(["w-2", "w-10"]);
+    expect(el.querySelector(".nb-tiles").textContent).toContain("1,234");
+    el.querySelector('[aria-label^="Renew"]').click();
+    expect(model.last("renew")).toBeTruthy();
+    delta(1, { "-": ["w-2"], figures: { ...figures, closed: true }, rate: 3 });
+    expect(el.querySelector(".nb-facts").textContent).toBe("closed");
+  });
+});
+
+describe("a view that is shown again", () => {
+  it("keeps its content when the notebook renders the same output anew", async () => {
+    const { el, model } = show("table", tableSnapshot([{ name: "a" }]));
+    await frame();
+    el.querySelector(".nb-filter").value = "typed";
+    const root = el.firstChild;
+    el.remove();
+    const again = document.createElement("div");
+    document.body.append(again);
+    clean.push(views.render({ model, el: again }));
+    expect(again.firstChild).toBe(root);
+    expect(again.querySelector(".nb-filter").value).toBe("typed");
+    expect(model.sent.filter((m) => m.do === "hello").length).toBe(1);
+  });
+
+  it("is a second view when the first is still in the page", () => {
+    const { el, model } = show("table", tableSnapshot([]));
+    const other = document.createElement("div");
+    document.body.append(other);
+    clean.push(views.render({ model, el: other }));
+    expect(el.firstChild).not.toBe(other.firstChild);
+    expect(new Set(model.sent.filter((m) => m.do === "hello").map((m) => m.view)).size).toBe(2);
+  });
+
+  it("leaves nothing when it is removed", () => {
+    const { el, model, done } = show("table", tableSnapshot([]));
+    done();
+    expect(el.childElementCount).toBe(0);
+    expect(model.listeners.size).toBe(0);
+    expect(model.last("bye")).toBeTruthy();
+  });
+});

@@ -1,0 +1,98 @@
+"""Showing in a notebook: view factory, display ids, records that are written again, and the fallback without widgets."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nbprocs import ProcessManager, display
+from nbprocs.widgets import OutputPane, ProcessTable, live
+from tests.unit.widgets_kit import settled
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], str, bool]]:
+    """What a kernel would be told to display: bundle, display id, whether it is an update."""
+    found: list[tuple[dict[str, Any], str, bool]] = []
+
+    def publish(data: dict[str, Any], *, transient: dict[str, str], update: bool) -> None:
+        found.append((data, transient["display_id"], update))
+
+    monkeypatch.setattr("IPython.display.publish_display_data", publish)
+    monkeypatch.setenv("NBPROCS_VIEWS", "widgets")
+    monkeypatch.setattr(live, "QUIET", 0.0)
+    monkeypatch.setattr(live, "APART", 0.0)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    before = display.view_factory()
+    yield
+    display.set_view_factory(before)
+    for view in list(live._views.values()):
+        view.close()
+
+
+def test_no_kernel_no_views() -> None:
+    assert live.install() == "static"
+    assert display.view_factory() is None
+
+
+async def test_one_view_for_each_model() -> None:
+    async with ProcessManager() as pm:
+        table = live.view_of(pm)
+        assert isinstance(table, ProcessTable)
+        assert live.view_of(pm) is table
+        assert live.view_of(table) is table
+        assert live.view_of(object()) is None
+        process = await pm.spawn("sleep", "1000")
+        assert isinstance(live.view_of(process), OutputPane)
+        table.close()
+        again = live.view_of(pm)
+        assert again is not table
+
+
+async def test_the_record_of_a_process_is_written_again_at_its_end(published: list[Any]) -> None:
+    async with ProcessManager() as pm:
+        process = await pm.spawn("cat", stdin=True)
+        display.set_view_factory(live.view_bundle, publish=live.publish)
+        live.publish(process)
+        first, identity, update = published[0]
+        assert not update
+        assert "running" in first["text/html"]
+        await process.send_line("last words")
+        await process.close_stdin()
+        await settled(lambda: len(published) == 2)
+        last, same, update = published[1]
+        assert (same, update) == (identity, True)
+        assert "completed" in last["text/html"]
+        assert "last words" in last["text/html"]
+
+
+async def test_the_record_of_a_table_follows_ends(published: list[Any]) -> None:
+    async with ProcessManager() as pm:
+        live.publish(pm)
+        await pm.run("true", name="shortlived")
+        await settled(lambda: any("shortlived" in data["text/html"] for data, _, _ in published))
+        live.view_of(pm).close()  # type: ignore[union-attr]
+        count = len(published)
+        await pm.run("true")
+        assert len(published) == count
+
+
+async def test_without_widgets_html_is_replaced(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBPROCS_VIEWS", "html")
+    monkeypatch.setattr(live, "LIVE_APART", 0.0)
+    async with ProcessManager() as pm:
+        process = await pm.spawn(sys.executable, "-uc", "print(input())", stdin=True)
+        live.publish(process)
+        await process.send_line("seen by all")
+        await settled(lambda: any("seen by all" in data["text/html"] for data, _, _ in published))
+        await process.wait()
+        await settled(lambda: "completed" in published[-1][0]["text/html"])
+        assert all(WIDGET not in data for data, _, _ in published)
+        assert len({identity for _, identity, _ in published}) == 1

@@ -1,0 +1,64 @@
+"""The static record: what a saved notebook shows."""
+
+import re
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbprocs.model import ProcessConfig, ProcessInfo, ProcessStatus
+from nbprocs.widgets import record
+
+
+def info(name: str = "web", command: str = "python", args: tuple[str, ...] = (), **fields: object) -> ProcessInfo:
+    values: dict[str, object] = {
+        "id": "1",
+        "pid": 7,
+        "status": ProcessStatus.FAILED,
+        "created_at": datetime.now(UTC),
+        "exit_code": 3,
+        "execution_time": 75.0,
+    }
+    return ProcessInfo(name=name, config=ProcessConfig(command=command, args=args), **(values | fields))  # type: ignore[arg-type]
+
+
+def test_it_says_what_ran_how_it_ended_and_how_long_it_took() -> None:
+    html = record.process_html(info(args=("serve.py", "--token", "s3cret"), restarts=2), output="one\ntwo\n", cpu=[1, 5, 3])
+    for part in ("web", "python serve.py", "•••", "failed", "exit 3", "1 m 15 s", "one\ntwo", "restarted 2 times", "<polyline"):
+        assert part in html
+    assert "s3cret" not in html
+
+
+def test_signals_have_names() -> None:
+    assert record.ending(info(exit_code=None, signal=9, reason="timeout")) == "SIGKILL (timeout)"
+    assert record.ending(info(status=ProcessStatus.RUNNING)) == ""
+
+
+@given(st.text(max_size=200), st.text(min_size=1, max_size=40), st.lists(st.text(max_size=30), max_size=3))
+def test_nothing_from_outside_becomes_markup(output: str, name: str, args: list[str]) -> None:
+    plain_tags = set(re.findall(r"</?\w+", record.process_html(info(), output="x") + record.table_html([info()])))
+    html = record.process_html(info(name, args=tuple(args)), output=output) + record.table_html([info(name, args=tuple(args))])
+    assert set(re.findall(r"</?\w+", html)) <= plain_tags
+    assert "script" not in plain_tags
+    assert "<style" not in html
+
+
+def test_progress_bars_show_their_last_state_and_old_lines_are_counted() -> None:
+    html = record.lines_html("".join(f"line {i}\n" for i in range(30)) + "10%\r50%\r100%\r\n", lines=5)
+    assert "26 earlier lines" in html
+    assert "100%" in html
+    assert "50%" not in html
+
+
+def test_a_table_of_many_shows_the_last_ones_and_counts_all() -> None:
+    html = record.table_html([info(f"p{i}") for i in range(100)], rows=10)
+    assert "100 processes: 100 failed, the last 10 shown" in html
+    assert html.count("<tr>") == 11
+    assert record.table_html([]).count("no processes") == 1
+
+
+def test_a_sparkline_needs_two_values_and_stays_in_its_box() -> None:
+    assert record.sparkline([1.0], label="x") == ""
+    drawn = record.sparkline([0, 200, 50], label='a "label"', top=100)
+    assert "&quot;label&quot;" in drawn
+    assert all(0 <= float(v) <= 90 for v in re.findall(r"[\d.]+(?=[, ])", drawn.split('points="')[1].split('"')[0]))
