@@ -390,3 +390,24 @@ async def test_passwords_are_masked_wherever_a_command_is_shown(pm):
         for secret in SECRETS:
             assert secret not in text
     assert logging
+
+
+# --- what ended processes leave behind --------------------------------------------------------------------------------------
+
+LEAVER = "pid = os.fork()\nif pid == 0: forever()\nready(str(pid)); os._exit(3)"
+
+
+async def test_closing_ends_what_an_ended_process_left_behind():
+    async with ProcessManager() as pm:
+        left = int((await pm.run(*python_child(LEAVER), check=False)).stdout)
+        assert alive([left])
+    assert not alive([left])
+
+
+async def test_a_restart_ends_what_the_crashed_one_left_behind():
+    async with ProcessManager() as pm:
+        first = await pm.spawn(*python_child(LEAVER), name="server")
+        left = int((await first.wait()).stdout)
+        assert alive([left])
+        await pm.restart("server")
+        assert not alive([left])
