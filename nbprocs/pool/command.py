@@ -155,8 +155,9 @@ class CommandLink:
                 text += data
             complete = text[: text.rfind(b"\n") + 1].decode("utf-8", "replace").replace("\r\n", "\n").split("\n")[:-1]
             answer = answer_in(complete, kind.end)
-            if kind.errors and err.end > errors_from:
-                said = tail_text(err.read(errors_from, _READ)[1])
+            if kind.errors and b"\n" in (wrote := err.read(errors_from, _READ)[1]):
+                said = tail_text(wrote)
+                self._listener.spent("it answered with an error")
                 return ERROR, CommunicationError(
                     f"{process.name} answered {question!r} with an error: {said}", name=process.name, last_output=said
                 )

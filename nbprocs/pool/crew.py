@@ -261,7 +261,8 @@ class Crew:
             self.destroyed += 1
             self.crashed += crashed_itself
         if not member.done and (member.error is not None or crashed_itself):
-            self.brake.died(member.error)
+            result = member.process.result if member.process else None
+            self.brake.died(member.error, killed=result is not None and result.signal is not None)
         _settle(member.ready)
         if self.closing:
             return
@@ -355,7 +356,7 @@ class Crew:
             target=self.target,
             idle_for=None if member.lane.sent else now - member.idle_since,
             age=now - (member.ready_at or now),
-            budget=member.lane.budget,
+            budget=None if member.lane.sent else member.lane.budget,
             growth=memory - member.base_memory,
             stale_code=member.generation != self.generation,
         )

@@ -81,6 +81,10 @@ class Member:
         """It lives."""
         self.pinged_at = None
 
+    def spent(self, reason: str) -> None:
+        """No more tasks for it."""
+        self.crew.leave(self, reason)
+
     def hung_up(self) -> None:
         """Its socket is closed: normally because it is ending. One that lives on without it is of no use."""
         self.lane.open = False
@@ -95,7 +99,9 @@ class Member:
         self.idle_since = now
         self.pinged_at = None
         self.crew.brake.useful()
-        if not self.lane.sent and self.leaving:
+        if self.lane.sent:
+            return
+        if self.leaving:
             self.crew.dismiss(self)
         elif self.lane.budget is not None and self.lane.budget <= 0:
             self.crew.leave(self, f"ran {self.done} tasks")

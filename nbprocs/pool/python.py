@@ -40,6 +40,9 @@ class Listener(Protocol):
     def pong(self) -> None:
         """It answered a ping."""
 
+    def spent(self, reason: str) -> None:
+        """It should get no more tasks."""
+
     def hung_up(self) -> None:
         """It closed its socket, or sent what is no frame."""
 

@@ -8,6 +8,7 @@ __all__ = ["Brake", "Health", "hires", "leave_reason", "verdict"]
 
 HIRE_COST = 0.05  # seconds: what a new worker costs in start-up; less work than that is not worth one
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0  # seconds between starts when workers die before they did anything
+_KILLED = 1 / 16  # of a death
 _FREE_DEATHS = 3  # in a row that are replaced at once
 
 
@@ -86,21 +87,21 @@ class Brake:
     __slots__ = ("deaths", "last_error")
 
     def __init__(self) -> None:
-        self.deaths = 0  # in a row
+        self.deaths = 0.0  # in a row; those by a signal from outside count little
         self.last_error: BaseException | None = None
 
     def useful(self) -> None:
         """A worker became ready or finished a task."""
-        self.deaths = 0
+        self.deaths = 0.0
         self.last_error = None
 
-    def died(self, error: BaseException | None) -> None:
-        """One died without having been of use."""
-        self.deaths += 1
+    def died(self, error: BaseException | None, *, killed: bool = False) -> None:
+        """One died without having been of use; ``killed`` if a signal ended it, which is seldom its set-up's fault."""
+        self.deaths += _KILLED if killed else 1
         self.last_error = error or self.last_error
 
     @property
     def delay(self) -> float:
         """Seconds to wait before the next start."""
-        over = self.deaths - _FREE_DEATHS
+        over = int(self.deaths) - _FREE_DEATHS
         return 0.0 if over < 0 else min(_LONGEST_DELAY, _FIRST_DELAY * 2**over)

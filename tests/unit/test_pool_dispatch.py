@@ -125,7 +125,7 @@ def test_a_dead_workers_unstarted_tasks_go_to_the_front():
     push(made, jobs(1))
     made.finished(lane, 1)
     assert made.lost(lane, 2) == [tasks[1]]
-    assert [t for t in made.queue][:3] == tasks[2:]
+    assert list(made.queue)[:3] == tasks[2:]
     assert made.lanes == {}
 
 
