@@ -1,12 +1,13 @@
 """A blocking call of ours on a running loop is an error: everything else on that loop would stand still.
 
-Only calls made by nbprocs itself count (the caller's frame is looked at), and only in a thread whose loop runs at that moment. What is watched
+Only calls made by nbprocs itself count, in a coroutine or a callback, and only in a thread whose loop runs at that moment. What is watched
 is what a package that runs processes is tempted to do: sleep, wait for a child, join a thread, wait for a future.
 """
 
 import asyncio
 import concurrent.futures
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -22,10 +23,20 @@ class BlockingCall(AssertionError):
     """nbprocs blocked the loop."""
 
 
-def _called_by_us(depth: int = 2) -> str | None:
-    frame = sys._getframe(depth)
-    module = frame.f_globals.get("__name__", "")
-    return f"{module}:{frame.f_lineno}" if module.split(".")[0] == "nbprocs" else None
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _called_by_us() -> str | None:
+    """Where in nbprocs the call stands, if a coroutine or a callback of ours made it; a sync method that a user called may block that user."""
+    frame = sys._getframe(2)
+    place = f"{frame.f_globals.get('__name__', '')}:{frame.f_lineno}"
+    awaited, ours = False, False
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "nbprocs":
+        ours = True
+        awaited = awaited or bool(frame.f_code.co_flags & _ASYNC)
+        frame = frame.f_back
+    by_loop = frame is not None and frame.f_globals.get("__name__", "").startswith("asyncio.")
+    return place if ours and (awaited or by_loop) else None
 
 
 def _guarded(function: Callable[..., Any], name: str, harmless: Callable[..., bool]) -> Callable[..., Any]:
