@@ -27,7 +27,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbprocs.display import set_view_factory
 from nbprocs.errors import (
@@ -58,21 +58,108 @@ from nbprocs.model import (
     Stream,
     TaskPriority,
 )
-from nbprocs.policy import CircuitBreaker, RestartPolicy, RetryPolicy
 from nbprocs.process import ManagedProcess
 from nbprocs.readiness import LogLine, Port, Url
 
 __version__ = "0.1.0"
 
-# Loaded when they are first asked for: a widget library takes longer to import than all the rest.
-_LAZY = dict.fromkeys(("Dashboard", "OutputPane", "ProcessTable", "SpawnForm"), "nbprocs.widgets")
+# Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
+_LAZY = {
+    "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
+    "nbprocs.pool": ("CommandWorker", "PoolConfig", "PoolExecutor", "PoolMetrics", "ProcessPool", "PythonWorker", "RemoteError"),
+    "nbprocs.scheduler": (
+        "After",
+        "Condition",
+        "DependencyFailed",
+        "Halt",
+        "Misfire",
+        "ScheduledTask",
+        "SchedulerConfig",
+        "SchedulerStatus",
+        "TaskInterrupted",
+        "TaskScheduler",
+    ),
+    "nbprocs.monitor": (
+        "Alert",
+        "AlertSeverity",
+        "AlertThresholds",
+        "AlertType",
+        "ProcessMetrics",
+        "ProcessMonitor",
+        "Recording",
+        "Rule",
+        "record",
+        "replay",
+    ),
+    "nbprocs.recovery": (
+        "ErrorHandler",
+        "FirstOf",
+        "NotifyAdmin",
+        "RecoveryReport",
+        "RecoveryStrategy",
+        "ReplaceProcess",
+        "RestartProcess",
+        "ScaleDown",
+        "ScaleUp",
+        "Sequence",
+    ),
+    "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
+}
+_HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
+
+if TYPE_CHECKING:
+    from nbprocs.monitor import (
+        Alert,
+        AlertSeverity,
+        AlertThresholds,
+        AlertType,
+        ProcessMetrics,
+        ProcessMonitor,
+        Recording,
+        Rule,
+        record,
+        replay,
+    )
+    from nbprocs.policy import CircuitBreaker, RestartPolicy, RetryPolicy
+    from nbprocs.pool import CommandWorker, PoolConfig, PoolExecutor, PoolMetrics, ProcessPool, PythonWorker, RemoteError
+    from nbprocs.recovery import (
+        ErrorHandler,
+        FirstOf,
+        NotifyAdmin,
+        RecoveryReport,
+        RecoveryStrategy,
+        ReplaceProcess,
+        RestartProcess,
+        ScaleDown,
+        ScaleUp,
+        Sequence,
+    )
+    from nbprocs.scheduler import (
+        After,
+        Condition,
+        DependencyFailed,
+        Halt,
+        Misfire,
+        ScheduledTask,
+        SchedulerConfig,
+        SchedulerStatus,
+        TaskInterrupted,
+        TaskScheduler,
+    )
+    from nbprocs.widgets import Charts, Dashboard, OutputPane, PoolView, ProcessTable, QueueView, SpawnForm
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _HOME_OF:
         msg = f"module 'nbprocs' has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -97,19 +184,37 @@ if getattr(_shell, "kernel", None) is not None:
     set_view_factory(None, publish=_show_live)
 
 __all__ = [
+    "After",
+    "Alert",
+    "AlertSeverity",
+    "AlertThresholds",
+    "AlertType",
+    "Charts",
     "CircuitBreaker",
     "Closed",
+    "CommandWorker",
     "CommunicationError",
+    "Condition",
     "Dashboard",
+    "DependencyFailed",
+    "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
+    "FirstOf",
+    "Halt",
     "LogLine",
     "ManagedProcess",
+    "Misfire",
     "NameInUse",
     "NotReady",
+    "NotifyAdmin",
     "OutOfMemory",
     "OutputPane",
     "PermissionDenied",
+    "PoolConfig",
+    "PoolExecutor",
+    "PoolMetrics",
+    "PoolView",
     "Port",
     "ProcessConfig",
     "ProcessCrashed",
@@ -118,18 +223,40 @@ __all__ = [
     "ProcessFailed",
     "ProcessInfo",
     "ProcessManager",
+    "ProcessMetrics",
+    "ProcessMonitor",
+    "ProcessPool",
     "ProcessResult",
     "ProcessStatus",
     "ProcessTable",
+    "PythonWorker",
+    "QueueView",
+    "Recording",
+    "RecoveryReport",
+    "RecoveryStrategy",
+    "RemoteError",
+    "ReplaceProcess",
     "ResourceExhausted",
     "RestartPolicy",
+    "RestartProcess",
     "RestartsExhausted",
     "RetryPolicy",
+    "Rule",
+    "ScaleDown",
+    "ScaleUp",
+    "ScheduledTask",
+    "SchedulerConfig",
+    "SchedulerStatus",
+    "Sequence",
     "SpawnForm",
     "StartupFailed",
     "StopFailed",
     "Stream",
+    "TaskInterrupted",
     "TaskPriority",
+    "TaskScheduler",
     "UnknownProcess",
     "Url",
+    "record",
+    "replay",
 ]

@@ -12,6 +12,7 @@ All state is touched on the home loop only; async methods may be awaited anywher
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import time
@@ -32,16 +33,17 @@ from nbprocs.errors import (
 )
 from nbprocs.events import EventStream, Subscriber
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
-from nbprocs.policy import RestartPolicy, RetryPolicy, restart_policy
 from nbprocs.process import ManagedProcess
 from nbprocs.readiness import Probe, Ready, as_probe, until_ready
 from nbprocs.registry import Registry, Slots
 from nbprocs.snapshots import frame_of, table_html
 from nbprocs.startup import Launch, build_config, feed, not_ready, start_error
-from nbprocs.supervision import Supervisor
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nbprocs.policy import RestartPolicy, RetryPolicy
+    from nbprocs.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
 
@@ -94,7 +96,13 @@ class ProcessManager(Displayable):
         self._events = EventStream(home)
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
-        self.supervisor: Supervisor[ManagedProcess] = Supervisor(self)
+
+    @functools.cached_property
+    def supervisor(self) -> "Supervisor[ManagedProcess]":
+        """What keeps supervised processes alive. Loaded when it is first needed: most managers supervise nothing."""
+        from nbprocs.supervision import Supervisor  # noqa: PLC0415 - a fifth of the package's import time
+
+        return Supervisor(self)
 
     # -- start
 
@@ -116,7 +124,7 @@ class ProcessManager(Displayable):
         ready: Ready | None = None,
         ready_timeout: float = 30.0,
         wait: bool = False,
-        restart: RestartPolicy | bool | None = None,
+        restart: "RestartPolicy | bool | None" = None,
         inherit: Sequence[int] = (),
     ) -> ManagedProcess:
         """Start a process and return it, running (and ready, if ``ready`` says what that means).
@@ -140,12 +148,11 @@ class ProcessManager(Displayable):
         Raises StartupFailed, PermissionDenied, ResourceExhausted, NameInUse, NotReady or Closed; then nothing was left running.
         Takes a millisecond or so without ``wait`` and ``ready``.
         """
+        policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
         config = build_config(
             command, args, name=name, working_dir=working_dir, env_vars=env_vars, stdin=stdin, timeout=timeout, shell=shell, pty=pty
         )
-        launch = Launch(ready=ready, ready_timeout=ready_timeout)
-        process = await self._start(config, launch, wait=wait, inherit=tuple(inherit))
-        policy = restart_policy(restart)
+        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout), wait=wait, inherit=tuple(inherit))
         if policy is not None:
             self.supervisor.attach(process, policy)
         return process
@@ -230,7 +237,7 @@ class ProcessManager(Displayable):
         *args: str | os.PathLike[str],
         input: bytes | str | None = None,  # noqa: A002 - subprocess.run's name for it
         check: bool = True,
-        retry: RetryPolicy | None = None,
+        retry: "RetryPolicy | None" = None,
         name: str | None = None,
         working_dir: str | os.PathLike[str] | None = None,
         env_vars: Mapping[str, str | None] | None = None,
@@ -336,16 +343,10 @@ class ProcessManager(Displayable):
         ``config`` makes the new one run something else. On an error the old one goes on as before. Raises what spawn() raises.
         """
         old = self.get(key)
-        name = old.name
         held = self.supervisor.hold(old.id)
+        launch, next_name = self._launches.get(old.id, Launch()), self._registry.fresh_name(f"{old.name}-next")
         try:
-            new = await self._start(
-                config or old.config,
-                self._launches.get(old.id, Launch()),
-                wait=True,
-                predecessor=old,
-                name=self._registry.fresh_name(f"{name}-next"),
-            )
+            new = await self._start(config or old.config, launch, wait=True, predecessor=old, name=next_name)
         except BaseException as error:
             if held is not None:
                 self.supervisor.lose(held, error)
@@ -478,7 +479,8 @@ class ProcessManager(Displayable):
         self._closing.result()
 
     async def _close(self, grace: float) -> None:
-        await self.supervisor.aclose()
+        if "supervisor" in self.__dict__:
+            await self.supervisor.aclose()
         live = self._registry.live
         running = [process for process in live if process.pid is not None]
         for process in running:

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import signal
 import time
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -77,6 +76,8 @@ class ManagedProcess(Displayable):
     """
 
     def __init__(self, config: ProcessConfig, *, name: str, owner: Owner, predecessor: "ManagedProcess | None" = None) -> None:
+        import uuid  # noqa: PLC0415 - it loads platform; the first start pays for it, not the import
+
         self.id = str(uuid.uuid4())
         self.name = name
         self.config = config

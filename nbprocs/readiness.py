@@ -6,8 +6,6 @@ Each probe is a value with one async ``check``: the manager repeats it until it 
 import asyncio
 import inspect
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -97,6 +95,9 @@ class Url:
         if not self.url.startswith(("http://", "https://")):
             msg = f"a URL to probe must begin with http:// or https://, not {self.url!r}"
             raise ValueError(msg)
+        import urllib.error  # noqa: PLC0415 - the slowest import of all, for one probe
+        import urllib.request  # noqa: PLC0415
+
         try:
             with urllib.request.urlopen(self.url, timeout=2) as answer:  # noqa: S310 - the scheme was checked
                 return bool(answer.status < 400)  # noqa: PLR2004 - HTTP's own border

@@ -22,7 +22,7 @@ from typing import Generic, Protocol, TypeVar
 from nbprocs.engine.home import Home, Tasks, log
 from nbprocs.errors import Closed, NameInUse, ProcessError, RestartsExhausted, error_from_result
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
-from nbprocs.policy import CircuitBreaker, Fatal, Finished, Life, RestartPolicy, decide_restart
+from nbprocs.policy import CircuitBreaker, Fatal, Finished, Life, RestartPolicy, decide_restart, restart_policy
 
 __all__ = ["Keeper", "Supervised", "Supervisor"]
 
@@ -124,6 +124,8 @@ class Supervisor(Generic[P]):
         return self._keeper.home.loop.call_later(delay, callback).cancel
 
     # -- what the manager calls
+
+    policy_for = staticmethod(restart_policy)
 
     def attach(self, process: P, policy: RestartPolicy) -> None:
         """Supervise it from now on. Costs no time while it runs."""

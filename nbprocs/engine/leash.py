@@ -15,9 +15,7 @@ import os
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
-import uuid
 from pathlib import Path
 
 from nbprocs.engine.home import log
@@ -33,7 +31,7 @@ class Leash:
     """This process's leash. Made at the first child; replaced if somebody killed it."""
 
     def __init__(self) -> None:
-        self.token = uuid.uuid4().hex
+        self.token = os.urandom(16).hex()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._table: int | None = None
@@ -110,6 +108,8 @@ class Leash:
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("nbprocs-leash")
+    import tempfile  # noqa: PLC0415 - only where there is no memfd
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

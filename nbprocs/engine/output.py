@@ -12,7 +12,6 @@ every reader is told. Nothing here splits lines until somebody asks: chunks are 
 
 import asyncio
 import os
-import tempfile
 import threading
 import weakref
 from collections import deque
@@ -93,6 +92,8 @@ class OutputLog:
         self._first += len(chunk)
 
     def _spill_chunk(self, chunk: bytes) -> None:
+        import tempfile  # noqa: PLC0415 - with shutil and random behind it, for an output that most processes don't have
+
         room = self.spill_limit - self._spilled
         try:
             if self._spill is None and room > 0:

@@ -5,9 +5,7 @@ import random
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Self
-
-import tenacity
+from typing import TYPE_CHECKING, Any, Self
 
 from nbprocs.errors import (
     Closed,
@@ -23,6 +21,9 @@ from nbprocs.errors import (
     UnknownProcess,
 )
 from nbprocs.policy.waits import Jitter, Stop, Wait, backoff, call_state, instant, spread, valid_delays
+
+if TYPE_CHECKING:
+    import tenacity
 
 __all__ = ["RetryPolicy"]
 
@@ -81,7 +82,7 @@ class RetryPolicy:
             object.__setattr__(self, "output", re.compile(self.output))
 
     @classmethod
-    def from_tenacity(cls, retrying: tenacity.BaseRetrying, **changes: Any) -> Self:
+    def from_tenacity(cls, retrying: "tenacity.BaseRetrying", **changes: Any) -> Self:
         """The policy that does what a tenacity ``Retrying`` or ``AsyncRetrying`` would: its wait, its stop, its retry condition.
 
         >>> import tenacity
@@ -179,4 +180,6 @@ class RetryPolicy:
         return base if exact else lambda state: spread(float(base(state)), self.jitter, self.rng)
 
     def _stop(self) -> Stop:
+        import tenacity  # noqa: PLC0415 - loaded where it is used: import must stay light
+
         return self.stop if self.stop is not None else tenacity.stop_after_attempt(self.max_retries + 1)

@@ -8,17 +8,17 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import tenacity
+if TYPE_CHECKING:
+    import tenacity  # at run time only where a wait is computed: it loads asyncio's and tornado's helpers, and import must stay light
 
 __all__ = ["Jitter", "Stop", "Wait", "backoff", "call_state", "instant", "instant_waits", "spread", "valid_delays"]
 
 Jitter = bool | Literal["full", "proportional"]
-Wait = Callable[[tenacity.RetryCallState], float | int]
-Stop = Callable[[tenacity.RetryCallState], bool]
+Wait = Callable[["tenacity.RetryCallState"], float | int]
+Stop = Callable[["tenacity.RetryCallState"], bool]
 
-_CALLER = tenacity.Retrying(reraise=True)  # a RetryCallState wants one; nothing is ever called through it
 _SHARED = random.Random()  # noqa: S311 - spreads load, keeps no secret
 _lock = threading.Lock()
 _instant_depth = 0
@@ -26,12 +26,17 @@ _instant_depth = 0
 
 def backoff(*, initial: float, cap: float, multiplier: float) -> Wait:
     """``initial * multiplier ** (attempt - 1)``, at most ``cap`` seconds."""
+    import tenacity  # noqa: PLC0415 - see above
+
     return tenacity.wait_exponential(multiplier=initial, max=cap, exp_base=multiplier)
 
 
-def call_state(error: BaseException, *, attempt: int, elapsed: float) -> tenacity.RetryCallState:
+def call_state(error: BaseException, *, attempt: int, elapsed: float) -> "tenacity.RetryCallState":
     """What tenacity's waits and stops look at, as if tenacity had made these attempts itself."""
-    state = tenacity.RetryCallState(_CALLER, None, (), {})
+    import tenacity  # noqa: PLC0415 - see above
+
+    caller = tenacity.Retrying(reraise=True)  # a RetryCallState wants one; nothing is ever called through it
+    state = tenacity.RetryCallState(caller, None, (), {})
     state.attempt_number = attempt
     state.outcome = tenacity.Future(attempt)
     state.outcome.set_exception(error)

@@ -304,6 +304,12 @@ async def test_not_ready_in_time_or_ended_before_shows_the_last_lines_and_leaves
     assert pm.live == 0
 
 
+async def test_a_wrong_restart_policy_starts_nothing(pm: ProcessManager) -> None:
+    with pytest.raises(TypeError, match="restart must be"):
+        await pm.spawn(*SLEEPER, restart=5)  # type: ignore[arg-type]
+    assert pm.processes() == ()
+
+
 async def test_url_readiness() -> None:
     async with ProcessManager() as pm:
         code = """
