@@ -19,6 +19,9 @@ from nbprocs.recovery.strategies import Incident, Scalable, carry_out
 __all__ = ["Case", "Episode", "Surroundings"]
 
 
+_FOREVER = 1e8  # seconds, some three years: timers can't be set to infinity
+
+
 @dataclass(slots=True, kw_only=True)
 class Episode:
     """The failures of one name since it was last well; they outlive the single recovery."""
@@ -128,7 +131,8 @@ class Case:
 
     async def _settled(self, process: ManagedProcess) -> tuple[str, BaseException | None]:
         """What became of a new process: it completed, it runs on, or it failed."""
-        if not await process.ended_within(self._around.settle):
+        settle = self._around.settle if self._plan.settle is None else self._plan.settle
+        if not await process.ended_within(min(settle, _FOREVER)):
             self.seen.discard(process.id)  # should it end from here on, that is another error
             self._note(StepKind.HEALTHY, process_id=process.id)
             return f"running as pid {process.pid}", None

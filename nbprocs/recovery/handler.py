@@ -103,15 +103,19 @@ class ErrorHandler(Displayable):
 
     # -- settings
 
-    def set_retry_policy(self, pattern: str, policy: RetryPolicy | None, *, healthy_after: float | None = None) -> None:
+    def set_retry_policy(
+        self, pattern: str, policy: RetryPolicy | None, *, healthy_after: float | None = None, settle: float | None = None
+    ) -> None:
         """Failures of such names are tried again by this policy; None takes it back.
 
         The name itself beats a pattern, and a pattern that is set later beats an earlier one.
 
         The policy counts the failures of a name until it completes with exit status 0, or, with ``healthy_after``, until it has run for so
         many seconds. Give that for servers; without it a job that always fails late can't be retried without end.
+        ``settle`` seconds are what a try must live to count as recovered, instead of the handler's; ``math.inf``, for jobs: until it
+        has ended.
         """
-        self._rules.set_policy(pattern, policy, healthy_after)
+        self._rules.set_policy(pattern, policy, healthy_after=healthy_after, settle=settle)
 
     def set_recovery_strategy(self, pattern: str, strategy: RecoveryStrategy | Strategy | Iterable[Any] | None) -> None:
         """What to do when no try is left: a RecoveryStrategy, a callable, or a list of them (all are done). None takes it back."""

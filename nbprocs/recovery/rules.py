@@ -1,7 +1,7 @@
 """Which policy and which strategy hold for a name: pure look-ups."""
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbprocs.policy import RetryPolicy
@@ -24,6 +24,7 @@ class Plan:
 
     policy: RetryPolicy | None = None
     healthy_after: float | None = None  # seconds of uptime that end an episode; None: only exit status 0 does
+    settle: float | None = None  # seconds that a try must live to count as well; None: the handler's; infinite: until it has ended
     strategy: Any = None
 
     def __bool__(self) -> bool:
@@ -41,14 +42,16 @@ class Rules:
     """
 
     def __init__(self) -> None:
-        self._policies: dict[str, tuple[RetryPolicy, float | None]] = {}
+        self._policies: dict[str, Plan] = {}
         self._strategies: dict[str, Any] = {}
 
-    def set_policy(self, pattern: str, policy: RetryPolicy | None, healthy_after: float | None = None) -> None:
+    def set_policy(
+        self, pattern: str, policy: RetryPolicy | None, *, healthy_after: float | None = None, settle: float | None = None
+    ) -> None:
         """Set it, or take it back with None."""
         self._policies.pop(pattern, None)  # so that setting it again makes it the last one
         if policy is not None:
-            self._policies[pattern] = (policy, healthy_after)
+            self._policies[pattern] = Plan(policy=policy, healthy_after=healthy_after, settle=settle)
 
     def set_strategy(self, pattern: str, strategy: Any) -> None:
         """Set it, or take it back with None."""
@@ -58,8 +61,8 @@ class Rules:
 
     def plan(self, name: str) -> Plan:
         """What holds for that name."""
-        policy, healthy_after = _pick(self._policies, name) or (None, None)
-        return Plan(policy=policy, healthy_after=healthy_after, strategy=_pick(self._strategies, name))
+        tries = _pick(self._policies, name) or Plan()
+        return replace(tries, strategy=_pick(self._strategies, name))
 
 
 def _pick(table: dict[str, Any], name: str) -> Any:

@@ -137,6 +137,15 @@ class TestRetries:
             await recovered(handler, "late", 3)
             assert pm.get("late").restarts == 3
 
+    async def test_a_job_is_judged_by_its_end_where_that_was_asked_for(self, pm, asked):
+        code = "time.sleep(0.5); sys.exit(1)"  # longer than the handler's settle
+        asked.set_retry_policy("late", RetryPolicy(max_retries=1, initial_delay=0), settle=float("inf"))
+        process = await pm.spawn(*python_child(code), name="late")
+        await process.wait()
+        report = await asked.handle_error(process)
+        assert not report.recovered
+        assert report.attempts == 2
+
     async def test_instant_waits(self, pm, asked, tmp_path):
         asked.set_retry_policy("flaky", RetryPolicy(max_retries=3, initial_delay=1000, max_delay=1000, jitter=False))
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
