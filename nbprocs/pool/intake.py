@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbprocs.engine.home import Home
@@ -128,7 +128,7 @@ class Intake:
         future.stands_for(task)
         self._put(task, error)
 
-    def submit_chunk(self, future: Future, known: Function, title: str, chunk: list[Any], how: How, *, star: bool) -> None:
+    def submit_chunk(self, future: Future, known: Function, title: str, chunk: Sequence[Any], how: How, *, star: bool) -> None:
         """Several calls of one function as one task, whose result is (values, error)."""
         if self.closed:
             self.check_open()

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import operator
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from nbprocs.engine.home import Home
@@ -16,7 +16,7 @@ _AIM = 0.03  # seconds of work in a chunk: long beside its overhead, short enoug
 _GROWTH = 8  # a chunk is at most so many times larger than the one before
 _LARGEST = 50_000  # items
 
-Submit = Callable[[list[Any], int], TaskHandle[tuple[list[Any], BaseException | None]]]
+Submit = Callable[[Sequence[Any], int], TaskHandle[tuple[list[Any], BaseException | None]]]
 
 
 class Sizer:
@@ -46,10 +46,20 @@ class Sizer:
             self.size = max(1, min(right, self.size * _GROWTH, self._most))
 
 
-def chunks_of(items: Iterator[Any], sizer: Sizer) -> Iterator[tuple[int, list[Any]]]:
-    """(index of the first, items) for each chunk, each as long as the sizer says when it is asked for."""
+def chunks_of(items: Iterable[Any], sizer: Sizer) -> Iterator[tuple[int, Sequence[Any]]]:
+    """(index of the first, items) for each chunk, each as long as the sizer says when it is asked for.
+
+    A chunk of a range is a range: a few bytes, however many numbers.
+    """
     start = 0
-    while chunk := list(itertools.islice(items, sizer.size)):
+    if type(items) is range:
+        while start < len(items):
+            part = items[start : start + sizer.size]
+            yield start, part
+            start += len(part)
+        return
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, sizer.size)):
         yield start, chunk
         start += len(chunk)
 
@@ -78,7 +88,7 @@ def progress_bar(progress: bool | str, *, title: str, total: int | None) -> Call
 
 async def mapped(
     submit: Submit,
-    items: Iterator[Any],
+    items: Iterable[Any],
     *,
     ordered: bool,
     sizer: Sizer,

@@ -16,7 +16,7 @@ This module is the public face; what it decides and does is in the modules named
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -270,11 +270,11 @@ class ProcessPool(Displayable):
         workers = self._crew.size or self.config.most
         sizer = Sizer(chunksize or (1 if careful else None), total=total, workers=workers)
         star = len(iterables) > 1
-        items = zip(*iterables) if star else iter(iterables[0])  # noqa: B905 - the shortest ends it, as with the built-in map
+        items = zip(*iterables) if star else iterables[0]  # noqa: B905 - the shortest ends it, as with the built-in map
         known = self._intake.snapshot(function)
         title = title_of(function)
 
-        def submit(chunk: list[Any], start: int) -> TaskHandle[Any]:
+        def submit(chunk: Sequence[Any], start: int) -> TaskHandle[Any]:
             handle = self._intake.handle()
             self._intake.submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
             return handle
@@ -284,13 +284,13 @@ class ProcessPool(Displayable):
             items,
             ordered=ordered,
             sizer=sizer,
-            window=2 * workers + 2,
+            window=4 * workers,
             bar=progress_bar(progress, title=title, total=total),
             finish=lambda: self._codec.retire(known),
         )
 
     def _map_lines(self, lines: Any, how: How, *, ordered: bool, progress: bool | str) -> AsyncGenerator[Any, None]:
-        def submit(chunk: list[Any], _start: int) -> TaskHandle[Any]:
+        def submit(chunk: Sequence[Any], _start: int) -> TaskHandle[Any]:
             handle = self._intake.handle()
             self._intake.submit(handle, chunk[0], (), {}, how, listed=True)
             return handle
