@@ -95,6 +95,7 @@ class ErrorHandler(Displayable):
         self._cases: dict[str, tuple[Case, asyncio.Task[RecoveryReport]]] = {}  # by name: never two for one name
         self._reports: OrderedDict[str, RecoveryReport] = OrderedDict()  # by the id of each process dealt with
         self._heard: OrderedDict[str, None] = OrderedDict()  # ids whose error the callbacks know
+        self._titles: OrderedDict[str, str] = OrderedDict()  # the name in the record: in a replacement both have another one for a moment
         self._watches: dict[str, asyncio.TimerHandle] = {}
         self._liveness: list[Liveness] = []
         self._closers: list[Callable[[], None]] = []
@@ -296,8 +297,12 @@ class ErrorHandler(Displayable):
 
     def _started(self, event: ProcessEvent) -> None:
         again = event.info is not None and event.info.restarts > 0
+        process = self._known(event.process_id)
+        before = process.predecessor if process is not None else None
+        self._titles[event.process_id] = title = event.name if before is None else self._titles.get(before.id, event.name)
+        _bound(self._titles)
         self._note(StepKind.RESTARTED if again else StepKind.STARTED, event)
-        if again and event.name not in self._cases:
+        if again and title not in self._cases:
             self._watches[event.process_id] = self.home.loop.call_later(self._around.settle, self._still_well, event)
 
     def _ready(self, event: ProcessEvent) -> None:
@@ -355,11 +360,13 @@ class ErrorHandler(Displayable):
         _bound(self._heard)
         what = getattr(error, "message", None) or str(error)
         word, kind = in_a_word(error, name=name), type(error).__name__
-        self.journal.add(Step(kind=StepKind.ERROR, name=name, process_id=process_id, what=what, word=word, error=kind, ok=False))
+        title = self._titles.get(process_id, name)
+        self.journal.add(Step(kind=StepKind.ERROR, name=title, process_id=process_id, what=what, word=word, error=kind, ok=False))
         self._callbacks.tell(error, name=name, process_id=process_id)
 
     def _note(self, kind: StepKind, event: ProcessEvent, **fields: Any) -> None:
-        self.journal.add(Step(kind=kind, name=event.name, process_id=event.process_id, **fields))
+        title = self._titles.get(event.process_id, event.name)
+        self.journal.add(Step(kind=kind, name=title, process_id=event.process_id, **fields))
 
     # -- looking
 

@@ -359,6 +359,8 @@ async def test_events_tell_the_story_of_a_replacement(pm, handler):
     kinds = []
     pm.subscribe(lambda e: kinds.append(e.kind))
     old = await pm.spawn(*SLEEPER, name="web", ready=LogLine("ready"))
-    handler.set_recovery_strategy("web", RecoveryStrategy.REPLACE_PROCESS)
+    handler.set_recovery_strategy("web", ReplaceProcess(policy=AT_ONCE))
     await handler.handle_error(ProcessFailed("it leaks", process_id=old.id, name="web"))
+    assert handler.journal.names() == ("web",)  # not the passing names that the two had meanwhile
+    assert handler.story("web") == "started → it leaks → restarted → stopped → replace process → healthy"
     assert kinds == [EventKind.STARTED, EventKind.READY, EventKind.STARTED, EventKind.READY, EventKind.EXITED]
