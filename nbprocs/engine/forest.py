@@ -14,13 +14,15 @@ busy host with thousands of foreign processes costs one listing, and a member st
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
-from nbprocs.engine.handles import Handle, descriptor_budget, listing, open_handle
+from nbprocs.engine.handles import Handle, descriptor_budget, latest_pid, listing, open_handle
 from nbprocs.engine.table import ON_LINUX, Identity, Row
 
 __all__ = ["Forest", "Member"]
 
-KEPT_EACH = 3  # descriptors of one kept handle
+KEPT_EACH = 4  # descriptors of one kept handle
+TRUSTED = 10  # scans in a row that may rely on the latest pid alone: it is the same again after as many births as there are pids
 
 
 @dataclass(slots=True)
@@ -31,6 +33,8 @@ class Member:
     row: Row
     root: Identity  # of the nearest watched root: itself, if it is one
     at: float  # when the row was read, time.perf_counter()
+    before: tuple[float, float, int | None] | None = None  # for whoever measures CPU: ticks, time, run time at the reading before
+    reading: Any = None  # … and what was read of it at ``before``
 
 
 class Forest:
@@ -43,21 +47,38 @@ class Forest:
         self._keep = descriptor_budget() if keep is None else keep
         self._kept = 0
         self._outsiders: dict[int, float] = {}
+        self._marks: dict[int, float] = {}
+        self._newest = self._trusted = 0
+        self._changed = True  # other roots than in the listing before
         self._roots: dict[int, Identity] = {}
         self._above: dict[Identity, Identity] = {}  # a watched root inside another one's tree -> that one
 
     def scan(self, roots: Iterable[Identity]) -> dict[Identity, list[Member]]:
         """Look once; returns the members of each root that lives, itself first. A root inside another's tree counts in both."""
         self._plant({root.pid: root for root in roots})
-        marks = listing(portable=self.portable)
-        fresh = self._refresh(marks)
-        self._place(fresh, marks)
+        fresh = self._refresh(self._listing())
+        self._place(fresh, self._marks)
         return self._trees()
+
+    @property
+    def nested(self) -> bool:
+        """Whether a watched root is inside another one's tree."""
+        return bool(self._above)
+
+    def _listing(self) -> dict[int, float]:
+        """Who is there. While no pid was given out there is nobody new, and the members themselves tell when they are gone."""
+        newest = 0 if self.portable else latest_pid()  # before the listing: who is born in between is found next time
+        if newest and newest == self._newest and self._trusted < TRUSTED and not self._changed:
+            self._trusted += 1
+        else:
+            self._marks = listing(portable=self.portable)
+            self._newest, self._trusted, self._changed = newest, 0, False
+        return self._marks
 
     def _plant(self, roots: dict[int, Identity]) -> None:
         if roots == self._roots:
             return
-        old, self._roots = self._roots, roots
+        old, self._roots, self._changed = self._roots, roots, True
         added = [pid for pid, root in roots.items() if old.get(pid) != root]
         if any(pid in self._outsiders for pid in added):
             self._outsiders.clear()  # its children may be among them

@@ -15,7 +15,22 @@ import psutil
 
 from nbprocs.engine.table import ON_LINUX, Row, parse_stat, read_psutil
 
-__all__ = ["Handle", "ProcHandle", "PsutilHandle", "descriptor_budget", "listening_inodes", "listing", "open_handle", "user_of"]
+__all__ = [
+    "Handle",
+    "ProcHandle",
+    "PsutilHandle",
+    "descriptor_budget",
+    "latest_pid",
+    "listening_inodes",
+    "listing",
+    "open_handle",
+    "user_of",
+]
+
+
+RESTED_MOST = 9  # looks in a row that may rely on a process not having run
+
+Inodes = Callable[[], Mapping[int, int]]
 
 
 class Handle(Protocol):
@@ -23,9 +38,13 @@ class Handle(Protocol):
 
     pid: int
     kept: bool  # it holds descriptors
+    rested: bool  # it has not run since the look before: the answers are those of then
 
     def row(self) -> Row | None:
         """Its line of the process table now; None once it is gone, or when the pid belongs to another one."""
+
+    def run_time(self) -> int | None:
+        """Nanoseconds on a processor at the latest ``row()``, while it has one thread; None where only the ticks of the row are known."""
 
     def descriptors(self) -> int | None:
         """Open file descriptors (handles on Windows)."""
@@ -36,8 +55,8 @@ class Handle(Protocol):
     def exact_memory(self) -> tuple[int | None, int | None]:
         """PSS and USS in bytes. 0.1 ms for a small process, milliseconds for a big one: ask seldom."""
 
-    def ports(self, inodes: Mapping[int, int]) -> tuple[int, ...] | None:
-        """TCP ports that it listens on, given what ``listening_inodes`` returned."""
+    def ports(self, inodes: Inodes) -> tuple[int, ...] | None:
+        """TCP ports that it listens on, given ``listening_inodes``, which is asked only when it has sockets at all."""
 
     def close(self) -> None:
         """Give back what it holds. Idempotent."""
@@ -54,56 +73,112 @@ def descriptor_budget() -> int:
 
 
 class ProcHandle:
-    """By ``/proc``. With ``keep`` three descriptors stay open until ``close``; without it each question opens and closes its own."""
+    """By ``/proc``. With ``keep`` four descriptors stay open until ``close``; without it each question opens and closes its own.
 
-    __slots__ = ("_fd_dir", "_io", "_last", "_stat", "kept", "pid", "start")
+    A process of one thread whose run time and time slices (schedstat) are what they were has not run, so nothing that it does can have
+    changed: the answers of before hold, for ``RESTED_MOST`` looks at most (its pages may be reclaimed meanwhile). An idle process costs
+    one read of 30 bytes.
+    """
+
+    __slots__ = (
+        "_count",
+        "_fd_dir",
+        "_io",
+        "_io_text",
+        "_moved",
+        "_rests",
+        "_row",
+        "_sched",
+        "_sched_text",
+        "_stat",
+        "_text",
+        "kept",
+        "pid",
+        "rested",
+        "start",
+    )
 
     def __init__(self, pid: int, *, keep: bool) -> None:
         """Raises OSError when there is no such process."""
         self.pid = pid
         self.start: float | None = None
         self.kept = keep
-        self._last: Row | None = None
-        self._io = self._fd_dir = -1
+        self.rested = False
+        self._rests = 0
+        self._row: Row | None = None
+        self._moved: tuple[int, int] | None = None
+        self._count: int | None = None
+        self._text = self._io_text = self._sched_text = b""  # as last read: what is the same needn't be understood again
+        self._io = self._fd_dir = self._sched = -1
         self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         if keep:
             self._fd_dir = _open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY)
             self._io = _open(f"/proc/{pid}/io", os.O_RDONLY)
+            self._sched = _open(f"/proc/{pid}/schedstat", os.O_RDONLY)
 
     def row(self) -> Row | None:
         """See Handle."""
-        fd = self._stat
         try:
-            if fd < 0:
-                fd = os.open(f"/proc/{self.pid}/stat", os.O_RDONLY)
-            row = parse_stat(self.pid, os.pread(fd, 1024, 0))
+            if self._sched >= 0 and self._has_rested():
+                return self._row
+            text = os.pread(self._stat, 1024, 0) if self.kept else self._first_text()
+            if text == self._text:
+                return self._row
+            row = parse_stat(self.pid, text)
         except (OSError, ValueError):
             return None
-        finally:
-            if not self.kept and fd >= 0:
-                os.close(fd)
-                self._stat = -1
         if self.start is None:
             self.start = row.start
-        return row if row.start == self.start else None
+        if row.start != self.start:
+            return None
+        self._text, self._row = text, row
+        return row
+
+    def _has_rested(self) -> bool:
+        text = os.pread(self._sched, 128, 0)  # before all else: who runs in between is seen next time
+        same = text == self._sched_text
+        self._sched_text = text
+        self.rested = same and self._rests < RESTED_MOST and self._row is not None and self._row.threads == 1
+        self._rests = self._rests + 1 if self.rested else 0
+        return self.rested
+
+    def run_time(self) -> int | None:
+        """See Handle: the first number of schedstat, which knows the main thread only. A tick is 10 ms: at ten samples a second 10 %."""
+        if not self._sched_text or self._row is None or self._row.threads != 1:
+            return None
+        return int(self._sched_text.split(None, 1)[0])
+
+    def _first_text(self) -> bytes:
+        fd, self._stat = self._stat, -1
+        if fd < 0:
+            return self._read("stat", 1024)
+        try:
+            return os.read(fd, 1024)
+        finally:
+            os.close(fd)
 
     def descriptors(self) -> int | None:
         """See Handle. Since Linux 6.2 the size of the directory is the number; before, the entries are counted."""
-        try:
-            where: int | str = self._fd_dir if self._fd_dir >= 0 else f"/proc/{self.pid}/fd"
-            size = os.stat(where).st_size
-            return size or len(os.listdir(where))
-        except OSError:
-            return None
+        if not self.rested:
+            try:
+                where: int | str = self._fd_dir if self._fd_dir >= 0 else f"/proc/{self.pid}/fd"
+                self._count = os.stat(where).st_size or len(os.listdir(where))
+            except OSError:
+                self._count = None
+        return self._count
 
     def io(self) -> tuple[int, int] | None:
         """See Handle: rchar and wchar of /proc/<pid>/io."""
-        try:
-            data = os.pread(self._io, 512, 0) if self._io >= 0 else self._read("io", 512)
-            read, written = data.split(None, 4)[1:4:2]
-            return int(read), int(written)
-        except (OSError, ValueError):
-            return None
+        if not self.rested:
+            try:
+                data = os.pread(self._io, 512, 0) if self._io >= 0 else self._read("io", 512)
+                if data != self._io_text:
+                    read, written = data.split(None, 4)[1:4:2]
+                    self._moved = int(read), int(written)
+                    self._io_text = data
+            except (OSError, ValueError):
+                self._moved, self._io_text = None, b""
+        return self._moved
 
     def _read(self, name: str, size: int) -> bytes:
         fd = os.open(f"/proc/{self.pid}/{name}", os.O_RDONLY)
@@ -127,28 +202,29 @@ class ProcHandle:
                 private += int(line.split()[1]) << 10
         return (None, None) if pss is None else (pss, private)
 
-    def ports(self, inodes: Mapping[int, int]) -> tuple[int, ...] | None:
+    def ports(self, inodes: Inodes) -> tuple[int, ...] | None:
         """See Handle."""
         folder = f"/proc/{self.pid}/fd"
         try:
             names = os.listdir(folder)
         except OSError:
             return None
-        found = set()
+        sockets = []
         for name in names:
-            with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            with contextlib.suppress(OSError):  # closed meanwhile
                 target = os.readlink(f"{folder}/{name}")
-                if target.startswith("socket:[") and (port := inodes.get(int(target[8:-1]))) is not None:
-                    found.add(port)
-        return tuple(sorted(found))
+                if target.startswith("socket:["):
+                    sockets.append(int(target[8:-1]))
+        listeners = inodes() if sockets else {}
+        return tuple(sorted({listeners[inode] for inode in sockets if inode in listeners}))
 
     def close(self) -> None:
         """See Handle."""
-        for fd in (self._stat, self._io, self._fd_dir):
+        for fd in (self._stat, self._io, self._fd_dir, self._sched):
             if fd >= 0:
                 os.close(fd)
-        self._stat = self._io = self._fd_dir = -1
-        self.kept = False
+        self._stat = self._io = self._fd_dir = self._sched = -1
+        self.kept = self.rested = False
 
 
 def _open(path: str, flags: int) -> int:
@@ -165,12 +241,12 @@ def _count_descriptors(process: Any) -> object:
 class PsutilHandle:
     """By psutil, for every other system; one psutil.Process is kept, which knows its own start time."""
 
-    __slots__ = ("_process", "kept", "pid")
+    __slots__ = ("_process", "kept", "pid", "rested")
 
     def __init__(self, pid: int) -> None:
         """Raises ProcessLookupError when there is no such process."""
         self.pid = pid
-        self.kept = False
+        self.kept = self.rested = False
         try:
             self._process = psutil.Process(pid)
         except psutil.Error as error:
@@ -183,6 +259,10 @@ class PsutilHandle:
         except psutil.Error:
             return None
         return read_psutil(self.pid) if alive else None
+
+    def run_time(self) -> int | None:
+        """See Handle."""
+        return None
 
     def _ask(self, question: Callable[[psutil.Process], object]) -> object:
         try:
@@ -210,7 +290,7 @@ class PsutilHandle:
         info = self._ask(lambda p: p.memory_full_info())
         return getattr(info, "pss", None), getattr(info, "uss", None)
 
-    def ports(self, inodes: Mapping[int, int]) -> tuple[int, ...] | None:  # noqa: ARG002 - the other make's need
+    def ports(self, inodes: Inodes) -> tuple[int, ...] | None:  # noqa: ARG002 - the other make's need
         """See Handle."""
         found = self._ask(lambda p: tuple(sorted({c.laddr.port for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN})))
         return found if isinstance(found, tuple) else None
@@ -241,6 +321,15 @@ def listing(*, portable: bool = not ON_LINUX) -> dict[int, float]:
         with contextlib.suppress(psutil.Error):
             marks[pid] = psutil.Process(pid).create_time()
     return marks
+
+
+def latest_pid() -> int:
+    """The pid that was given out last; 0 where the system doesn't tell. While it stays the same, nobody has been born."""
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            return int(file.read(128).split()[4])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def listening_inodes() -> dict[int, int]:

@@ -137,6 +137,8 @@ class Episodes:
     def step(self, batch: Batch) -> list[Transition]:
         """Take in the samples of one moment; returns what changed."""
         changes: list[Transition] = []
+        ended = (batch.states >= State.COMPLETED).nonzero()[0].tolist()
+        batch = batch._replace(columns={**batch.columns, "down": _down(batch.states) if ended else batch.states * 0.0})
         where: dict[str, int] = {}
         if any(self._phases) or self._open:
             where = {name: row for row, name in enumerate(batch.names)}
@@ -144,13 +146,13 @@ class Episodes:
             for row, value in self._candidates(number, rule, batch, where):
                 self._judge(number, rule, batch, row, value, changes)
         if self._open or any(self._phases):
-            for row in (batch.states >= State.COMPLETED).nonzero()[0].tolist():
+            for row in ended:
                 self._end(batch, row, changes)
         return changes
 
     def _candidates(self, number: int, rule: Rule, batch: Batch, where: Mapping[str, int]) -> list[tuple[int, float]]:
         """The few rows that the rule has to look at: over the limit, or not quiet. Everything else is one comparison of arrays."""
-        values = _down(batch.states) if rule.metric == "down" else batch.columns.get(rule.metric)
+        values = batch.columns.get(rule.metric)
         if values is None:
             return []
         edge = rule.limit if rule.arm is None else rule.arm
@@ -193,7 +195,7 @@ class Episodes:
             entry.alert = replace(entry.alert, peak=worst(entry.alert.peak, value))
         if rule.severity > entry.alert.severity:
             text = _message(rule, batch.names[row], value, batch.states[row])
-            entry.alert = replace(entry.alert, severity=rule.severity, message=text, limit=rule.limit)
+            entry.alert = replace(entry.alert, severity=rule.severity, message=text, value=value, limit=rule.limit)
             changes.append(Transition(Change.ESCALATED, entry.alert))
 
     def _deactivate(self, number: int, kind: AlertType, name: str, at: int, changes: list[Transition]) -> None:

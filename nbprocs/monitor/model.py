@@ -218,7 +218,7 @@ class Alert:
     message: str
     timestamp: datetime  # when it fired; timezone-aware
     metric: str
-    value: float  # when it fired
+    value: float  # when it fired, or got worse
     limit: float
     peak: float  # the worst value so far
     resolved: bool = False

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from types import TracebackType
@@ -111,6 +111,7 @@ class ProcessMonitor(Displayable):
         self._turn: asyncio.Lock | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._failure: type[Exception] | None = None  # of the latest tick
         self._writing: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -226,9 +227,14 @@ class ProcessMonitor(Displayable):
         while True:
             try:
                 await self._tick()
-            except Exception:  # noqa: BLE001 - a defect in one tick must not end the watch: said, and tried again
-                log.exception("a tick of the monitor failed")
-            due = max(due + interval, loop.time())  # ticks that were missed while the loop was blocked are not made up for
+            except Exception as error:  # noqa: BLE001 - a defect in one tick must not end the watch: said, and tried again
+                if type(error) is not self._failure:  # but not said every second
+                    log.exception("a tick of the monitor failed; it goes on")
+                self._failure = type(error)
+            else:
+                self._failure = None
+            # Ticks that were missed while the loop was blocked are not made up for; two in quick succession would measure noise.
+            due = max(due + interval, loop.time() + interval / 2)
             await asyncio.sleep(due - loop.time())
 
     @hops
@@ -256,7 +262,10 @@ class ProcessMonitor(Displayable):
         """Rows of processes whose end was told while they were looked at are left out: the end is the last word."""
         targets = self._roster.targets
         known = {group.series.process_id for group in self._roster.groups.values()}
-        keep = [place for place, key in enumerate(sample.process_ids) if key in targets or key in known]
+        now = targets.keys() | known
+        keep: Sequence[int] = range(len(sample.names))
+        if not now.issuperset(sample.process_ids):
+            keep = [place for place, key in enumerate(sample.process_ids) if key in now]
         columns, names, ids = sample.columns, sample.names, sample.process_ids
         if len(keep) < len(names):
             columns = {name: values[keep] for name, values in columns.items()}

@@ -80,11 +80,13 @@ def plot(
     asked = thresholds or AlertThresholds()
     limits = {"memory_usage_mb": asked.max_memory_mb, "cpu_percent": asked.max_cpu_percent}
     for panel, metric in zip(axes, metrics, strict=False):
-        _lines(panel, frame, metric, colours)
+        ends = _lines(panel, frame, metric, colours)
         _limit(panel, limits.get(metric))
+        _name_ends(panel, ends, colours, total=frame["name"].nunique())  # last: where there is room depends on the scale
     if lanes:
         _events(axes[-1], frame, alerts, lanes, colours)
     _time_axis(axes[-1], frame, alerts)
+    figure.align_ylabels(axes[: len(metrics)])
     if title is None:
         count = frame["name"].nunique()
         title = str(frame["name"].iloc[0]) if count == 1 else f"{count} processes"
@@ -101,7 +103,7 @@ def _colours(frame: "pd.DataFrame", metric: str) -> dict[str, str]:
     return {str(name): OKABE_ITO[place] for place, name in enumerate(chosen)}
 
 
-def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, str]) -> None:
+def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, str]) -> list[tuple[float, Any, str]]:
     ends: list[tuple[float, Any, str]] = []
     for name, part in frame.groupby("name", observed=True, sort=False):
         good = part[metric].notna().to_numpy()
@@ -122,8 +124,9 @@ def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, st
     panel.set_axisbelow(True)
     panel.margins(x=0.01)
     low, high = panel.get_ylim()
-    panel.set_ylim(min(0.0, low), high if high > 0 else 1.0)
-    _name_ends(panel, ends, colours, total=frame["name"].nunique())
+    high = high if high > 0 else 1.0
+    panel.set_ylim(-0.02 * high if low < high * 0.5 else low, high)
+    return ends
 
 
 def _thin(times: Any, values: Any, most: int = 2000) -> tuple[Any, Any]:
@@ -160,7 +163,6 @@ def _name_ends(panel: Any, ends: list[tuple[float, Any, str]], colours: dict[str
         panel.annotate(
             f"{total - len(colours)} more", xy=(1.005, 0.0), xycoords="axes fraction", color=GREY, fontsize=9, va="bottom"
         )  # fmt: skip
-        panel.set_ylim(low - gap * (low < 0), high)
 
 
 def _limit(panel: Any, limit: float | None) -> None:
@@ -179,9 +181,15 @@ def _lanes(frame: "pd.DataFrame", alerts: Sequence[Alert], colours: dict[str, st
     """Who gets a line in the events panel: whoever had an alert or an end, coloured ones first."""
     names = dict.fromkeys(alert.name for alert in alerts)
     if not frame.empty and "state" in frame:
-        ended = frame[frame["state"].isin(_ENDS)]
+        ended = _ends_of(frame)
         names |= dict.fromkeys(str(name) for name in ended["name"].tolist())
     return sorted(names, key=lambda name: name not in colours)[:LANES]
+
+
+def _ends_of(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The samples that tell an end: of a crowd only those that somebody should look at."""
+    few = frame["name"].nunique() <= NAMED
+    return frame[frame["state"].isin([state for state in _ENDS if few or state in ("failed", "fatal", "gone")])]
 
 
 def _events(panel: Any, frame: "pd.DataFrame", alerts: Sequence[Alert], lanes: list[str], colours: dict[str, str]) -> None:
@@ -199,7 +207,7 @@ def _events(panel: Any, frame: "pd.DataFrame", alerts: Sequence[Alert], lanes: l
             str(alert.type).replace("_", " "), xy=(start, place[alert.name]), xytext=(4, 0), textcoords="offset points",
             fontsize=8, va="center", color="white" if alert.severity >= AlertSeverity.CRITICAL else "black", zorder=4,
         )  # fmt: skip
-    ended = frame[frame["state"].isin(_ENDS)] if not frame.empty else frame
+    ended = _ends_of(frame) if not frame.empty else frame
     down = {alert.name for alert in alerts if alert.type is AlertType.PROCESS_DOWN}  # their bar says it
     for name, state, when in zip(ended["name"].tolist(), ended["state"].tolist(), ended["timestamp"].tolist(), strict=True):
         if str(name) in place:

@@ -14,6 +14,7 @@ CPU is a difference of two readings: the first one of a process is NaN, never 0.
 between two ticks as well: the kernel adds it to the parent that reaped them.
 """
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -31,17 +32,24 @@ __all__ = ["Ask", "GroupAsk", "Sample", "Sampler"]
 
 NAN = float("nan")
 MIB = 1 << 20
-EXACT_EVERY = 10.0  # seconds between two readings of a tree's PSS, at least
+EXACT_EVERY = 10.0  # seconds between two readings of a tree's PSS, at least, where it matters: of several processes, or big
+EXACT_SMALL = 60.0  # … of one small process, whose PSS is little and whose pages are its own
+BIG = 64 << 20
 PORTS_EVERY = 60.0  # … of its ports, unless its number of descriptors changed
 PORTS_SOON = 2.0
 PORTS_PASS = 5.0  # … of two readings of /proc/net/tcp: the kernel walks its whole table of connections for one, milliseconds
 LIMITS_EVERY = 30.0
 COUNTED = 8 << 20  # bytes of a process's output in which lines are counted, a tick: 2 ms
-SHARE = 0.002  # of the interval: the time that the slow questions may take in one tick
+SHARE = 0.0003  # of the interval: the time that PSS may take in one tick, on average
+PORTS_SHARE = 0.002  # … and the ports, in one tick
+CREDIT = 0.005  # seconds that PSS may have saved up: the first look at a few processes has theirs
 COSTLY = 500  # a tree whose PSS takes t is asked at most every 500 t: a process of many gigabytes takes milliseconds
 _LETTERS = {"R": State.RUNNING, "S": State.SLEEPING, "I": State.SLEEPING, "D": State.BLOCKED, "T": State.STOPPED, "t": State.STOPPED}
 _LETTERS |= {"Z": State.ZOMBIE, "X": State.ZOMBIE}
 _FIELDS = tuple(COLUMNS)[1:]
+UNKNOWN = (-1, -1)
+NO_GPU = (NAN, NAN)
+Seen = tuple[int, float, float, int]  # pid, start, ticks with those of reaped children, parent
 
 
 class Output(Protocol):
@@ -121,6 +129,7 @@ class _Past:
         "places",
         "ports_at",
         "reaped",
+        "row",
         "spoke",
         "ticks",
     )
@@ -128,7 +137,8 @@ class _Past:
     def __init__(self) -> None:
         self.at: float | None = None
         self.ticks = self.reaped = 0.0
-        self.members: dict[Identity, tuple[float, int]] = {}  # ticks with those of reaped children, parent
+        self.members: list[Seen] = []
+        self.row: tuple[Any, ...] | None = None  # the latest, of a tree of one process
         self.io = self.bytes = self.descriptors = -1
         self.places: list[int] = []  # of the counted lines, a stream
         self.active = self.spoke = self.exact_cost = 0.0
@@ -147,8 +157,8 @@ class Sampler:
         self._gpu = Gpu() if gpu is None else gpu
         self._members = members
         self._limits_at = self._ports_at = -math.inf
+        self._credit = CREDIT
         self._past: dict[int, _Past] = {}
-        self._cpu: dict[Identity, tuple[float, float]] = {}  # ticks, when
         self._codes: dict[tuple[int, Identity], int] = {}  # series of members
 
     def sample(self, asks: Sequence[Ask], groups: Sequence[GroupAsk] = (), *, register: Any = None) -> Sample:
@@ -158,8 +168,6 @@ class Sampler:
             self.limits, self._limits_at = read_limits(), started
         trees = self.forest.scan([ask.identity for ask in asks])
         load = self._gpu.read()
-        cpu: dict[Identity, tuple[float, float]] = {}
-        readings: dict[int, _Reading] = {}
         rows: list[tuple[Any, ...]] = []
         names: list[str] = []
         ids: list[str] = []
@@ -171,9 +179,19 @@ class Sampler:
             if members is None:
                 gone.append(ask.identity)
                 continue
-            found = [readings.get(member.row.pid) or self._read(member, cpu, readings, load) for member in members]
             past = self._past.get(ask.code) or self._past.setdefault(ask.code, _Past())
             due.append((past.exact_at, ask.code, len(rows)))
+            if (
+                past.row is not None
+                and members[0].handle.rested
+                and len(members) == 1
+                and (row := self._rested(ask, past, members[0], load))
+            ):
+                rows.append(row)
+                names.append(ask.name)
+                ids.append(ask.process_id)
+                continue
+            found = [self._read(member, load) for member in members]
             rows.append(self._tree(ask, past, members, found))
             names.append(ask.name)
             ids.append(ask.process_id)
@@ -186,36 +204,32 @@ class Sampler:
                     rows.append(self._member(code, member, reading))
                     names.append(f"{ask.name}/{member.row.pid}")
                     ids.append(ask.process_id)
-        self._cpu, self._codes = cpu, codes
+        self._codes = codes
         self._exact(asks, trees, due, rows)
         self._look_for_ports(asks, trees)
         self._groups(asks, groups, rows, names, ids)
         self._prune(asks)
         return Sample(_columns(rows), names, ids, gone, self.forest.reused)
 
-    def _read(
-        self,
-        member: Member,
-        cpu: dict[Identity, tuple[float, float]],
-        readings: dict[int, _Reading],
-        load: dict[int, tuple[float, float]],
-    ) -> _Reading:
-        row, handle = member.row, member.handle
+    def _read(self, member: Member, load: dict[int, tuple[float, float]]) -> _Reading:
+        row, handle, before, at = member.row, member.handle, member.before, member.at
+        if before is not None and before[1] == at:
+            known: _Reading = member.reading  # in two trees: read already
+            return known
         ticks = row.utime + row.stime
-        identity = Identity(row.pid, row.start)
-        before = self._cpu.get(identity)
-        cpu[identity] = ticks, member.at
+        ran = handle.run_time()
+        member.before = ticks, at, ran
         percent = NAN
-        if before is not None and member.at > before[1]:
-            percent = (ticks - before[0]) / TICK / (member.at - before[1]) * 100.0
+        if before is not None:
+            used = (ticks - before[0]) / TICK if ran is None or before[2] is None else (ran - before[2]) / 1e9
+            percent = used / (at - before[1]) * 100.0
         if row.state in "ZX":  # it holds nothing any more
             reading = _Reading(percent, 0, 0, 0, 0, 0, ticks, NAN, NAN)
         else:
-            descriptors = handle.descriptors()
-            io = handle.io() or (-1, -1)
-            gpu = load.get(row.pid, (NAN, NAN))
+            descriptors, io = handle.descriptors(), handle.io() or UNKNOWN
+            gpu = load.get(row.pid, NO_GPU) if load else NO_GPU
             reading = _Reading(percent, row.rss, row.threads, -1 if descriptors is None else descriptors, *io, ticks, *gpu)
-        readings[row.pid] = reading
+        member.reading = reading
         return reading
 
     def _tree(self, ask: Ask, past: _Past, members: list[Member], found: list[_Reading]) -> tuple[Any, ...]:
@@ -239,13 +253,31 @@ class Sampler:
             past.descriptors = whole.descriptors
             past.ports_at = min(past.ports_at, at - PORTS_EVERY + PORTS_SOON) if past.ports_at > -math.inf else past.ports_at
         memory = whole.memory / MIB
-        return (
+        row = (
             ask.code, Scope.TREE, _LETTERS.get(root.row.state, State.UNKNOWN), memory, NAN, NAN, self._share(memory), percent,
             whole.threads, whole.descriptors, len(members), min(ask.restarts, 32767), ask.errors, ask.successes, whole.read, whole.written,
             self._age(root), ask.response, ask.error_rate, rate, volume, NAN if first else at - past.active,
             NAN if written < 0 else at - past.spoke,
             whole.gpu_memory, whole.gpu,
         )  # fmt: skip
+        past.row = row if len(members) == 1 and not first else None
+        return row
+
+    def _rested(self, ask: Ask, past: _Past, member: Member, load: dict[int, tuple[float, float]]) -> tuple[Any, ...] | None:
+        """The row of a process that has not run since the look before, nor been heard; None if it must be looked at after all."""
+        row, before, at = past.row, past.at, member.at
+        if row is None or before is None or member.before is None or load or self.forest.nested:
+            return None
+        written = -1 if ask.output is None else sum(log.end for log in ask.output)
+        if written != past.bytes:
+            return None
+        member.before, past.at = (member.before[0], at, member.before[2]), at
+        none = NAN if written < 0 else 0.0
+        past.row = row = (
+            *row[:7], 0.0, *row[8:11], min(ask.restarts, 32767), ask.errors, ask.successes, *row[14:16], row[16] + at - before,
+            ask.response, ask.error_rate, none, none, at - past.active, NAN if written < 0 else at - past.spoke, NAN, NAN,
+        )  # fmt: skip
+        return row
 
     def _output(self, ask: Ask, past: _Past) -> tuple[int, float]:
         """Bytes written so far, and lines since the last look; NaN lines if some had gone, or came faster than can be counted aside."""
@@ -270,25 +302,16 @@ class Sampler:
 
     def _tree_cpu(self, past: _Past, members: list[Member], found: list[_Reading], elapsed: float) -> float:
         """From the ticks of all members and of the children that they reaped meanwhile."""
-        before, reaped = past.members, past.reaped
-        past.reaped = math.fsum(member.row.reaped for member in members)
-        past.members = now = {
-            Identity(m.row.pid, m.row.start): (r.ticks + m.row.reaped, m.row.ppid) for m, r in zip(members, found, strict=True)
-        }
+        rows = [member.row for member in members]
+        now = [(row.pid, row.start, reading.ticks + row.reaped, row.ppid) for row, reading in zip(rows, found, strict=True)]
+        reaped = math.fsum(row.reaped for row in rows)
+        before, same = past.members, reaped == past.reaped and len(now) == len(past.members)
+        past.members, past.reaped = now, reaped
+        if same and all(one[:2] == two[:2] for one, two in zip(before, now, strict=True)):
+            return _sum_known([reading.cpu for reading in found])  # nobody came or went: the sum, to the last digit
         if not elapsed:
             return NAN
-        live = math.fsum(reading.cpu for reading in found if reading.cpu == reading.cpu)
-        if reaped == past.reaped and before.keys() == now.keys():
-            return live  # nobody came or went: the tree is the sum of its members, to the last digit
-        pids = {identity.pid for identity in now}
-        total = 0.0
-        for identity, (ticks, _) in now.items():
-            known = before.get(identity)
-            total += ticks - known[0] if known else ticks
-        for identity, (ticks, parent) in before.items():
-            if identity not in now and parent in pids:
-                total -= ticks  # its parent has it among the reaped ones now: count only what it used since
-        return max(total / TICK / elapsed * 100.0, live)
+        return max(_used(before, now) / TICK / elapsed * 100.0, _sum_known([reading.cpu for reading in found]))
 
     def _age(self, member: Member) -> float:
         if self.forest.portable:
@@ -307,42 +330,49 @@ class Sampler:
         )  # fmt: skip
 
     def _exact(self, asks: Sequence[Ask], trees: dict[Identity, list[Member]], due: list[tuple[float, int, int]], rows: list[Any]) -> None:
-        """PSS and USS of the trees that have waited longest, as many as the budget allows, one at least."""
+        """PSS and USS of the trees that have waited longest, as many as the budget allows."""
         if not due:
             return
         identities = {ask.code: ask.identity for ask in asks}
-        began = now = time.perf_counter()
+        self._credit = min(self._credit + SHARE * self.interval, CREDIT)
+        now = time.perf_counter()
         for exact_at, code, place in sorted(due):
+            if self._credit <= 0:
+                break
             past = self._past[code]
-            if now - exact_at < max(EXACT_EVERY, COSTLY * past.exact_cost):
+            members = trees[identities[code]]
+            every = EXACT_EVERY if len(members) > 1 or members[0].row.rss > BIG else EXACT_SMALL
+            if now - exact_at < max(every, COSTLY * past.exact_cost):
                 continue
-            answers = [m.handle.exact_memory() for m in trees[identities[code]] if m.row.state not in "ZX"]
+            answers = [m.handle.exact_memory() for m in members if m.row.state not in "ZX"]
             done = time.perf_counter()
             past.exact_at, past.exact_cost = done, done - now
+            self._credit -= done - now
             now = done
             pss, uss = (
                 (sum(part) / MIB if part and None not in part else NAN for part in zip(*answers, strict=True)) if answers else (NAN, NAN)
             )
             self.exact[code] = pss, uss
             rows[place] = (*rows[place][:4], pss, uss, *rows[place][6:])
-            if now - began > SHARE * self.interval:
-                break
 
     def _look_for_ports(self, asks: Sequence[Ask], trees: dict[Identity, list[Member]]) -> None:
         began = time.perf_counter()
         if began - self._ports_at < min(PORTS_PASS, 5 * self.interval):
             return
-        inodes: dict[int, int] | None = None
+
+        @functools.cache
+        def inodes() -> dict[int, int]:
+            self._ports_at = began
+            return listening_inodes()
+
         for ask in asks:
             members, past = trees.get(ask.identity), self._past.get(ask.code)
             if members is None or past is None or began - past.ports_at < PORTS_EVERY:
                 continue
-            if inodes is None:
-                inodes, self._ports_at = listening_inodes(), began
             past.ports_at = began
             found = {port for member in members for port in member.handle.ports(inodes) or ()}
             self.ports[ask.code] = tuple(sorted(found))
-            if time.perf_counter() - began > PORTS_PASS * SHARE:
+            if time.perf_counter() - began > PORTS_SHARE * self.interval:
                 return
 
     def _groups(
@@ -380,6 +410,15 @@ class Sampler:
         """Give back every descriptor and the GPU's library. Idempotent."""
         self.forest.close()
         self._gpu.close()
+
+
+def _used(before: list[Seen], now: list[Seen]) -> float:
+    """Ticks that a tree used between two looks, with those of children that came and went, or went: their parents have them now."""
+    known = {(pid, start): ticks for pid, start, ticks, _ in before}
+    pids = {pid for pid, _, _, _ in now}
+    total = math.fsum(ticks - known.pop((pid, start), 0.0) for pid, start, ticks, _ in now)
+    parents = {(pid, start): parent for pid, start, _, parent in before}
+    return total - math.fsum(ticks for key, ticks in known.items() if parents[key] in pids)
 
 
 def _total(found: list[_Reading]) -> _Reading:

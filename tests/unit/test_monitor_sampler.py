@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -190,7 +191,7 @@ def test_tree_totals_are_the_sums_of_the_members(start, sampling, portable):
     assert {name.split("/")[1] for name in sample.names[1:]} == {str(pid) for pid in (child.pid, *kids)}
     for name in ("memory_usage_mb", "threads", "file_descriptors", "read_bytes", "write_bytes", "cpu_percent"):
         values = sample.columns[name]
-        assert values[0] == values[1:].sum(), name
+        assert values[0] == pytest.approx(values[1:].sum(), rel=1e-6), name  # kept in single precision
     assert sample.columns["processes"][0] == 3
     assert sample.columns["cpu_percent"][0] > 0
     assert sample.columns["memory_usage_mb"][0] > 25
@@ -473,7 +474,7 @@ def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, 
         python_child("""
         ready()
         while sys.stdin.readline():
-            held = [os.open('/dev/null', 0) for _ in range(5)]; extra = bytearray(30 << 20); ready('more'); sys.stdin.readline()
+            held = [os.open('/dev/null', 0) for _ in range(5)]; extra = bytearray(40 << 20); ready('more'); sys.stdin.readline()
             [os.close(fd) for fd in held]; del extra; ready('less')
     """)
     )
@@ -481,7 +482,7 @@ def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, 
     look(sampler, asks)
     idle = [row(look(sampler, asks)) for _ in range(25)]
     assert {found["cpu_percent"] for found in idle} == {0}
-    assert all(a["age_seconds"] < b["age_seconds"] and a["idle_seconds"] < b["idle_seconds"] for a, b in zip(idle, idle[1:], strict=False))
+    assert all(a["age_seconds"] < b["age_seconds"] and a["idle_seconds"] < b["idle_seconds"] for a, b in itertools.pairwise(idle))
     handle, reads = sampler.forest.members[child.pid].handle, []
     monkeypatch.setattr(os, "pread", lambda fd, *args, real=os.pread: reads.append(fd) or real(fd, *args))
     look(sampler, asks)
@@ -494,7 +495,7 @@ def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, 
         found = row(look(sampler, asks))
         more = 0 if step % 2 else 1
         assert found["file_descriptors"] == idle[0]["file_descriptors"] + 5 * more
-        assert found["memory_usage_mb"] == pytest.approx(idle[0]["memory_usage_mb"] + 30 * more, abs=2)
+        assert found["memory_usage_mb"] == pytest.approx(idle[0]["memory_usage_mb"] + 40 * more, abs=2)
         assert found["read_bytes"] == idle[0]["read_bytes"] + 3 * (step + 1)
 
 
