@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import logging
 import pathlib
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -26,13 +27,14 @@ from nbprocs.display import plain
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
 from nbprocs.widgets.pacing import pacer_of
-from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, checked, op, parse, text
+from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, checked, flag, op, parse, text
 
 __all__ = ["Host", "Part", "View"]
 
 log = logging.getLogger("nbprocs.widgets")
 STATIC = pathlib.Path(__file__).parent / "static"
 _ASSETS = ("terminal", "plot")
+_FOCUS_LASTS = 300.0  # seconds
 _VIEWERS = 64  # front ends remembered; a tab that is closed can't always say goodbye
 
 
@@ -108,6 +110,7 @@ class View(anywidget.AnyWidget):
         self._parts: dict[str, Part] = dict(parts)
         self._fixed = tuple(parts)
         self._viewers: dict[str, None] = {}
+        self._focused: dict[str, float] = {}
         self._wanting: set[str] = set()
         self._number = 0
         self._attached = False
@@ -161,6 +164,7 @@ class View(anywidget.AnyWidget):
 
     def _goodbye(self, viewer: str) -> None:
         self._viewers.pop(viewer, None)
+        self._focused.pop(viewer, None)
         if not self._viewers:
             self._detach()
 
@@ -233,6 +237,19 @@ class View(anywidget.AnyWidget):
             raise BadMessage(msg)
         self.speak()
         self._send_snapshot(view, {part: self._parts[part]})
+
+    @op(on=flag, view=text(100))
+    def _op_focus(self, *, on: bool = False, view: str = "") -> None:
+        """Somebody types in that front end, or no longer."""
+        if on and view in self._viewers:
+            self._focused[view] = time.monotonic()
+        else:
+            self._focused.pop(view, None)
+
+    @property
+    def held(self) -> bool:
+        """True while somebody types in it: rendering it anew would take the focus away. A tab that vanished counts for some minutes."""
+        return any(time.monotonic() - since < _FOCUS_LASTS for since in list(self._focused.values()))
 
     # -- Host
 

@@ -20,7 +20,7 @@ from nbprocs.widgets.base import Part, View
 __all__ = ["Keeper", "in_kernel", "install", "mode", "part_of", "publish", "view_bundle", "view_of"]
 
 QUIET = 1.0  # seconds from a change to the record, so that what ends together is written once
-APART = 4.0  # seconds between two records of one display
+APART = 30.0  # seconds between two records of one display: each makes the notebook render that output anew
 LIVE_APART = 1.0  # … where the HTML is all there is
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -122,15 +122,19 @@ def publish(shown: Any) -> None:
 
     write(update=False)
     if view is not None:
-        view.keep(Keeper(view.home, list(view.parts.values()), lambda: write(update=True), live=mode() != "widgets"))
+        parts = list(view.parts.values())
+        view.keep(Keeper(view.home, parts, lambda: write(update=True), held=lambda: view.held, live=mode() != "widgets"))
 
 
 class Keeper:
     """Writes the record of some parts again, a little after they changed and not too often."""
 
-    def __init__(self, home: Home, parts: list[Part], write: Callable[[], None], *, live: bool = False) -> None:
+    def __init__(
+        self, home: Home, parts: list[Part], write: Callable[[], None], *, held: Callable[[], bool], live: bool = False
+    ) -> None:
         self._home = home
         self._write = write
+        self._held = held
         self._apart = LIVE_APART if live else APART
         self._timer: Any = None
         self._last = float("-inf")
@@ -156,6 +160,9 @@ class Keeper:
 
     def _tick(self) -> None:
         self._timer = None
+        if self._held():
+            self._plan()
+            return
         self._last = self._home.loop.time()
         self._write()
 

@@ -8,7 +8,7 @@ import pytest
 
 from nbprocs import ProcessManager, display
 from nbprocs.widgets import OutputPane, ProcessTable, live
-from tests.unit.widgets_kit import settled
+from tests.unit.widgets_kit import Tab, settled
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -82,6 +82,25 @@ async def test_the_record_of_a_table_follows_ends(published: list[Any]) -> None:
         count = len(published)
         await pm.run("true")
         assert len(published) == count
+
+
+async def test_no_record_is_written_while_somebody_types(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "QUIET", 0.01)
+    async with ProcessManager() as pm:
+        process = await pm.spawn("cat", stdin=True)
+        live.publish(process)
+        view = live.view_of(process)
+        assert view is not None
+        tab = Tab(view)
+        await tab.hello()
+        assert (await tab.call("view", "focus", on=True, view="tab"))["ok"]
+        await process.close_stdin()
+        await tab.delta("pane", lambda d: d.get("head", {}).get("took") is not None)
+        for _ in range(5):  # its turn comes again and again
+            await tab.hello()
+        assert len(published) == 1
+        await tab.call("view", "focus", on=False, view="tab")
+        await settled(lambda: len(published) == 2)
 
 
 async def test_without_widgets_html_is_replaced(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Who may speak when, by a fake clock."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +115,7 @@ def test_limits_hold_for_any_pattern(moves: list[tuple[int, float, float]]) -> N
     clock.advance(5)
     assert pace.idle
     every = sorted(at for view in views for at in view.spoke)
-    assert all(b - a >= 0.049 for a, b in zip(every, every[1:], strict=False))
+    assert all(b - a >= 0.049 for a, b in pairwise(every))
     for number, view in enumerate(views):
         assert bool(view.spoke) == any(move[0] == number for move in moves)
-        assert all(b - a >= 0.099 for a, b in zip(view.spoke, view.spoke[1:], strict=False))
+        assert all(b - a >= 0.099 for a, b in pairwise(view.spoke))

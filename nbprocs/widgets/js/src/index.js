@@ -23,7 +23,7 @@ class Root {
     });
     this.text = h("span", {});
     this.bar = h("div.nb-notice", { hidden: true, role: "status", "aria-live": "polite" }, this.text, button("close", "Dismiss", () => this.notice("")));
-    this.node = h("div.nb-view", { "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" });
+    this.node = h("div.nb-view", { "data-jp-suppress-context-menu": "true", onkeydown: keepPlainKeys });
     if (this.spec.arranged) this.node.classList.add(`nb-${this.spec.arranged}`);
     const context = {
       connection: this.connection,
@@ -39,9 +39,15 @@ class Root {
       this.node.append(h("div.nb-section", {}, part.root));
     }
     this.node.append(this.bar);
-    this.node.addEventListener("focusin", (event) => (this.holder.focus = event.target));
-    this.node.addEventListener("focusout", (event) => event.relatedTarget && (this.holder.focus = null));
+    this.node.addEventListener("focusin", (event) => this.focused(event.target));
+    this.node.addEventListener("focusout", (event) => this.node.isConnected && !this.node.contains(event.relatedTarget) && this.focused(null));
     this.connection.hello();
+  }
+
+  /** The kernel writes no record while somebody types here: that would make the notebook render this output anew. */
+  focused(node) {
+    if (Boolean(node) !== Boolean(this.focus)) this.connection.call("view", "focus", { on: Boolean(node), view: this.connection.view }).catch(() => {});
+    this.focus = node;
   }
 
   mount(name, part) {
@@ -78,24 +84,49 @@ class Root {
 // element it has taken out. The new one takes the old one's content over: scroll position, selection and typed text stay.
 const orphans = (globalThis.__nbprocs_roots ??= new Map());
 
+function whenPlaced(holder, then, tries = 600) {
+  const { el } = holder;
+  requestAnimationFrame(() => {
+    if (!el.parentNode) return tries && whenPlaced(holder, then, tries - 1);
+    holder.placed = true;
+    holder.end = keepHeight(el);
+    then();
+  });
+}
+
+/** The output around the view stays as high as the view while it is rendered anew: what is below must not jump. */
+function keepHeight(el) {
+  const frame = el.parentNode;
+  if (!globalThis.ResizeObserver || !frame.style) return () => {};
+  const observer = new ResizeObserver(() => el.isConnected && el.offsetHeight && (frame.style.minHeight = `${el.offsetHeight}px`));
+  observer.observe(el);
+  return () => {
+    observer.disconnect();
+    frame.style.minHeight = "";
+  };
+}
+
+/** Keys without Ctrl or the like are for the view alone, or "x" would cut the cell around it; Ctrl+S still saves the notebook. */
+function keepPlainKeys(event) {
+  const runs = event.key === "Enter" && event.shiftKey;
+  if (!event.ctrlKey && !event.metaKey && !event.altKey && !runs) event.stopPropagation();
+}
+
 function render({ model, el }) {
   const key = model.get("spec").uid;
   const known = orphans.get(key) ?? new Set();
   orphans.set(key, known);
   const orphan = [...known].find((one) => one.placed && one.el.parentNode === null);
   known.delete(orphan);
-  const focused = orphan?.focus;
   const holder = { root: orphan?.root ?? new Root(model), el, placed: false };
   holder.root.holder = holder;
   known.add(holder);
   el.append(holder.root.node);
   el.classList.add("nb-el");
-  requestAnimationFrame(() => {
-    holder.placed = el.parentNode !== null;
-    if (orphan && focused?.isConnected) focused.focus({ preventScroll: true });
-  });
+  whenPlaced(holder, () => orphan && holder.root.focus?.focus?.({ preventScroll: true }));
   return () => {
     known.delete(holder);
+    holder.end?.();
     if (holder.root.holder === holder) holder.root.destroy();
   };
 }

@@ -252,7 +252,7 @@ export class Table {
     const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
     for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !usable[node.dataset.op];
     this.signalMenu.disabled = !live.length;
-    this.all.checked = chosen > 0 && chosen === this.rows.byKey.size;
+    this.all.checked = chosen > 0 && this.shown.length > 0 && this.shown.every((row) => this.selected.has(this.id(row)));
     this.all.indeterminate = chosen > 0 && !this.all.checked;
   }
 
