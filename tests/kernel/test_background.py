@@ -66,13 +66,14 @@ async def test_views_move_while_a_cell_blocks(kernel):
     pm = nbprocs.ProcessManager(background=True)
     display(pm)
     ticker = await pm.spawn(*child("while True: print(time.time(), flush=True); time.sleep(0.1)"), name="ticker")
+    display(ticker)
     """
     await kernel.run(code.replace("\n    ", "\n"))
     comms = [m["content"]["comm_id"] for _, m in kernel.messages if m["msg_type"] == "comm_open"]
     assert comms, "the display of a manager is a live view"
     for comm in comms:
         message = kernel.client.session.msg(
-            "comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": {"kind": "hello", "have": 0}}}
+            "comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": {"do": "hello", "view": "a-test"}}}
         )
         kernel.client.shell_channel.send(message)
     cell = await kernel.start("print('blocking'); time.sleep(6); print('over')")
