@@ -59,6 +59,12 @@ class ProcessError(Exception):
     """Base of all errors of nbprocs.
 
     ``message`` says what happened, ``hint`` what to do next; the other fields are evidence and may be None.
+
+    >>> print(ProcessError("web did not answer", command="serve 8000", attempts=3, hint="look at its log"))
+    web did not answer
+      command: serve 8000
+      attempts: 3
+      → look at its log
     """
 
     def __init__(
@@ -113,19 +119,35 @@ def _rebuild(kind: type[ProcessError], args: tuple[Any, ...], state: dict[str, A
 
 
 class StartupFailed(ProcessError):
-    """The command never ran. Nothing was left behind."""
+    """The command never ran. Nothing was left behind.
+
+    >>> issubclass(PermissionDenied, StartupFailed) and issubclass(NotReady, StartupFailed)
+    True
+    """
 
 
 class PermissionDenied(StartupFailed):
-    """The system refused to run it: not executable, a directory, no right."""
+    """The system refused to run it: not executable, a directory, no right.
+
+    >>> error_from_os(OSError(errno.EACCES, "denied"), command="./run.sh").hint
+    'it is not executable; `chmod +x` it, or run it by its interpreter (for example python script.py)'
+    """
 
 
 class NotReady(StartupFailed):
-    """It ran, but was not ready in time; it has been stopped."""
+    """It ran, but was not ready in time; it has been stopped.
+
+    >>> NotReady("web was not ready within 30 s", name="web").name
+    'web'
+    """
 
 
 class ProcessFailed(ProcessError):
-    """It ran and ended with a non-zero exit status; ``reason`` tells an end that was not its own ("stopped", "out of memory")."""
+    """It ran and ended with a non-zero exit status; ``reason`` tells an end that was not its own ("stopped", "out of memory").
+
+    >>> ProcessFailed("job failed with exit status 3", exit_code=3).exit_code
+    3
+    """
 
     reason: str | None = None
 
@@ -136,37 +158,69 @@ class ProcessFailed(ProcessError):
 
 
 class ProcessCrashed(ProcessFailed):
-    """A signal that we did not send ended it."""
+    """A signal that we did not send ended it.
+
+    >>> isinstance(ProcessCrashed("job was ended by SIGSEGV", signal=11), ProcessFailed)
+    True
+    """
 
 
 class OutOfMemory(ProcessCrashed):
-    """The system killed it because memory ran out."""
+    """The system killed it because memory ran out.
+
+    >>> isinstance(OutOfMemory("job was killed by the system", signal=9), ProcessCrashed)
+    True
+    """
 
 
 class ExecutionTimeout(ProcessError, TimeoutError):
-    """It ran longer than allowed; its whole tree has been killed."""
+    """It ran longer than allowed; its whole tree has been killed.
+
+    >>> isinstance(ExecutionTimeout("job ran out of time"), TimeoutError)
+    True
+    """
 
 
 class ResourceExhausted(ProcessError):
-    """A limit of ours or of the system is reached; nothing was started."""
+    """A limit of ours or of the system is reached; nothing was started.
+
+    >>> type(error_from_os(OSError(errno.EMFILE, "too many"), command="serve")).__name__
+    'ResourceExhausted'
+    """
 
 
 class CommunicationError(ProcessError):
-    """Bytes could not be exchanged with the process."""
+    """Bytes could not be exchanged with the process.
+
+    >>> str(CommunicationError("web has no stdin; start it with stdin=True"))
+    'web has no stdin; start it with stdin=True'
+    """
 
 
 class Unhealthy(ProcessError):
-    """It still runs, but an alert lasts or its liveness probe fails."""
+    """It still runs, but an alert lasts or its liveness probe fails.
+
+    >>> Unhealthy("web is not alive: its probe failed 3 times in a row", name="web").name
+    'web'
+    """
 
 
 class StopFailed(ProcessError):
-    """Somebody of the tree survived SIGKILL for longer than the deadline; ``survivors`` lists (pid, name)."""
+    """Somebody of the tree survived SIGKILL for longer than the deadline; ``survivors`` lists (pid, name).
+
+    >>> StopFailed("two processes are left").survivors
+    ()
+    """
 
     survivors: tuple[tuple[int, str], ...] = ()
 
 
 class RestartsExhausted(ProcessError):
-    """The supervisor gave up; ``history`` holds a line for each life and each wait, the last 50 of them."""
+    """The supervisor gave up; ``history`` holds a line for each life and each wait, the last 50 of them.
+
+    >>> RestartsExhausted("web was given up: 5 restarts within 60 s", attempts=6).attempts
+    6
+    """
 
     history: tuple[str, ...] = ()
 
@@ -176,17 +230,29 @@ class RestartsExhausted(ProcessError):
 
 
 class NameInUse(ProcessError):
-    """A live process has the name; names of live processes are unique."""
+    """A live process has the name; names of live processes are unique.
+
+    >>> NameInUse("a live process is called 'web' already", name="web").name
+    'web'
+    """
 
 
 class UnknownProcess(ProcessError, KeyError):
-    """No process with that id or name, live or in the history."""
+    """No process with that id or name, live or in the history.
+
+    >>> isinstance(UnknownProcess("no process with the id or name 'wep'"), KeyError)
+    True
+    """
 
     __str__ = ProcessError.__str__  # KeyError would show the repr of the message
 
 
 class Closed(ProcessError):
-    """The object was closed and starts nothing any more."""
+    """The object was closed and starts nothing any more.
+
+    >>> str(Closed("this manager is closed"))
+    'this manager is closed'
+    """
 
 
 _SHELL_SIGNAL = 128  # what a shell adds to the number of the signal that ended its command
@@ -214,7 +280,11 @@ _FAILED = {
 
 
 def error_from_os(error: OSError, *, command: str, **fields: Any) -> ProcessError:
-    """The error of ours for a start that the system refused; the original becomes its cause when raised ``from`` it."""
+    """The error of ours for a start that the system refused; the original becomes its cause when raised ``from`` it.
+
+    >>> error_from_os(OSError(errno.ENOENT, "no such file"), command="pyhton").hint
+    'no such program; check the spelling and PATH, or give the full path'
+    """
     number = error.errno or 0
     for table, kind in ((_EXHAUSTED, ResourceExhausted), (_DENIED, PermissionDenied), (_FAILED, StartupFailed)):
         if number in table:
@@ -223,13 +293,21 @@ def error_from_os(error: OSError, *, command: str, **fields: Any) -> ProcessErro
 
 
 def tail_text(data: bytes, *, lines: int = 10, width: int = 400) -> str:
-    """The last lines of some output as text, bounded both ways, for an error message."""
+    r"""The last lines of some output as text, bounded both ways, for an error message.
+
+    >>> tail_text(b"one\ntwo\nthree\n", lines=2)
+    'two\nthree'
+    """
     rows = data[-64 * 1024 :].decode("utf-8", "replace").splitlines()[-lines:]
     return "\n".join(row if len(row) <= width else f"{row[:width]}…" for row in rows)
 
 
 def last_output(result: ProcessResult) -> str:
-    """The last lines of its stderr, or of its stdout if that is empty; only the end of an output in a file is read."""
+    """The last lines of its stderr, or of its stdout if that is empty; only the end of an output in a file is read.
+
+    >>> last_output(ProcessResult(process_id="1", name="job", command="job", exit_code=1, stderr_source=b"no such file"))
+    'no such file'
+    """
     for source in (result.stderr_source, result.stdout_source):
         tail = getattr(source, "tail", None)
         data = tail(64 * 1024) if callable(tail) else bytes(source)
@@ -242,6 +320,11 @@ def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessErr
     """The error that a result stands for; None when it completed with exit status 0.
 
     The classes: timeout, out of memory, signal, stopped by us, non-zero exit, in this order.
+
+    >>> from nbprocs.model import ProcessStatus
+    >>> failed = ProcessResult(process_id="1", name="job", command="job", exit_code=3, status=ProcessStatus.FAILED)
+    >>> type(error_from_result(failed)).__name__
+    'ProcessFailed'
     """
     if result.ok:
         return None

@@ -108,7 +108,13 @@ class _Lineage(Generic[P]):
 
 
 class Supervisor(Generic[P]):
-    """The supervised processes of one manager. All methods only on the home loop."""
+    """The supervised processes of one manager. All methods only on the home loop.
+
+    >>> async with ProcessManager() as pm:
+    ...     proc = await pm.spawn("sleep", "1000", restart=True)
+    ...     pm.supervisor.supervises(proc.id)
+    True
+    """
 
     def __init__(self, keeper: Keeper[P], *, clock: Callable[[], float] = time.monotonic, later: Later | None = None) -> None:
         """``clock`` and ``later`` are for tests; by default the monotonic clock and the home loop's timers."""

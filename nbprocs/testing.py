@@ -83,7 +83,11 @@ class FakeClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """One blow of ``chaos``."""
+    """One blow of ``chaos``.
+
+    >>> Kill(at=0.0, name="web", process_id="1", signal=9).signal
+    9
+    """
 
     at: float  # time.monotonic()
     name: str

@@ -8,7 +8,11 @@ __all__ = ["BreakerState", "CircuitBreaker"]
 
 
 class BreakerState(StrEnum):
-    """What a breaker lets pass."""
+    """What a breaker lets pass.
+
+    >>> str(BreakerState.HALF_OPEN)
+    'half-open'
+    """
 
     CLOSED = "closed"  # everything
     OPEN = "open"  # nothing

@@ -15,7 +15,11 @@ __all__ = ["Decision", "Fatal", "Finished", "Life", "Restart", "RestartPolicy", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
-    """One run of a supervised process. Times are seconds of any one clock; a start that failed began and ended at the same time."""
+    """One run of a supervised process. Times are seconds of any one clock; a start that failed began and ended at the same time.
+
+    >>> Life(started=10.0, ended=12.5).uptime
+    2.5
+    """
 
     started: float
     ended: float
@@ -30,19 +34,31 @@ class Life:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restart:
-    """Start it again after ``delay`` seconds."""
+    """Start it again after ``delay`` seconds.
+
+    >>> Restart(delay=0.5).delay
+    0.5
+    """
 
     delay: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """It ended as it should; leave it."""
+    """It ended as it should; leave it.
+
+    >>> decide_restart(RestartPolicy(), [Life(started=0, ended=1, failed=False)], 1)
+    Finished()
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fatal:
-    """Stop trying; ``reason`` says which limit was reached."""
+    """Stop trying; ``reason`` says which limit was reached.
+
+    >>> decide_restart(RestartPolicy(max_restarts=0), [Life(started=0, ended=1)], 1)
+    Fatal(reason='no restarts allowed')
+    """
 
     reason: str
 
@@ -138,6 +154,9 @@ def decide_restart(policy: RestartPolicy, history: Sequence[Life], now: float) -
         now: Seconds, by the clock of the history.
 
     The restart itself must not come before ``now + delay``; then no window holds more restarts than the limit.
+
+    >>> decide_restart(RestartPolicy(initial_delay=2, jitter=False), [Life(started=0, ended=1)], 1)
+    Restart(delay=2.0)
     """
     last = history[-1]
     if not last.failed and policy.on == "failure":

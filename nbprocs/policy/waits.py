@@ -76,7 +76,13 @@ def instant() -> bool:
 
 @contextmanager
 def instant_waits() -> Iterator[None]:
-    """The test mode; public as ``nbprocs.testing.instant_waits``. A plain counter, not a context variable: it must reach other threads."""
+    """The test mode; public as ``nbprocs.testing.instant_waits``. A plain counter, not a context variable: it must reach other threads.
+
+    >>> from nbprocs.policy import RetryPolicy
+    >>> with instant_waits():
+    ...     RetryPolicy(initial_delay=30).decide(TimeoutError(), attempt=1, elapsed=0.0)
+    0.0
+    """
     global _instant_depth  # noqa: PLW0603 - one switch of the whole process is the point
     with _lock:
         _instant_depth += 1

@@ -87,7 +87,11 @@ class RecoveryReport(Displayable):
 
 
 class StepKind(StrEnum):
-    """What a row of the record is about."""
+    """What a row of the record is about.
+
+    >>> StepKind("wait") is StepKind.WAIT
+    True
+    """
 
     STARTED = "started"
     RESTARTED = "restarted"
@@ -127,7 +131,11 @@ def in_a_word(error: BaseException, *, name: str = "") -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One row of the record."""
+    """One row of the record.
+
+    >>> Step(kind=StepKind.WAIT, name="web", delay=0.4).delay
+    0.4
+    """
 
     kind: StepKind
     name: str

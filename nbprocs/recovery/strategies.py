@@ -52,7 +52,12 @@ class Scalable(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Incident:
-    """What a strategy is told, and what it may act on."""
+    """What a strategy is told, and what it may act on.
+
+    >>> async with ProcessManager() as pm:
+    ...     Incident(name="web", error=TimeoutError("slow"), process=None, manager=pm).told()["message"]
+    'slow'
+    """
 
     name: str
     error: BaseException
@@ -163,7 +168,11 @@ async def _brake(incident: Incident, policy: RestartPolicy) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleUp:
-    """So many workers more in the pool, at most its ``max_processes``. At the bound the outcome is a failure and says so."""
+    """So many workers more in the pool, at most its ``max_processes``. At the bound the outcome is a failure and says so.
+
+    >>> ScaleUp(by=2)
+    ScaleUp(by=2)
+    """
 
     by: int = 1
 
@@ -174,7 +183,11 @@ class ScaleUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleDown:
-    """So many workers fewer in the pool, at least its ``min_processes``. At the bound the outcome is a failure and says so."""
+    """So many workers fewer in the pool, at least its ``min_processes``. At the bound the outcome is a failure and says so.
+
+    >>> ScaleDown().by
+    1
+    """
 
     by: int = 1
 
@@ -242,7 +255,11 @@ class NotifyAdmin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoNothing:
-    """Leaves it; the record shows that it was seen."""
+    """Leaves it; the record shows that it was seen.
+
+    >>> DoNothing()
+    DoNothing()
+    """
 
     async def __call__(self, incident: Incident) -> Outcome:
         """Nothing."""
