@@ -21,7 +21,11 @@ __all__ = ["Backend", "Ended", "Job", "Report", "Started"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One attempt to run one task."""
+    """One attempt to run one task.
+
+    >>> Job(id="k-1.1", task_id="k-1", name="list", command="ls").timeout is None
+    True
+    """
 
     id: str  # of the attempt
     task_id: str
@@ -36,7 +40,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The job runs now."""
+    """The job runs now.
+
+    >>> Started(pid=42, host="here").pid
+    42
+    """
 
     pid: int | None = None
     host: str = ""
@@ -45,7 +53,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The job has ended; nothing of it runs any more."""
+    """The job has ended; nothing of it runs any more.
+
+    >>> Ended(result=7).error is None
+    True
+    """
 
     result: Any = None  # a ProcessResult, or what the callable returned
     error: BaseException | None = None  # why it failed; None for success
@@ -56,7 +68,12 @@ Report = Callable[[Started | Ended], None]
 
 
 class Backend(Protocol):
-    """What runs jobs. All methods are called on the scheduler's home loop, and reports are made on it."""
+    """What runs jobs. All methods are called on the scheduler's home loop, and reports are made on it.
+
+    >>> from nbprocs.scheduler import LocalBackend
+    >>> LocalBackend().name
+    'local'
+    """
 
     name: str
 

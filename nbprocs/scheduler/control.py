@@ -271,7 +271,7 @@ class Control:
     async def _join(self, *, progress: bool) -> None:
         if self.runner.closed:
             raise self._closed()
-        joined = self.runner.joiner()
+        joined = self.runner.joiners.add()
         if not progress:
             await joined
             return

@@ -12,6 +12,8 @@ from nbprocs.scheduler.backend import Ended, Job, Report, Started
 
 __all__ = ["LocalBackend"]
 
+_TIMEOUT_GRACE = 0.5  # seconds between SIGTERM and SIGKILL for what is left of the tree of one that ran out of time
+
 
 class LocalBackend:
     r"""Runs jobs as child processes. With a manager of yours it uses that one and leaves it open; else it has its own.
@@ -85,6 +87,9 @@ class LocalBackend:
         if job.id in self._cancelled:
             self._stop(process, self._cancelled[job.id])
         result = await process.wait()
+        if job.id in self._cancelled or result.reason == "timeout":
+            # The process has gone; the rest of its tree may still be on its way. This returns when nobody of it is left.
+            await process.stop(grace=self._cancelled.get(job.id, _TIMEOUT_GRACE))
         return Ended(result=result, error=error_from_result(result), stopped=job.id in self._cancelled and result.reason != "timeout")
 
     def cancel(self, job_id: str, *, grace: float) -> None:

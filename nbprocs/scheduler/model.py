@@ -58,7 +58,11 @@ _FINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, 
 
 
 class Condition(StrEnum):
-    """How a task that another one waits for must end."""
+    """How a task that another one waits for must end.
+
+    >>> Condition("any") is Condition.ANY
+    True
+    """
 
     SUCCESS = "success"
     FAILURE = "failure"  # failed or interrupted; a cancelled or skipped task did not fail
@@ -93,7 +97,11 @@ class After:
 
 
 class Misfire(StrEnum):
-    """What becomes of times of a series that passed while it ran, or while no kernel was there. A series never overlaps itself."""
+    """What becomes of times of a series that passed while it ran, or while no kernel was there. A series never overlaps itself.
+
+    >>> [rule.value for rule in Misfire]
+    ['once', 'skip', 'all']
+    """
 
     ONCE = "once"  # one run at once for all of them
     SKIP = "skip"  # none: the next time in the future
@@ -101,14 +109,22 @@ class Misfire(StrEnum):
 
 
 class Interrupted(StrEnum):
-    """What becomes of a task that ran when its kernel died."""
+    """What becomes of a task that ran when its kernel died.
+
+    >>> SchedulerConfig(on_interrupted="mark").on_interrupted
+    <Interrupted.MARK: 'mark'>
+    """
 
     RETRY = "retry"  # queued again, at most max_interruptions times in a row; it does not count as a retry
     MARK = "mark"  # ends as INTERRUPTED
 
 
 class Now(NamedTuple):
-    """An instant on both clocks, in seconds."""
+    """An instant on both clocks, in seconds.
+
+    >>> Now(wall=1000.0, elapsed=5.0).elapsed
+    5.0
+    """
 
     wall: float  # since the epoch; may jump
     elapsed: float  # never goes back; counts a suspended machine's sleep where the system can tell
@@ -193,7 +209,13 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledTask:
-    """A snapshot of one task; it never changes afterwards. ``command`` and ``args`` are as given; their display is masked."""
+    """A snapshot of one task; it never changes afterwards. ``command`` and ``args`` are as given; their display is masked.
+
+    >>> async with TaskScheduler() as sch:
+    ...     task = sch.schedule("make", "-j4", max_retries=2, hold=True).task
+    >>> task.args, task.retry_count, task.max_retries, task.state.value
+    (('-j4',), 0, 2, 'held')
+    """
 
     id: str
     command: str
@@ -214,7 +236,14 @@ class ScheduledTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One run of one task. Times are seconds since the epoch; None where it did not happen or is not known."""
+    """One run of one task. Times are seconds since the epoch; None where it did not happen or is not known.
+
+    >>> async with TaskScheduler() as sch:
+    ...     handle = sch.schedule("true")
+    ...     _ = await handle
+    >>> [(a.attempt, a.outcome, a.exit_code) for a in handle.attempts]
+    [(1, 'succeeded', 0)]
+    """
 
     task_id: str
     attempt: int  # 1 is the first
@@ -240,7 +269,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatus:
-    """One group: how many run, how many may, and whether it is paused."""
+    """One group: how many run, how many may, and whether it is paused.
+
+    >>> TaskScheduler(SchedulerConfig(groups={"download": 2})).status().groups
+    (GroupStatus(name='download', running=0, limit=2, paused=False),)
+    """
 
     name: str
     running: int
@@ -250,7 +283,11 @@ class GroupStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceStatus:
-    """One resource: how much is in use, and of how much."""
+    """One resource: how much is in use, and of how much.
+
+    >>> TaskScheduler(SchedulerConfig(resources={"licence": 3})).status().resources
+    (ResourceStatus(name='licence', used=0.0, capacity=3),)
+    """
 
     name: str
     used: float
@@ -262,6 +299,9 @@ class Eta:
     """When the queue will be empty, in seconds from now: a middle value, and the interval that it is in with 95 % probability.
 
     From the durations of the same commands so far (or ``estimated_duration``), taken as independent, spread over the slots.
+
+    >>> print(Eta(low=50, middle=65, high=80))
+    0:50-1:20
     """
 
     low: float
@@ -281,7 +321,12 @@ def _clock(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStatus:
-    """A snapshot of a scheduler."""
+    """A snapshot of a scheduler.
+
+    >>> status = TaskScheduler(SchedulerConfig(max_concurrent_tasks=3)).status()
+    >>> status.queued_tasks, status.running_tasks, status.max_concurrent, status.next_scheduled_time
+    (0, 0, 3, None)
+    """
 
     queued_tasks: int  # everything that has not started: scheduled, blocked, queued and held
     running_tasks: int
@@ -307,7 +352,11 @@ class SchedulerStatus:
 
 
 class TaskEventKind(StrEnum):
-    """What a scheduler's event stream tells."""
+    """What a scheduler's event stream tells.
+
+    >>> TaskEventKind("retrying") is TaskEventKind.RETRYING
+    True
+    """
 
     SCHEDULED = "scheduled"
     STARTED = "started"
@@ -319,7 +368,15 @@ class TaskEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerEvent:
-    """One thing that happened to one task (``task_id`` is "" for the scheduler itself)."""
+    """One thing that happened to one task (``task_id`` is "" for the scheduler itself).
+
+    >>> async with TaskScheduler() as sch:
+    ...     seen = []
+    ...     stop = sch.subscribe(lambda event: seen.append(event.kind.value))
+    ...     _ = await sch.schedule("true")
+    >>> seen[:3]
+    ['scheduled', 'started', 'ended']
+    """
 
     kind: TaskEventKind
     task_id: str = ""

@@ -21,12 +21,13 @@ from collections.abc import Callable
 from typing import Any
 
 from nbprocs.engine.home import Home, log
-from nbprocs.errors import Closed, ProcessError, ResourceExhausted
+from nbprocs.errors import Closed, ProcessError
 from nbprocs.policy import RetryPolicy
 from nbprocs.scheduler.backend import Backend, Ended, Job, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
-from nbprocs.scheduler.errors import Halted, StoreError
+from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.estimate import Durations
+from nbprocs.scheduler.joining import Joiners
 from nbprocs.scheduler.journal import Journal
 from nbprocs.scheduler.model import Attempt, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
 from nbprocs.scheduler.options import timeout_factor
@@ -77,7 +78,7 @@ class Runner:
         self._wanted = False
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
-        self._joiners: list[asyncio.Future[None]] = []
+        self.joiners = Joiners(self)
         self._host = socket.gethostname()
         self._store_failed = False
 
@@ -115,10 +116,7 @@ class Runner:
         self._tell()
         for entry in self.queue:
             self._wake(entry)
-        for joiner in self._joiners:
-            if not joiner.done():
-                joiner.set_exception(Closed("the scheduler was closed while it was awaited"))
-        self._joiners.clear()
+        self.joiners.end(Closed("the scheduler was closed while it was awaited"))
         self.emit(TaskEventKind.CLOSED)
 
     # -- in
@@ -165,8 +163,7 @@ class Runner:
             self._launch(entry, now)
         self._tell()
         self._arm(now)
-        if self._joiners:
-            self._check_joiners()
+        self.joiners.check()
 
     def _give_back(self, taken: list[Entry], now: Now, error: StoreError) -> None:
         """The disk does not take that they start, so they must not; nor is anybody told of an end that is not on disk. Tried again soon."""
@@ -451,56 +448,22 @@ class Runner:
             except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
                 log.exception("a subscriber of the scheduler failed")
 
-    # -- joining
-
     @property
     def pending(self) -> int:
         """Tasks that have not ended, without series."""
         return len(self.queue) - self.series
 
-    def joiner(self) -> "asyncio.Future[None]":
-        """A future that is done when nothing is pending; failed when that can't come."""
-        if self.home is None:
-            raise Closed("the scheduler has no event loop")
-        future: asyncio.Future[None] = self.home.loop.create_future()
-        self._joiners.append(future)
-        self._check_joiners()
-        return future
+    @property
+    def settled_all(self) -> bool:
+        """Whether nothing is pending, and everybody has been told."""
+        return self.pending <= 0 and not self._told
 
-    def _check_joiners(self) -> None:
-        error = None
-        if self.pending > 0 or self._told:
-            error = self._stuck()
-            if error is None:
-                return
-        for joiner in self._joiners:
-            if not joiner.done():
-                if error is None:
-                    joiner.set_result(None)
-                else:
-                    joiner.set_exception(error)
-        self._joiners.clear()
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and no pump is due."""
+        return not self._running and not self._wanted
 
-    def _stuck(self) -> ProcessError | None:
-        """Why waiting longer is pointless, if it is."""
-        counts = self.queue.counts
-        if self.halted and not self._store_failed and not self._running:
-            return Halted(f"the queue stopped: {self.halted}", hint="look at sch.frame(), then resume() or cancel the rest")
-        if (
-            self._running
-            or self._wanted
-            or self.queue.paused
-            or counts[TaskState.SCHEDULED]
-            or counts[TaskState.HELD]
-            or not counts[TaskState.QUEUED]
-        ):
-            return None
-        reasons = []
-        for entry in self.queue:
-            if entry.state is TaskState.QUEUED:
-                reason = self.queue.impossible(entry)
-                if reason is None:
-                    return None
-                reasons.append(f"{entry.label} {reason}")
-        hint = "set_resource() or set_group_limit() changes that at any time; or cancel them"
-        return ResourceExhausted(f"{len(reasons)} tasks can never start: {reasons[0]}", hint=hint)
+    @property
+    def store_failed(self) -> bool:
+        """Whether it stands still because its store can't be written."""
+        return self._store_failed

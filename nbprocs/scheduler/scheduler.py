@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -242,11 +241,7 @@ class TaskScheduler(Control, Views):
                 on_interrupted=on_interrupted,
             )
             self.check_resources(options)
-        stamp = time.time() if self._clock is system_now else self._clock().wall
-        if stamp < self._last:
-            stamp = self._last
-        else:
-            self._last = stamp
+        stamp = self.stamp()
         entry = Entry(next(self._keys), command, args, priority, stamp, options)  # type: ignore[arg-type]
         if delay is not None or at is not None or cron is not None:
             self.set_time(entry, delay=delay, at=at, timezone=timezone)
