@@ -17,6 +17,7 @@ from nbprocs.engine.home import Home, Tasks, log
 from nbprocs.engine.table import read_row
 from nbprocs.errors import Closed, ProcessError, StartupFailed, StopFailed
 from nbprocs.manager import ProcessManager
+from nbprocs.model import signal_name
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.member import Member
 from nbprocs.pool.model import PoolConfig, TaskState
@@ -418,7 +419,8 @@ async def _settled_within(future: "asyncio.Future[None]", seconds: float) -> boo
 
 
 def _describe(process: ManagedProcess) -> str:
-    """How it ended, in two words."""
+    """How it ended, in a few words."""
     result = process.result
-    error = crashed("", result, last_output="")
-    return f"it died: {error.message.strip()}" if result is None else f"it died: {result.status} {result.signal or result.exit_code}"
+    if result is None:
+        return "it is gone"
+    return f"it died: {signal_name(result.signal)}" if result.signal else f"it died: exit status {result.exit_code}"
