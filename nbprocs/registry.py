@@ -31,7 +31,7 @@ class Slots:
 
     async def take(self, *, wait: bool, what: str) -> None:
         """Have a slot: at once, or after waiting for one, or raise ResourceExhausted."""
-        if self.limit is None or (self.taken < self.limit and not self.waiting):
+        if self.limit is None or (self.taken < self.limit and not self._waiters):
             self.taken += 1
             return
         if not wait:

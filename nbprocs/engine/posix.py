@@ -32,7 +32,6 @@ __all__ = ["PosixChild", "pidfd_open"]
 _READ = 64 << 10  # bytes at once: below malloc's mmap threshold, so the buffer is reused
 _READS = 4  # in a row while the pipe is full, before others get their turn
 _PIPE = 256 << 10  # a wider pipe lets a child go on while a cell holds the loop for a moment
-_CHEAP_SCAN = 50e-6  # seconds
 _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
 _RSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
 _IGNORABLE = tuple(s for s in signal.valid_signals() if s not in {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ})
@@ -69,29 +68,42 @@ class PosixChild:
         self._pty = spec.pty
         self._drain: asyncio.TimerHandle | None = None
         self.exit: Exit | None = None
-        with contextlib.ExitStack() as undo:
-            self.pid = self._start_pty(spec, undo) if spec.pty else self._start_pipes(spec, undo)
-            undo.callback(_end_at_once, self.pid)
+        self.pid = 0
+        try:
+            self.pid = self._start_pty(spec) if spec.pty else self._start_pipes(spec)
             row = read_row(self.pid)  # it is there, as a zombie at least, until we reap it
             self.identity = Identity(self.pid, row.start if row else 0.0)
-            self._watch_exit(undo)
+            self._watch_exit()
             for fd in self._readers:
                 self._loop.add_reader(fd, self._readable, fd)
-            undo.pop_all()
+        except BaseException:
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        """A child that could not be taken in: nobody will ever know it, so it goes, and all that was opened for it."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+        for fd in (self._pidfd, self._stdin, *self._readers):
+            if fd is not None:
+                self._loop.remove_reader(fd)
+                os.close(fd)
 
     # -- start
 
-    def _start_pipes(self, spec: Spec, undo: contextlib.ExitStack) -> int:
-        with contextlib.ExitStack() as theirs:
-            out = self._output_pipe(Stream.STDOUT, undo, theirs)
-            err = self._output_pipe(Stream.STDERR, undo, theirs)
+    def _start_pipes(self, spec: Spec) -> int:
+        theirs: list[int] = []
+        try:
+            out = self._output_pipe(Stream.STDOUT, theirs)
+            err = self._output_pipe(Stream.STDERR, theirs)
+            inp = subprocess.DEVNULL
             if spec.stdin:
                 inp, self._stdin = os.pipe()
-                theirs.callback(os.close, inp)
-                undo.callback(os.close, self._stdin)
+                theirs.append(inp)
                 os.set_blocking(self._stdin, False)
-            else:
-                inp = subprocess.DEVNULL
             if spec.cwd is None or _ignored():
                 return _posix_spawn(spec, _dup_actions(inp, out, err))
             process = subprocess.Popen(
@@ -106,28 +118,28 @@ class PosixChild:
             )
             process.returncode = 0  # we reap it ourselves, with its resource usage: Popen must neither wait for it nor complain
             return process.pid
+        finally:
+            for fd in theirs:
+                os.close(fd)
 
-    def _output_pipe(self, stream: Stream, undo: contextlib.ExitStack, theirs: contextlib.ExitStack) -> int:
+    def _output_pipe(self, stream: Stream, theirs: list[int]) -> int:
         ours, other = os.pipe()
-        undo.callback(os.close, ours)
-        theirs.callback(os.close, other)
+        self._readers[ours] = stream
+        theirs.append(other)
         os.set_blocking(ours, False)
         if _F_SETPIPE_SZ is not None:
             with contextlib.suppress(OSError):  # over the user's quota: the default size does as well
                 fcntl.fcntl(ours, _F_SETPIPE_SZ, _PIPE)
-        self._readers[ours] = stream
         return other
 
-    def _start_pty(self, spec: Spec, undo: contextlib.ExitStack) -> int:
+    def _start_pty(self, spec: Spec) -> int:
         master, slave = os.openpty()
         try:
-            undo.callback(os.close, master)
-            os.set_blocking(master, False)
             self._readers[master] = Stream.STDOUT
+            os.set_blocking(master, False)
             self.resize(24, 80)
             if spec.stdin:
                 self._stdin = os.dup(master)  # so that the end of input and the end of output are closed apart
-                undo.callback(os.close, self._stdin)
             name = os.ttyname(slave)
             # The first terminal that a session leader opens becomes its controlling one.
             actions: list[tuple[object, ...]] = [
@@ -175,12 +187,10 @@ class PosixChild:
 
     # -- exit
 
-    def _watch_exit(self, undo: contextlib.ExitStack) -> None:
+    def _watch_exit(self) -> None:
         self._pidfd = pidfd_open(self.pid)
         if self._pidfd is not None:
-            undo.callback(os.close, self._pidfd)
             self._loop.add_reader(self._pidfd, self._reap)
-            undo.callback(self._loop.remove_reader, self._pidfd)
         else:
             threading.Thread(target=self._wait_in_thread, name=f"nbprocs-wait-{self.pid}", daemon=True).start()
 
@@ -276,14 +286,6 @@ class PosixChild:
                 fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def _end_at_once(pid: int) -> None:
-    """A child that could not be taken in: nobody will ever know it, so it goes."""
-    with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
-
-
 def _set_once(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
@@ -330,21 +332,21 @@ def _find(command: str, cwd: str | None, path: str | None) -> str:
         if not os.access(full, os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), command)
         return command
-    refused = False
-    for folder in (os.defpath if path is None else path).split(os.pathsep):
-        full = os.path.join(cwd or "", folder, command)
+    folders = [os.path.join(cwd, folder) if cwd else folder or "." for folder in (path or os.defpath).split(os.pathsep)]
+    for folder in folders:
+        full = f"{folder}/{command}"
         if os.access(full, os.X_OK) and not os.path.isdir(full):
             return full
-        refused = refused or os.path.isfile(full)
-    number = errno.EACCES if refused else errno.ENOENT
+    number = errno.EACCES if any(os.path.isfile(f"{folder}/{command}") for folder in folders) else errno.ENOENT
     raise OSError(number, os.strerror(number), command)
 
 
 class _Leaks:
     """Descriptors above 2 that exec would hand on although nobody asked for it.
 
-    Python makes none; C libraries do. Looking costs 12 us with thirty descriptors and a millisecond with three thousand, so what
-    was found is used again for twenty times as long as it took to find. A close action for a number that is free by then does no harm.
+    Python makes none; C libraries do. Looking costs 12 us with thirty descriptors and a millisecond with three thousand, so what was
+    found is used again for twenty times as long as it took to find: at most a twentieth of the time goes into it, and what is opened
+    between two looks is closed a moment later. A close action for a number that is free by then does no harm.
     """
 
     def __init__(self) -> None:
@@ -356,7 +358,7 @@ class _Leaks:
         if now >= self._until:
             self._found = tuple(self._scan())
             took = time.monotonic() - now
-            self._until = now + (took * 20 if took > _CHEAP_SCAN else 0)
+            self._until = now + took * 20
         return self._found
 
     @staticmethod
