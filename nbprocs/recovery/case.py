@@ -59,16 +59,16 @@ class Case:
         self.process = process  # the latest of the name
         self.error = error
         self.seen: set[str] = {process.id} if process else set()  # processes whose end this recovery has dealt with
-        self.closing = False
+        self.ended_early = ""  # why, once somebody ends it
 
     async def run(self) -> RecoveryReport:
-        """Do it all. Raises CancelledError only when somebody else than the closing handler cancels it."""
+        """Do it all. Raises CancelledError only when somebody else than the handler cancels it."""
         try:
             recovered = await self._retry() or await self._resort()
         except asyncio.CancelledError:
-            if not self.closing:
+            if not self.ended_early:
                 raise
-            self._actions.append(Outcome(action="recovery", ok=False, detail="ended early: the manager was closed"))
+            self._actions.append(Outcome(action="recovery", ok=False, detail=f"ended early: {self.ended_early}"))
             recovered = False
         report = RecoveryReport(
             name=self.name,

@@ -95,6 +95,7 @@ class ErrorHandler(Displayable):
         self._cases: dict[str, tuple[Case, asyncio.Task[RecoveryReport]]] = {}  # by name: never two for one name
         self._reports: OrderedDict[str, RecoveryReport] = OrderedDict()  # by the id of each process dealt with
         self._heard: OrderedDict[str, None] = OrderedDict()  # ids whose error the callbacks know
+        self._live: dict[str, ManagedProcess] = {}  # a history of no length forgets an end before it tells of it
         self._titles: OrderedDict[str, str] = OrderedDict()  # the name in the record: in a replacement both have another one for a moment
         self._watches: dict[str, asyncio.TimerHandle] = {}
         self._liveness: list[Liveness] = []
@@ -221,6 +222,21 @@ class ErrorHandler(Displayable):
             raise Closed(f"the recovery of {name} had not begun when its handler was closed")
         return task.result()
 
+    @hops
+    async def leave_alone(self, name: str) -> bool:
+        """End the recovery of that name that is under way, if there is one; True if there was. What it has started already stays.
+
+        For an owner who stops something while the handler is about to start it again.
+        """
+        found = self._cases.get(name)
+        if found is None:
+            return False
+        case, task = found
+        case.ended_early = "its owner wants it left alone"
+        task.cancel()
+        await asyncio.wait({task})
+        return True
+
     def _resolve(self, error: BaseException | ManagedProcess | str) -> tuple[ManagedProcess | None, BaseException]:
         process: ManagedProcess | None = None
         if isinstance(error, BaseException):
@@ -298,6 +314,8 @@ class ErrorHandler(Displayable):
     def _started(self, event: ProcessEvent) -> None:
         again = event.info is not None and event.info.restarts > 0
         process = self._known(event.process_id)
+        if process is not None:
+            self._live[event.process_id] = process
         before = process.predecessor if process is not None else None
         self._titles[event.process_id] = title = event.name if before is None else self._titles.get(before.id, event.name)
         _bound(self._titles)
@@ -318,7 +336,7 @@ class ErrorHandler(Displayable):
     def _exited(self, event: ProcessEvent) -> None:
         if (watch := self._watches.pop(event.process_id, None)) is not None:
             watch.cancel()
-        process = self._known(event.process_id)
+        process = self._live.pop(event.process_id, None) or self._known(event.process_id)
         error = error_from_result(process.result) if process is not None and process.result is not None else None
         if error is None:
             self._note(StepKind.COMPLETED, event)
@@ -408,7 +426,7 @@ class ErrorHandler(Displayable):
             watch.cancel()
         self._watches.clear()
         for case, task in self._cases.values():
-            case.closing = True
+            case.ended_early = "the handler or its manager was closed"
             task.cancel()
 
     @hops

@@ -24,6 +24,7 @@ from nbprocs.testing import instant_waits
 from tests.children import SLEEPER, python_child
 
 NOW = RetryPolicy(max_retries=3, initial_delay=0)
+END = float("inf")  # a try is judged by its end, however slow the machine is
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def kinds(handler, name):
 
 class TestRetries:
     async def test_succeeds_on_the_third_attempt(self, pm, asked, tmp_path):
-        asked.set_retry_policy("flaky", NOW)
+        asked.set_retry_policy("flaky", NOW, settle=END)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()
         report = await asked.handle_error(process)
@@ -92,7 +93,7 @@ class TestRetries:
         assert "exit status 7" in report.actions[0].detail
 
     async def test_by_itself_on_the_event_stream(self, pm, handler, tmp_path):
-        handler.set_retry_policy("fl*", NOW)
+        handler.set_retry_policy("fl*", NOW, settle=END)
         await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await recovered(handler, "flaky")
         assert pm.get("flaky").result.ok
@@ -105,7 +106,7 @@ class TestRetries:
         ]
 
     async def test_gives_up_and_falls_to_the_strategy(self, pm, asked, tmp_path):
-        asked.set_retry_policy("flaky", RetryPolicy(max_retries=1, initial_delay=0))
+        asked.set_retry_policy("flaky", RetryPolicy(max_retries=1, initial_delay=0), settle=END)
         asked.set_recovery_strategy("flaky", RecoveryStrategy.DO_NOTHING)
         process = await pm.spawn(*flaky(tmp_path, 9), name="flaky")
         await process.wait()
@@ -147,7 +148,7 @@ class TestRetries:
         assert report.attempts == 2
 
     async def test_instant_waits(self, pm, asked, tmp_path):
-        asked.set_retry_policy("flaky", RetryPolicy(max_retries=3, initial_delay=1000, max_delay=1000, jitter=False))
+        asked.set_retry_policy("flaky", RetryPolicy(max_retries=3, initial_delay=1000, max_delay=1000, jitter=False), settle=END)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()
         with instant_waits():
@@ -156,7 +157,7 @@ class TestRetries:
         assert report.seconds < 10
 
     async def test_a_timeout_is_an_error(self, pm, asked):
-        asked.set_retry_policy("slow", RetryPolicy(max_retries=1, initial_delay=0))
+        asked.set_retry_policy("slow", RetryPolicy(max_retries=1, initial_delay=0), settle=END)
         process = await pm.spawn(*SLEEPER, name="slow", timeout=0.1)
         await process.wait()
         report = await asked.handle_error(process)
@@ -174,7 +175,7 @@ class TestRetries:
         script = tmp_path / "job.sh"
         script.write_text("#!/bin/sh\nexit 1\n")
         script.chmod(0o755)
-        asked.set_retry_policy("job", NOW)
+        asked.set_retry_policy("job", NOW, settle=END)
         process = await pm.spawn(script, name="job")
         await process.wait()
         script.unlink()
@@ -259,7 +260,7 @@ class TestWhatIsHandled:
 
 class TestOnce:
     async def test_concurrent_errors_are_one_recovery(self, pm, handler, tmp_path):
-        handler.set_retry_policy("flaky", NOW)
+        handler.set_retry_policy("flaky", NOW, settle=END)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()  # the event has begun a recovery by now
         reports = await asyncio.gather(*(handler.handle_error(process) for _ in range(20)), handler.handle_error("flaky"))
@@ -269,7 +270,7 @@ class TestOnce:
         assert len([s for s in handler.journal if s.kind is StepKind.OUTCOME]) == 1
 
     async def test_callers_who_are_cancelled_do_not_end_it(self, pm, asked, tmp_path):
-        asked.set_retry_policy("flaky", NOW)
+        asked.set_retry_policy("flaky", NOW, settle=END)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()
         waiter = asyncio.create_task(asked.handle_error(process))
@@ -318,7 +319,7 @@ class TestCallbacks:
 
         asked.on_error(seen.append)
         end = asked.on_error(slow, pattern="flaky")
-        asked.set_retry_policy("flaky", NOW)
+        asked.set_retry_policy("flaky", NOW, settle=END)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()
         await asked.handle_error(process)
@@ -345,7 +346,7 @@ class TestCallbacks:
 
         for callback in (bad, worse, seen.append):
             asked.on_error(callback)
-        asked.set_retry_policy("*", NOW)
+        asked.set_retry_policy("*", NOW, settle=END)
         process = await pm.spawn(*flaky(tmp_path, 1), name="flaky")
         await process.wait()
         report = await asked.handle_error(process)
@@ -366,7 +367,7 @@ class TestCallbacks:
                     hung.set()
 
             handler.on_error(hang)
-            handler.set_retry_policy("*", NOW)
+            handler.set_retry_policy("*", NOW, settle=END)
             process = await pm.spawn(*flaky(tmp_path, 1), name="flaky")
             await process.wait()
             assert (await handler.handle_error(process)).recovered
@@ -405,13 +406,39 @@ class TestCallbacks:
         async def handle(error):
             reports.append(await handler.handle_error(error))
 
-        handler.set_retry_policy("flaky", NOW)
+        handler.set_retry_policy("flaky", NOW, settle=END)
         handler.on_error(handle)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()
         report = await handler.handle_error(process)
         assert report.recovered
         assert pm.get("flaky").restarts == 2
+
+
+async def test_left_alone_by_its_owner(pm, handler):
+    handler.set_retry_policy("job", RetryPolicy(initial_delay=30, jitter=False), settle=END)
+    process = await pm.spawn("false", name="job")
+    await process.wait()
+    waiter = asyncio.create_task(handler.handle_error(process))
+    await until(handler, lambda: StepKind.WAIT in kinds(handler, "job"))
+    assert await handler.leave_alone("job")
+    assert not await handler.leave_alone("job")
+    report = await waiter
+    assert "its owner wants it left alone" in report.actions[-1].detail
+    assert pm.get("job") is process
+
+
+async def test_a_manager_without_history():
+    async with ProcessManager(history=0) as pm, ErrorHandler(pm, settle=0.05) as handler:
+        seen = []
+        handler.on_error(seen.append)
+        process = await pm.spawn("false", name="job")
+        await process.wait()
+        done = await pm.spawn("true", name="done")
+        await done.wait()
+        assert [type(error) for error in seen] == [ProcessFailed]
+        assert kinds(handler, "job") == [StepKind.STARTED, StepKind.ERROR]
+        assert kinds(handler, "done") == [StepKind.STARTED, StepKind.COMPLETED]
 
 
 class TestClosing:
@@ -467,7 +494,7 @@ class TestClosing:
 
 async def test_from_another_loop(tmp_path):
     async with ProcessManager(background=True) as pm, ErrorHandler(pm, automatic=False) as handler:
-        handler.set_retry_policy("flaky", NOW)
+        handler.set_retry_policy("flaky", NOW, settle=END)
         process = await pm.spawn(*flaky(tmp_path, 2), name="flaky")
         await process.wait()
         report = await handler.handle_error(process)
@@ -477,7 +504,7 @@ async def test_from_another_loop(tmp_path):
 
 class TestRecord:
     async def test_the_frame(self, pm, asked, tmp_path):
-        asked.set_retry_policy("flaky", RetryPolicy(max_retries=2, initial_delay=0.01, jitter=False))
+        asked.set_retry_policy("flaky", RetryPolicy(max_retries=2, initial_delay=0.01, jitter=False), settle=END)
         process = await pm.spawn(*flaky(tmp_path, 1), name="flaky")
         await process.wait()
         await asked.handle_error(process)
