@@ -145,7 +145,7 @@ def _name_ends(panel: Any, ends: list[tuple[float, Any, str]], colours: dict[str
     """Names beside the ends of the lines, moved apart where they would overlap."""
     low, high = panel.get_ylim()
     gap = (high - low) * 0.085
-    placed: list[float] = []
+    placed: list[float] = [low + gap * 0.3] if total > len(colours) else []  # the lowest place is for "45 more"
     for value, _, name in sorted(ends):
         at = max(value, placed[-1] + gap) if placed else max(value, low)
         placed.append(at)

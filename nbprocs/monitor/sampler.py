@@ -331,10 +331,10 @@ class Sampler:
 
     def _exact(self, asks: Sequence[Ask], trees: dict[Identity, list[Member]], due: list[tuple[float, int, int]], rows: list[Any]) -> None:
         """PSS and USS of the trees that have waited longest, as many as the budget allows."""
-        if not due:
+        self._credit = min(self._credit + SHARE * self.interval, CREDIT)
+        if self._credit <= 0:
             return
         identities = {ask.code: ask.identity for ask in asks}
-        self._credit = min(self._credit + SHARE * self.interval, CREDIT)
         now = time.perf_counter()
         for exact_at, code, place in sorted(due):
             if self._credit <= 0:
