@@ -10,7 +10,6 @@ All state is touched on the home loop only; async methods may be awaited anywher
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,9 +22,11 @@ from typing import TYPE_CHECKING, Literal, Self
 from nbprocs.display import Displayable
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
+from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
-from nbprocs.engine.tree import check_ended, end_trees
+from nbprocs.engine.table import present
+from nbprocs.engine.tree import Root, check_ended, end_trees
 from nbprocs.errors import (
     Closed,
     ProcessError,
@@ -34,10 +35,10 @@ from nbprocs.errors import (
 from nbprocs.events import EventStream, Subscriber
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.process import ManagedProcess
-from nbprocs.readiness import Probe, Ready, as_probe, until_ready
+from nbprocs.readiness import Ready, as_probe
 from nbprocs.registry import Registry, Slots
 from nbprocs.snapshots import frame_of, table_html
-from nbprocs.startup import Launch, build_config, feed, not_ready, start_error
+from nbprocs.startup import Launch, become_ready, build_config, feed, start_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from nbprocs.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
+
+_numbers = itertools.count(1)  # of managers: a part of their token
 
 
 class ProcessManager(Displayable):
@@ -89,6 +92,8 @@ class ProcessManager(Displayable):
         self.engine: Engine = choice
         self.tasks = Tasks(home)
         self.oom = OomWatch()
+        self.token = f"{leash.token}.{next(_numbers)}"
+        self._since = present()
         self.grace = grace
         self.output_limit = output_limit
         self._registry = Registry(history=history, history_bytes=history_bytes)
@@ -184,7 +189,7 @@ class ProcessManager(Displayable):
         if probe is None:
             process.mark_ready()
         else:
-            await self._become_ready(process, probe, launch.ready_timeout)
+            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
         return process
 
     async def _launch(
@@ -213,22 +218,6 @@ class ProcessManager(Displayable):
             await process.end("stopped: manager closed", grace=self.grace)
             self._check_open()
         return process
-
-    async def _become_ready(self, process: ManagedProcess, probe: Probe, seconds: float) -> None:
-        why = f"was not ready within {seconds:g} s"
-        stopping = None
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    process.ready = await until_ready(process, probe)
-                    why = "ended before it was ready"
-        finally:
-            if not process.ready:
-                stopping = self.tasks.start(process.end("stopped: not ready", grace=self.grace), name=f"stop {process.name}")
-        if stopping is not None:
-            await asyncio.wait({stopping})
-            raise not_ready(process, why)
-        process.mark_ready()
 
     @hops
     async def run(
@@ -412,7 +401,7 @@ class ProcessManager(Displayable):
     def subscribe(self, callback: Subscriber, *, output: bool = False) -> Callable[[], None]:
         """Call back with every event from now on, on the home loop; OUTPUT events only if asked for. Returns what ends it.
 
-        A callback must be quick and not block; what it raises is logged and harms nobody.
+        It must be quick and not block; what it raises is logged and harms nobody.
         """
         return self._events.subscribe(callback, output=output)
 
@@ -449,7 +438,8 @@ class ProcessManager(Displayable):
             self.heard(EventKind.REMOVED, old)
 
     async def respawn(self, process: ManagedProcess) -> ManagedProcess:
-        """Start its config again under its name, as its successor."""
+        """Start its config again under its name, as its successor, when nothing of the old one is left."""
+        await process.end_leftovers(grace=self.grace)
         return await self._start(
             process.config, self._launches.get(process.id, Launch()), wait=True, predecessor=process, name=process.name
         )
@@ -482,16 +472,15 @@ class ProcessManager(Displayable):
         if "supervisor" in self.__dict__:
             await self.supervisor.aclose()
         live = self._registry.live
-        running = [process for process in live if process.pid is not None]
-        for process in running:
+        for process in live:
             process.blame("stopped: manager closed")
-        left = await end_trees([process.root for process in running], grace=grace)
+        started = [process.root for process in self._registry if process.pid is not None]
+        left = await end_trees([Root(token=self.token, since=self._since), *started], grace=grace)  # also what ended ones left behind
         for process in () if left else live:
             await process.wait()
         await self.tasks.aclose()
         self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
-        for process in running:
-            check_ended(left, of=process)
+        check_ended(left, name="what this manager started")
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from nbprocs.display import Displayable, text
-from nbprocs.engine.child import Child, Engine, Exit, Spec, child_environment, pause_group, resume_group, signal_group, start
+from nbprocs.engine.child import Child, Engine, Exit, Spec, child_environment, group_exists, pause_group, resume_group, signal_group, start
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
@@ -54,6 +54,7 @@ class Owner(Protocol):
     tasks: Tasks
     engine: Engine
     oom: OomWatch
+    token: str  # what the tokens of its processes begin with
 
     def heard(self, kind: EventKind, process: "ManagedProcess", *, stream: Stream | None = None, size: int = 0) -> None:
         """Something happened to it."""
@@ -94,7 +95,7 @@ class ManagedProcess(Displayable):
         limit = config.output_limit or DEFAULT_MEMORY
         self.stdout = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
         self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
-        self._token = f"{leash.token}.{self.id}"
+        self._token = f"{owner.token}.{self.id}"
         self._child: Child | None = None
         self._slot: int | None = None
         self._reaped_at: float | None = None
@@ -265,7 +266,7 @@ class ManagedProcess(Displayable):
 
     @hops
     async def kill(self) -> ProcessResult:
-        """SIGKILL to the whole tree at once; otherwise as stop()."""
+        """SIGKILL to the whole tree at once; otherwise as stop."""
         return await self._end("stopped: killed", 0.0)
 
     async def _end(self, reason: str, grace: float) -> ProcessResult:
@@ -277,10 +278,15 @@ class ManagedProcess(Displayable):
     async def end(self, reason: str, *, grace: float) -> ProcessResult:
         """The stop itself, for code of ours that is a task already."""
         self.blame(reason)
-        check_ended(await end_trees([self.root], grace=grace), of=self)
+        check_ended(await end_trees([self.root], grace=grace), name=self.name, process_id=self.id)
         await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result
+
+    async def end_leftovers(self, *, grace: float) -> None:
+        """After its end: end what it left in its process group, such as a server that a killed shell had started."""
+        if self._child is not None and group_exists(self._child.pid):  # cheap, where a scan of the process table is not
+            check_ended(await end_trees([self.root], grace=grace), name=self.name, process_id=self.id)
 
     def blame(self, reason: str) -> None:
         """From now on its end is our doing."""
@@ -290,7 +296,7 @@ class ManagedProcess(Displayable):
     @property
     def root(self) -> Root:
         """Its tree, for nbprocs.engine.tree."""
-        return Root(identity=self.identity, token=self._token.encode(), reaped_at=self._reaped_at)
+        return Root(token=self._token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
 
     def _out_of_time(self) -> None:
         self._owner.tasks.start(self.end("timeout", grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")
@@ -355,15 +361,9 @@ class ManagedProcess(Displayable):
             await self._child.close_stdin()
 
     def _broken(self, what: str) -> CommunicationError:
-        return CommunicationError(
-            f"{self.name} {what}",
-            process_id=self.id,
-            name=self.name,
-            command=self.config.display,
-            exit_code=self.result.exit_code if self.result else None,
-            signal=self.result.signal if self.result else None,
-            last_output=self.tail(),
-        )
+        result, fields = self.result, {"process_id": self.id, "name": self.name, "command": self.config.display, "last_output": self.tail()}
+        how = {} if result is None else {"exit_code": result.exit_code, "signal": result.signal}
+        return CommunicationError(f"{self.name} {what}", **fields, **how)  # type: ignore[arg-type]
 
     # -- reading
 

@@ -1,5 +1,6 @@
 """What a start needs besides the process itself: its config from keywords, its input, and the error when the system refuses it."""
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -7,12 +8,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
 from nbprocs.model import ProcessConfig
 from nbprocs.process import ManagedProcess
-from nbprocs.readiness import Ready
+from nbprocs.readiness import Probe, Ready, until_ready
 
-__all__ = ["Launch", "build_config", "feed", "not_ready", "start_error"]
+__all__ = ["Launch", "become_ready", "build_config", "feed", "start_error"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,25 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
 
 
-def not_ready(process: ManagedProcess, why: str) -> NotReady:
-    """The error for a process whose readiness probe did not pass; it has been stopped."""
+async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
+    """Wait until its probe passes. If it does not in time, or the wait is cancelled, the process is stopped; raises NotReady."""
+    why = f"was not ready within {seconds:g} s"
+    stopping = None
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                process.ready = await until_ready(process, probe)
+                why = "ended before it was ready"
+    finally:
+        if not process.ready:
+            stopping = tasks.start(process.end("stopped: not ready", grace=grace), name=f"stop {process.name}")
+    if stopping is not None:
+        await asyncio.wait({stopping})
+        raise _not_ready(process, why)
+    process.mark_ready()
+
+
+def _not_ready(process: ManagedProcess, why: str) -> NotReady:
     result = process.result
     return NotReady(
         f"{process.name} {why}",

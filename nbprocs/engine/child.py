@@ -154,6 +154,19 @@ async def start(spec: Spec, *, engine: Engine, listener: Listener) -> Child:
     return await start_portable(spec, listener=listener)
 
 
+def group_exists(leader: int) -> bool:
+    """Whether anybody is in the process group that a child led."""
+    if not hasattr(os, "killpg"):
+        return False
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def signal_group(child: Child, number: int) -> None:
     """To everybody in the child's process group, as a terminal's Ctrl-C would. ProcessLookupError once the child is reaped."""
     if child.exit is not None:

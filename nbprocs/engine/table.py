@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
-__all__ = ["Identity", "Row", "descendants", "environ_contains", "identify", "present", "read_row", "scan"]
+__all__ = ["Identity", "Row", "descendants", "environ_value", "identify", "present", "read_row", "scan"]
 
 ON_LINUX = sys.platform == "linux"
 PAGE = os.sysconf("SC_PAGE_SIZE") if ON_LINUX else 4096
@@ -135,15 +135,17 @@ def scan() -> dict[int, Row]:
     return {pid: row for pid in pids if (row := read_row(pid)) is not None}
 
 
-def environ_contains(pid: int, token: bytes) -> bool:
-    """Whether the environment that the process was started with holds the token. False where we may not look."""
+def environ_value(pid: int, name: str) -> str:
+    """A variable of the environment that the process was started with; empty if it has none, or where we may not look."""
     try:
-        if ON_LINUX:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                return token in file.read()
-        return token.decode() in "\0".join(psutil.Process(pid).environ().values())
+        if not ON_LINUX:
+            return psutil.Process(pid).environ().get(name, "")
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            data = b"\0" + file.read()
     except (OSError, psutil.Error):
-        return False
+        return ""
+    _, found, rest = data.partition(b"\0" + name.encode() + b"=")
+    return rest.partition(b"\0")[0].decode("utf-8", "replace") if found else ""
 
 
 def descendants(table: dict[int, Row], roots: Iterable[int]) -> set[int]:

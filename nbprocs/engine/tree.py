@@ -12,11 +12,11 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import psutil
 
-from nbprocs.engine.table import Identity, Row, descendants, environ_contains, read_row, scan
+from nbprocs.engine.child import TOKEN
+from nbprocs.engine.table import Identity, Row, descendants, environ_value, read_row, scan
 from nbprocs.errors import StopFailed
 
 __all__ = ["KILL_DEADLINE", "Root", "check_ended", "end_trees", "members"]
@@ -28,33 +28,44 @@ _SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
-    """A child whose tree is meant, alive or not."""
+    """A child whose tree is meant, alive or not; or, without an identity, all whose token begins with this one."""
 
-    identity: Identity
-    token: bytes
+    token: str  # parts joined by dots: kernel, manager, process
+    since: float  # table.present() or a start: nobody of the tree is older
+    identity: Identity | None = None
     reaped_at: float | None = None  # table.present() when it was reaped: from then on its pid may name a stranger's session
 
 
 def members(roots: Iterable[Root], table: dict[int, Row]) -> set[Identity]:
-    """The living of all the trees together, roots included. Reads environments of the younger processes only."""
+    """The living of all the trees together, roots included. Reads environments of the younger processes only, each once."""
     roots = list(roots)
     if not roots:
         return set()
-    earliest = min(root.identity.start for root in roots)
+    earliest = min(root.since for root in roots)
     me = os.getpid()
     young = [row for row in table.values() if row.start >= earliest and not row.gone and row.pid != me]
-    by_pid = {root.identity.pid: root for root in roots}
-    seeds = {row.pid for row in young if _in_session(row, by_pid.get(row.sid)) or any(environ_contains(row.pid, r.token) for r in roots)}
+    by_pid = {root.identity.pid: root for root in roots if root.identity is not None}
+    wanted = {root.token for root in roots}
+    seeds = {row.pid for row in young if _in_session(row, by_pid.get(row.sid)) or not wanted.isdisjoint(_tokens(row.pid))}
     found = seeds | descendants(table, seeds)
     return {row.identity for row in young if row.pid in found}
 
 
 def _in_session(row: Row, root: Root | None) -> bool:
-    if root is None or row.start < root.identity.start:
+    if root is None or root.identity is None or row.start < root.identity.start:
         return False
     if row.pid == root.identity.pid:
         return row.start == root.identity.start
     return root.reaped_at is None or row.start <= root.reaped_at
+
+
+def _tokens(pid: int) -> set[str]:
+    """The tokens that a process carries, and what they begin with: a process of ours, its manager, its kernel."""
+    found = set()
+    for token in environ_value(pid, TOKEN).split(":"):
+        parts = token.split(".")
+        found |= {".".join(parts[:size]) for size in range(1, len(parts) + 1)}
+    return found
 
 
 _waiting: dict[int, list["asyncio.Future[dict[int, Row]]"]] = {}
@@ -174,27 +185,15 @@ async def _by_psutil(targets: set[Identity], everybody: set[Identity], numbers: 
     await asyncio.get_running_loop().run_in_executor(None, lambda: psutil.wait_procs(processes, timeout=timeout))
 
 
-class Named(Protocol):
-    """Whose tree it was, for an error message."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-
-def check_ended(left: Iterable[Identity], *, of: Named) -> None:
-    """Raise StopFailed if somebody is left, naming them."""
+def check_ended(left: Iterable[Identity], *, name: str, process_id: str | None = None) -> None:
+    """Raise StopFailed if somebody of ``name``'s tree is left, naming them."""
     survivors = tuple((identity.pid, _program(identity)) for identity in left)
     if not survivors:
         return
     error = StopFailed(
-        f"{of.name} could not be ended: still there after SIGKILL: " + ", ".join(f"{program} (pid {pid})" for pid, program in survivors),
-        process_id=of.id,
-        name=of.name,
+        f"{name} could not be ended: still there after SIGKILL: " + ", ".join(f"{program} (pid {pid})" for pid, program in survivors),
+        process_id=process_id,
+        name=name,
         hint="a process in the middle of disk or network I/O ends when that does; another user's can only be ended by that user",
     )
     error.survivors = survivors
