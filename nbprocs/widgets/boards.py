@@ -1,4 +1,4 @@
-"""The pool view: workers, what each one does, and the pool's figures; and, from its own module, the queue view."""
+"""The pool view: workers, what each one does, and the pool's figures."""
 
 import asyncio
 import time
@@ -9,10 +9,9 @@ from typing import Any
 from nbprocs.display import plain
 from nbprocs.pool import ProcessPool
 from nbprocs.widgets.base import Host, Part, View
-from nbprocs.widgets.queue_view import QueuePart, QueueView
 from nbprocs.widgets.wire import Delta, number, op
 
-__all__ = ["PoolPart", "PoolView", "QueuePart", "QueueView"]
+__all__ = ["PoolPart", "PoolView"]
 
 LOOK_EVERY = 0.5  # seconds: a pool tells no events (a hundred thousand tasks a second would be its own load), so it is looked at
 RATES = 60  # points of the throughput's sparkline

@@ -1,17 +1,17 @@
 """One view of everything: form, table, charts, pool and queue."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nbprocs.monitor import ProcessMonitor
-from nbprocs.pool import ProcessPool
-from nbprocs.scheduler import TaskScheduler
 from nbprocs.widgets.base import Part, View
-from nbprocs.widgets.boards import PoolPart
 from nbprocs.widgets.charts import ChartsPart
 from nbprocs.widgets.process_table import TablePart
-from nbprocs.widgets.queue_view import QueuePart
 from nbprocs.widgets.sampling import readings_of
 from nbprocs.widgets.spawn_form import FormPart
+
+if TYPE_CHECKING:  # a dashboard without a pool or a scheduler loads neither
+    from nbprocs.monitor import ProcessMonitor
+    from nbprocs.pool import ProcessPool
+    from nbprocs.scheduler import TaskScheduler
 
 __all__ = ["Dashboard"]
 
@@ -34,9 +34,9 @@ class Dashboard(View):
         self,
         manager: Any,
         *,
-        monitor: ProcessMonitor | None = None,
-        pool: ProcessPool | list[ProcessPool] | None = None,
-        scheduler: TaskScheduler | list[TaskScheduler] | None = None,
+        monitor: "ProcessMonitor | None" = None,
+        pool: "ProcessPool | list[ProcessPool] | None" = None,
+        scheduler: "TaskScheduler | list[TaskScheduler] | None" = None,
         form: bool = True,
         height: int = 300,
     ) -> None:
@@ -47,8 +47,12 @@ class Dashboard(View):
         parts["table"] = TablePart(manager, readings)
         parts["charts"] = ChartsPart(manager, monitor, readings)
         for number, one in enumerate(_several(scheduler), 1):
+            from nbprocs.widgets.queue_view import QueuePart  # noqa: PLC0415 - see above
+
             parts[f"queue{number}"] = QueuePart(one)
         for number, one in enumerate(_several(pool), 1):
+            from nbprocs.widgets.boards import PoolPart  # noqa: PLC0415 - see above
+
             parts[f"pool{number}"] = PoolPart(one)
         super().__init__(parts, home=manager.home, arranged="dashboard", height=height)
 

@@ -129,9 +129,7 @@ def publish(shown: Any) -> None:
 class Keeper:
     """Writes the record of some parts again, a little after they changed and not too often."""
 
-    def __init__(
-        self, home: Home, parts: list[Part], write: Callable[[], None], *, held: Callable[[], bool], live: bool = False
-    ) -> None:
+    def __init__(self, home: Home, parts: list[Part], write: Callable[[], None], *, held: Callable[[], bool], live: bool = False) -> None:
         self._home = home
         self._write = write
         self._held = held

@@ -218,12 +218,11 @@ async def test_the_record_is_in_the_saved_notebook_and_the_view_stays(lab: Any) 
 
 
 async def test_views_move_while_a_cell_blocks(lab: Any) -> None:
-    cells = [
-        "import nbprocs, sys, time\npm = nbprocs.ProcessManager(background=True)\n"
-        "proc = await pm.spawn('sh', '-c', 'i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done', name='ticker')\nproc",
-        "time.sleep(6)",
-    ]
-    page = await lab.open(cells=cells)
+    ticker = (
+        f"import time\n{START.replace('()', '(background=True)')}"
+        "proc = await pm.spawn('sh', '-c', 'i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done', name='ticker')\nproc"
+    )
+    page = await lab.open(cells=[ticker, "time.sleep(6)"])
     await page.run(0)
     await expect(screen(page.output(0))).to_contain_text("tick 3")
     await page.start(1)
@@ -309,7 +308,12 @@ async def test_the_dashboard_reads_well(lab: Any, width: int, dark: bool) -> Non
 
 
 async def test_nothing_moves_when_rows_change(lab: Any) -> None:
-    page = await lab.open(cells=[f"{START}for name in 'abcd': await pm.spawn('sleep', '1000', name=name)\npm", "pm.get('a').pause(); _ = await pm.get('b').stop()"])
+    page = await lab.open(
+        cells=[
+            f"{START}for name in 'abcd': await pm.spawn('sleep', '1000', name=name)\npm",
+            "pm.get('a').pause(); _ = await pm.get('b').stop()",
+        ]
+    )
     await page.run(0)
     view = page.output(0).locator(".nb-view")
     await expect(row(view, "d")).to_contain_text("running")
@@ -343,7 +347,11 @@ async def test_five_hundred_rows_scroll(lab: Any) -> None:
 
 
 async def test_without_widgets_html_takes_over(lab: Any) -> None:
-    cells = ["import os; os.environ['NBPROCS_VIEWS'] = 'html'\nimport nbprocs.widgets; print(nbprocs.widgets.install())", f"{START}proc = await pm.spawn('cat', stdin=True, name='plain')\nproc", "await proc.send_line('seen'); await proc.close_stdin(); _ = await proc.wait()"]
+    cells = [
+        "import os; os.environ['NBPROCS_VIEWS'] = 'html'\nimport nbprocs.widgets; print(nbprocs.widgets.install())",
+        f"{START}proc = await pm.spawn('cat', stdin=True, name='plain')\nproc",
+        "await proc.send_line('seen'); await proc.close_stdin(); _ = await proc.wait()",
+    ]
     page = await lab.open(cells=cells)
     await page.run_all()
     await expect(page.output(0)).to_contain_text("html")

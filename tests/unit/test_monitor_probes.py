@@ -175,3 +175,23 @@ async def test_a_pool_is_watched_as_a_group_with_its_workers():
             while mon.metrics("crew").response_time is None:
                 await mon.sample()
         await mon.aclose()
+
+
+async def test_a_crashed_worker_is_told_and_the_alert_ends_when_the_pool_has_replaced_it():
+    config = PoolConfig(min_processes=1, max_processes=1)
+    async with ProcessPool(config, name="crew") as pool:
+        mon = ProcessMonitor(interval=0.05, gpu=Gpu(library=None))
+        await pool.run(abs, -1)
+        mon.watch(pool)
+        fired, resolved = asyncio.Event(), asyncio.Event()
+        mon.on_alert(lambda alert: (resolved if alert.resolved else fired).set())
+        (worker,) = [process for process in pool.manager.processes() if process.status.live]
+        worker.send_signal(9)
+        await pool.run(abs, -1)
+        async with asyncio.timeout(20):
+            await fired.wait()
+            await resolved.wait()
+        await mon.aclose()
+        (alert,) = mon.alerts()
+        assert (alert.type, alert.name) == (AlertType.PROCESS_DOWN, worker.name)
+        assert mon.replay(mon.rules) == mon.alerts()

@@ -80,6 +80,7 @@ def lives(pid):
 # -- results
 
 
+@pytest.mark.loop_modes
 async def test_results_of_all_kinds(pool):
     values = [None, True, 7, 2**100, 1.5, 1j, "é", b"\x00", [1, [2]], {"a": (1, 2)}, {1, 2}, range(3), Ellipsis]
     assert await asyncio.gather(*(pool.submit(lambda x: x, value) for value in values)) == values
@@ -484,6 +485,7 @@ async def test_cancel_a_queued_task(lonely, gate):
     assert lonely.metrics().total_processes_destroyed == 0
 
 
+@pytest.mark.loop_modes
 async def test_cancel_a_running_task_ends_its_worker_only(pool, gate):
     other = pool.submit(gate.task("other"))
     await gate.entered()

@@ -1,6 +1,7 @@
 """Workers come, are watched, are replaced for a recorded reason, and go."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from nbprocs.engine.home import Home
-from nbprocs.errors import StartupFailed
+from nbprocs.errors import ResourceExhausted, StartupFailed
 from nbprocs.manager import ProcessManager
 from nbprocs.pool import PoolConfig, ProcessPool, PythonWorker
 
@@ -231,6 +232,30 @@ async def test_an_initialiser_that_hangs_is_timed_out():
 # -- where it lives
 
 
+async def test_a_loop_that_was_blocked_does_not_take_its_workers_for_dead():
+    async with ProcessPool(PoolConfig(min_processes=2, max_processes=2, health_check_interval=0.05)) as pool:
+        await asyncio.gather(*(pool.submit(int) for _ in range(100)))
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+            time.sleep(0.2)  # a cell that does not await
+        assert await asyncio.gather(*(pool.submit(int, timeout=5) for _ in range(100))) == [0] * 100
+        assert reasons(pool) == []
+
+
+async def test_no_descriptors_left(monkeypatch):
+    def none_left(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    pool = ProcessPool(PoolConfig(max_processes=1))
+    monkeypatch.setattr("socket.socketpair", none_left)
+    with pytest.raises(StartupFailed, match="Too many open files") as caught:
+        await pool.run(int)
+    assert isinstance(caught.value.__cause__, ResourceExhausted)
+    monkeypatch.undo()
+    assert await pool.run(int) == 0
+    await pool.aclose()
+
+
 async def test_in_a_shared_manager():
     async with ProcessManager() as manager:
         async with ProcessPool(PoolConfig(max_processes=1), manager=manager, name="mine") as pool:
@@ -250,6 +275,7 @@ async def test_on_a_background_loop_while_this_one_is_blocked():
         assert await asyncio.gather(*handles) == [None] * 4
 
 
+@pytest.mark.loop_modes
 async def test_used_from_several_loops_and_threads():
     async with ProcessPool(PoolConfig(max_processes=2)) as pool:
 

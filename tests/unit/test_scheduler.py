@@ -628,3 +628,15 @@ async def test_in_every_loop_mode() -> None:
         a = w.sch.schedule("x", "a")
         assert await w.sch.schedule("x", "b", after=[a]) == ("b",)
         await w.sch.join()
+
+
+async def test_lists_of_running_and_ended_tasks_are_short_work_among_many() -> None:
+    async with World(SchedulerConfig(max_concurrent_tasks=2)) as w:
+        handles = w.sch.schedule_many([("x", n) for n in range(1000)])
+        await w.settle()
+        assert [h.id for h in w.sch.handles(state="running")] == [h.id for h in handles[:2]]
+        handles[5].cancel()
+        handles[7].cancel()
+        assert [t.id for t in w.sch.ended(limit=1)] == [handles[7].id]
+        assert [t.id for t in w.sch.tasks(limit=3)] == [h.id for h in handles[:3]]
+        assert len(w.sch.tasks()) == 1000
