@@ -16,7 +16,12 @@ _UNLIMITED = 1 << 60  # v1 writes a huge number for "no limit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits in force for this process and all that it starts. None: no limit, or not told."""
+    """The limits in force for this process and all that it starts. None: no limit, or not told.
+
+    >>> limits = read_limits()
+    >>> limits.percent(limits.memory_mb)
+    100.0
+    """
 
     memory_bytes: int  # the smaller of the container's limit and the machine's memory
     memory_limited: bool  # True: by the container

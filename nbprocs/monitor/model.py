@@ -19,7 +19,11 @@ __all__ = [
 
 
 class AlertType(StrEnum):
-    """What an alert is about. ACTIVITY and SILENCE are asked for by rules of their own; thresholds give the first six."""
+    """What an alert is about. ACTIVITY and SILENCE are asked for by rules of their own; thresholds give the first six.
+
+    >>> AlertType("process_down")
+    <AlertType.PROCESS_DOWN: 'process_down'>
+    """
 
     MEMORY_USAGE = "memory_usage"
     CPU_USAGE = "cpu_usage"
@@ -50,7 +54,11 @@ class AlertSeverity(IntEnum):
 
 
 class Scope(IntEnum):
-    """What a sample is of."""
+    """What a sample is of.
+
+    >>> [scope.name.lower() for scope in Scope]
+    ['tree', 'process', 'group']
+    """
 
     TREE = 0  # a watched process with all its descendants
     PROCESS = 1  # one process of a tree that has several
@@ -58,7 +66,11 @@ class Scope(IntEnum):
 
 
 class State(IntEnum):
-    """What a process was doing when it was sampled. From COMPLETED on it has ended."""
+    """What a process was doing when it was sampled. From COMPLETED on it has ended.
+
+    >>> State.FAILED.ended, State.ZOMBIE.ended
+    (True, False)
+    """
 
     UNKNOWN = 0
     RUNNING = 1  # on a processor, or ready for it
@@ -208,6 +220,12 @@ class Alert:
     """One episode of one condition of one process. A snapshot: when the episode goes on, a new Alert with the same id says so.
 
     The id depends on what and when only, so that a replay gives the same one.
+
+    >>> import pandas as pd
+    >>> samples = pd.DataFrame({"timestamp": pd.to_datetime(["2026-01-01"]), "name": "job", "cpu_percent": [99.0]})
+    >>> (alert,) = nbprocs.monitor.replay(samples, Rule(metric="cpu_percent", above=90))
+    >>> alert.message, alert.resolved, alert.duration
+    ('job: CPU 99 % (above 90)', False, None)
     """
 
     id: str
@@ -236,7 +254,16 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMetrics:
-    """The latest sample of one watched thing. None: not measured, or the system doesn't tell."""
+    """The latest sample of one watched thing. None: not measured, or the system doesn't tell.
+
+    >>> async with nbprocs.ProcessManager() as pm, nbprocs.monitor.ProcessMonitor(interval=None) as mon:
+    ...     mon.watch(pm)
+    ...     _ = await pm.spawn("sleep", "100", name="sleeper")
+    ...     await mon.sample()
+    ...     found = mon.metrics("sleeper")
+    >>> found.processes, found.cpu_percent, found.response_time
+    (1, None, None)
+    """
 
     process_id: str
     name: str

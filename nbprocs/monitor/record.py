@@ -22,6 +22,11 @@ class Recording:
 
     ``process`` and, once it ended, ``result`` (with ``peak_rss`` and ``cpu_time`` as the kernel accounted them) are the process itself;
     ``monitor`` is the private monitor, with all its methods.
+
+    >>> async with record("sh", "-c", "exit 3") as run:
+    ...     pass
+    >>> run.result.exit_code, str(run.frame()["state"].iloc[-1])
+    (3, 'failed')
     """
 
     def __init__(self, command: Any, args: tuple[Any, ...], *, interval: float, options: dict[str, Any]) -> None:
