@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from nbprocs.engine.home import Home, Tasks, log
 from nbprocs.engine.table import read_row
-from nbprocs.errors import Closed, ProcessError, StartupFailed, StopFailed
+from nbprocs.errors import Closed, ProcessError, StartupFailed, StopFailed, error_from_os
 from nbprocs.manager import ProcessManager
 from nbprocs.model import signal_name
 from nbprocs.pool.desk import Desk
@@ -135,7 +135,7 @@ class Crew:
         try:
             process = member.process = await member.link.open(self.manager, member.name)
         except (ProcessError, OSError) as error:
-            member.error = error
+            member.error = error_from_os(error, command=member.name) if isinstance(error, OSError) else error
             self._strike(member, "it could not be started")
             return
         except asyncio.CancelledError:
@@ -263,7 +263,7 @@ class Crew:
             self.crashed += crashed_itself
         if not member.done and (member.error is not None or crashed_itself):
             result = member.process.result if member.process else None
-            self.brake.died(member.error, killed=result is not None and result.signal is not None)
+            self.brake.died(member.error, killed=crashed_itself and result is not None and result.signal is not None)
         _settle(member.ready)
         if self.closing:
             return
@@ -316,6 +316,7 @@ class Crew:
 
     def suspect(self, member: Member) -> None:
         """It is overdue: look at it now instead of at the next round."""
+        member.link.drain()  # the loop may have been late, and the answer be here already
         if member.pinged_at is None:
             member.pinged_at = time.monotonic()
             member.link.ping()
@@ -336,6 +337,9 @@ class Crew:
         self._timer = self.home.loop.call_later(max(_SHORTEST, min(t for t in times if t is not None)), self.maintain)
 
     def _check(self, member: Member) -> None:
+        member.link.drain()
+        if member.gone or member.leaving:
+            return
         now = time.monotonic()
         process = member.process
         row = None if process is None or process.pid is None else read_row(process.pid)

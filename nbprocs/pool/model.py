@@ -167,7 +167,14 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolMetrics:
-    """A snapshot of a pool's figures; every one is counted, none estimated."""
+    """A snapshot of a pool's figures; every one is counted, none estimated.
+
+    >>> async with ProcessPool() as pool:
+    ...     _ = await pool.run(abs, -1)
+    ...     figures = pool.metrics()
+    >>> figures.total_tasks_completed, figures.total_processes_created
+    (1, 1)
+    """
 
     total_tasks_completed: int
     total_tasks_failed: int  # timed out ones included, cancelled ones not

@@ -187,9 +187,10 @@ class PythonLink:
             self._control.send(frame((child.PING, 0)))
 
     def drain(self) -> None:
-        """Read until nothing is there."""
-        if self._data is not None and not self._data.closed:
-            self._data.read()
+        """Read both sockets until nothing is there."""
+        for channel in (self._data, self._control):
+            if channel is not None and not channel.closed:
+                channel.read()
 
     def quit(self) -> None:
         """It ends like any program, its exit handlers included."""
