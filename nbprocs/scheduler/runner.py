@@ -448,6 +448,10 @@ class Runner:
             except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
                 log.exception("a subscriber of the scheduler failed")
 
+    def running(self) -> list[Entry]:
+        """The tasks that run."""
+        return list(self._running.values())
+
     @property
     def pending(self) -> int:
         """Tasks that have not ended, without series."""

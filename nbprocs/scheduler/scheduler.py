@@ -323,7 +323,8 @@ class TaskScheduler(Control, Views):
     def handles(self, *, state: TaskState | str | None = None) -> list[TaskHandle]:
         """All tasks that have not ended, in the order of their arrival; or only those in one state."""
         wanted = None if state is None else TaskState(state)
-        entries = sorted(self.runner.queue, key=lambda e: e.key)
+        live = self.runner.running() if wanted is TaskState.RUNNING else self.runner.queue  # few among very many: don't look for them
+        entries = sorted(live, key=lambda e: e.key)
         return [TaskHandle(self, entry) for entry in entries if wanted is None or entry.state is wanted]
 
     # -- life

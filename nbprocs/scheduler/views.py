@@ -107,8 +107,13 @@ class Views(Displayable):
 
     def tasks(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have not ended, in the order of their arrival, then of those that have, latest last."""
-        entries = itertools.chain(list(self.runner.queue), list(self.runner.finished.values()))
-        return tuple(self.snapshot(entry) for entry in itertools.islice(entries, limit))
+        entries = itertools.chain(self.runner.queue, self.runner.finished.values())
+        return tuple(self.snapshot(entry) for entry in list(itertools.islice(entries, limit)))
+
+    def ended(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
+        """Snapshots of the tasks that have ended, latest first; of very many the last ``history``."""
+        latest = itertools.islice(reversed(self.runner.finished.values()), limit)
+        return tuple(self.snapshot(entry) for entry in list(latest))
 
     def why(self, entry: Entry) -> str:
         """In a sentence, why a task does not run now."""
