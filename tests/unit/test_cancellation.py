@@ -137,9 +137,9 @@ async def test_spawn_that_waits_for_a_slot(background, moment):
 
 
 async def _stop_when(process, condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         while not condition() and process.status.live:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
     await process.stop()
 
 
