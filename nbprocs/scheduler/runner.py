@@ -68,7 +68,8 @@ class Runner:
         self.edges: dict[int, dict[int, str]] = {}  # what waits -> what must end -> condition; kept with the ended ones, for the graph
         self.missing: dict[int, tuple[str, ...]] = {}  # secrets that this kernel does not have
         self.retries = self.failures = self.successes = self.series = 0
-        self.halted: str | None = None
+        self._halt: str | None = None  # by the halt policy, until resume()
+        self._store_error: str | None = None  # until the store can be written again
         self.closed = False
         self.subscribers: dict[int, Callable[[SchedulerEvent], object]] = {}
         self._slots = Slots(self.gpus)
@@ -80,7 +81,6 @@ class Runner:
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners = Joiners(self)
         self._host = socket.gethostname()
-        self._store_failed = False
 
     # -- life
 
@@ -170,16 +170,16 @@ class Runner:
         for entry in taken:
             self.queue.again(entry, now, time=entry.time, due=None)
             self.journal.waits_again(entry)
-        if not self._store_failed:
+        if self._store_error is None:
             log.error("the task queue stands still: %s", error)
-        self._store_failed, self.halted = True, str(error)
+        self._store_error = str(error)
         if self.home is not None:
             self._disarm()
             self._timer = self.home.loop.call_later(_RETRY_STORE, self.want)
 
     def _store_recovered(self) -> None:
-        if self._store_failed:
-            self._store_failed, self.halted = False, None
+        if self._store_error is not None:
+            self._store_error = None
             log.warning("the task queue goes on: its database can be written again")
             self.want()
 
@@ -420,9 +420,9 @@ class Runner:
 
     def _maybe_halt(self) -> None:
         halt = self.config.halt
-        if halt is None or self.halted or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
+        if halt is None or self._halt or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
             return
-        self.halted = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
+        self._halt = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
         if halt.now:
             for entry in list(self._running.values()):
                 self._end_run(entry, "halted")
@@ -431,7 +431,7 @@ class Runner:
     def resume(self) -> None:
         """Start again what there is; the failures so far are forgiven."""
         self.queue.paused = False
-        self.halted = None
+        self._halt = None
         self.failures = self.successes = 0
         self.want()
 
@@ -470,4 +470,9 @@ class Runner:
     @property
     def store_failed(self) -> bool:
         """Whether it stands still because its store can't be written."""
-        return self._store_failed
+        return self._store_error is not None
+
+    @property
+    def halted(self) -> str | None:
+        """Why nothing starts: the store, or the halt policy."""
+        return self._store_error or self._halt

@@ -9,7 +9,7 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
 from nbprocs.scheduler.frames import attempts_frame, stored_rows, tasks_frame
 from nbprocs.scheduler.model import Attempt, Eta, Now, ScheduledTask, SchedulerConfig, SchedulerStatus, TaskState, priority_name
-from nbprocs.scheduler.outcome import attempt_of
+from nbprocs.scheduler.outcome import Run, attempt_of
 from nbprocs.scheduler.reasons import reason
 from nbprocs.scheduler.runner import Runner
 from nbprocs.scheduler.store import Store
@@ -68,7 +68,7 @@ class Views(Displayable):
         """When all that has not ended will have (series apart); None when there is nothing to do, or nothing to judge by."""
         queue, seen, now = self.runner.queue, self.runner.durations, self._clock()
         guesses = []
-        sample = [e for e in itertools.islice(queue, _SAMPLE) if e.options.recurrence is None]
+        sample = [e for e in list(itertools.islice(queue, _SAMPLE)) if e.options.recurrence is None]  # a list first: see attempts()
         for entry in sample:
             told = entry.options.estimated_duration
             guess = (told, (told / 4) ** 2) if told is not None else seen.guess((str(entry.command), *map(str, entry.args)))
@@ -124,8 +124,10 @@ class Views(Displayable):
     def attempts(self) -> list[Attempt]:
         """Every attempt that is known, the running ones last: of the store, or the last ones of this scheduler."""
         runner, now = self.runner, self._clock()
+        # Lists are made in one go, while no other thread can come between: the loop may be elsewhere, and goes on.
         past = list(runner.attempts) if self._store is None or runner.closed else stored_rows(self._store, runner.prefix)
-        return [*past, *(_running(entry, runner.task_id(entry), now) for entry in runner.queue if entry.run is not None)]
+        under_way = [(entry, entry.run) for entry in runner.running()]
+        return [*past, *(_running(entry, run, runner.task_id(entry), now) for entry, run in under_way if run is not None)]
 
     def frame(self) -> "pd.DataFrame":
         """One row an attempt: queued, started, ended, outcome, exit code, retry, peak memory, host …; with a store all there ever were."""
@@ -160,8 +162,8 @@ class Views(Displayable):
         ]
         facts += [f"{status.eta} left"] if status.eta and status.queued_tasks + status.running_tasks else []
         facts += ["halted: " + status.halted] if status.halted else ["paused"] if status.paused else []
-        running = [e for e in itertools.islice(self.runner.queue, _SAMPLE) if e.run is not None]
-        waiting = [e for e in itertools.islice(self.runner.queue, _SHOWN) if e.run is None]
+        running = self.runner.running()
+        waiting = [e for e in list(itertools.islice(self.runner.queue, _SHOWN)) if e.run is None]
         ended = list(itertools.islice(reversed(self.runner.finished.values()), _SHOWN))
         rows = "".join(self._row(entry) for entry in (running + waiting + ended)[:_SHOWN])
         head = "<tr><th>task</th><th>priority</th><th>state</th><th>tries</th></tr>"
@@ -174,11 +176,11 @@ class Views(Displayable):
         return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _running(entry: Entry, task_id: str, now: Now) -> Attempt:
+def _running(entry: Entry, run: Run, task_id: str, now: Now) -> Attempt:
     """The row of an attempt under way."""
     from dataclasses import replace  # noqa: PLC0415
 
     from nbprocs.scheduler.backend import Ended  # noqa: PLC0415
 
-    made: Attempt = attempt_of(entry, entry.run, Ended(), task_id=task_id, wall=now.wall, elapsed=now.elapsed)
+    made: Attempt = attempt_of(entry, run, Ended(), task_id=task_id, wall=now.wall, elapsed=now.elapsed)
     return replace(made, ended=None, outcome="running")

@@ -13,6 +13,7 @@ import pytest
 from nbprocs.errors import Closed, ProcessFailed, StartupFailed, UnknownProcess
 from nbprocs.scheduler import (
     DependencyFailed,
+    Halt,
     Interrupted,
     SchedulerConfig,
     StoreCorrupt,
@@ -390,3 +391,16 @@ async def test_many_durable_in_one_transaction(path: Path) -> None:
         handles = w.sch.schedule_many([("x", n) for n in range(100)])
         assert w.sch._store.rows("SELECT count(*) FROM tasks") == [(100,)]
         assert [await h for h in handles] == [(str(n),) for n in range(100)]
+
+
+async def test_a_full_disk_does_not_lift_a_halt(path: Path) -> None:
+    async with World(SchedulerConfig(max_concurrent_tasks=1, halt=Halt(failures=1)), store=path) as w:
+        w.sch.schedule("x", name="a")
+        w.sch.schedule("x", name="b")
+        await w.settle()
+        await w.finish("a", FAILED)
+        w.sch.runner._store_error = "the disk is full"
+        assert w.sch.status().halted == "the disk is full"
+        await w.advance(3)
+        assert w.started == ["a"]
+        assert "1 of 1" in (w.sch.status().halted or "")
