@@ -157,7 +157,7 @@ class ProcessManager(Displayable):
         config = build_config(
             command, args, name=name, working_dir=working_dir, env_vars=env_vars, stdin=stdin, timeout=timeout, shell=shell, pty=pty
         )
-        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout), wait=wait, inherit=tuple(inherit))
+        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout, inherit=tuple(inherit)), wait=wait)
         if policy is not None:
             self.supervisor.attach(process, policy)
         return process
@@ -168,7 +168,6 @@ class ProcessManager(Displayable):
         launch: Launch,
         *,
         wait: bool,
-        inherit: tuple[int, ...] = (),
         predecessor: ManagedProcess | None = None,
         name: str | None = None,
     ) -> ManagedProcess:
@@ -180,11 +179,11 @@ class ProcessManager(Displayable):
         await self._slots.take(wait=wait, what=wanted or config.command)
         try:
             self._check_open()
-            process = await self._launch(config, inherit, predecessor, name)
+            process = await self._launch(config, launch.inherit, predecessor, name)
         except BaseException:
             self._slots.free()
             raise
-        if launch.ready is not None:
+        if launch != Launch():
             self._launches[process.id] = launch
         if probe is None:
             process.mark_ready()
@@ -302,7 +301,6 @@ class ProcessManager(Displayable):
     async def terminate(self, key: str, *, grace: float | None = None) -> ProcessResult:
         """ManagedProcess.stop of that process, and no supervised restart any more. Raises UnknownProcess, StopFailed."""
         process = self.get(key)
-        self.supervisor.release(process.id)
         return await process.stop(self.grace if grace is None else grace)
 
     @hops
@@ -315,7 +313,7 @@ class ProcessManager(Displayable):
         held = self.supervisor.hold(process.id)
         try:
             if process.status.live:
-                await process.stop(self.grace if grace is None else grace)
+                await process.end_by_task("stopped: restarted", grace=self.grace if grace is None else grace)
             new = await self.respawn(process)
         except BaseException as error:
             if held is not None:
@@ -341,10 +339,11 @@ class ProcessManager(Displayable):
                 self.supervisor.lose(held, error)
             raise
         self._registry.swap(old, new)
-        if held is not None:
-            self.supervisor.give(held, new)
+        unwanted = held is not None and not self.supervisor.give(held, new)
         if old.status.live:
-            await old.stop(self.grace if grace is None else grace)
+            await old.end_by_task("stopped: replaced", grace=self.grace if grace is None else grace)
+        if unwanted:
+            await new.stop(self.grace)
         return new
 
     @hops
@@ -431,11 +430,19 @@ class ProcessManager(Displayable):
     def ended(self, process: ManagedProcess) -> None:
         """A process has its final status."""
         self._slots.free()
-        gone = self._registry.ended(process)
+        gone = self._registry.ended(process, keep=self._supervises)
         self.heard(EventKind.EXITED, process)
         for old in gone:
             self._launches.pop(old.id, None)
             self.heard(EventKind.REMOVED, old)
+
+    def _supervises(self, process_id: str) -> bool:
+        return "supervisor" in self.__dict__ and self.supervisor.supervises(process_id)
+
+    def let_go(self, process: ManagedProcess) -> None:
+        """Its owner wants its end: no restart."""
+        if self._supervises(process.id):
+            self.supervisor.release(process.id)
 
     async def respawn(self, process: ManagedProcess) -> ManagedProcess:
         """Start its config again under its name, as its successor, when nothing of the old one is left."""

@@ -43,6 +43,7 @@ from nbprocs.redact import one_line
 
 __all__ = ["ManagedProcess", "Owner"]
 
+_SIGKILL = 9
 TIMEOUT_GRACE = 0.5  # seconds between SIGTERM and SIGKILL for a process that ran out of time
 _CHUNK_OF_LINES = 1 << 20  # bytes that lines() hands out before it lets the loop breathe
 
@@ -61,6 +62,9 @@ class Owner(Protocol):
 
     def ended(self, process: "ManagedProcess") -> None:
         """Its status is final."""
+
+    def let_go(self, process: "ManagedProcess") -> None:
+        """Somebody wants its end: no supervised restart any more."""
 
 
 class ManagedProcess(Displayable):
@@ -100,7 +104,7 @@ class ManagedProcess(Displayable):
         self._slot: int | None = None
         self._reaped_at: float | None = None
         self._reason: str | None = None  # why we stopped it
-        self._paused = False
+        self.paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._output_waiters: list[asyncio.Future[None]] = []
@@ -166,7 +170,8 @@ class ManagedProcess(Displayable):
         self.home.unwatch()
         if self._timer is not None:
             self._timer.cancel()
-        if self._reason is None and how.signal == getattr(signal, "SIGKILL", None) and self._owner.oom.explains():
+        killed = how.signal == _SIGKILL or how.exit_code == 128 + _SIGKILL  # the second is a shell's word for the first
+        if self._reason is None and killed and self._owner.oom.explains():
             self._reason = "out of memory"
 
     def drained(self) -> None:
@@ -179,7 +184,7 @@ class ManagedProcess(Displayable):
         self.ended_at = datetime.now(UTC)
         stopped = self._reason is not None and self._reason != "out of memory"
         self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped))
-        self._paused = False
+        self.paused = False
         self.result = ProcessResult(
             process_id=self.id,
             name=self.name,
@@ -259,17 +264,20 @@ class ManagedProcess(Displayable):
     async def stop(self, grace: float = 5.0) -> ProcessResult:
         """SIGTERM to the whole tree, SIGKILL to who is left after ``grace`` seconds; a paused process is continued to hear it.
 
-        On return nobody of the tree is alive and the process is reaped, also where it had ended by itself before. Takes at most
-        ``grace`` + 5.1 seconds; raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
+        On return nobody of the tree is alive, also where the process had ended by itself. Takes at most ``grace`` + 5.1 seconds;
+        raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
         """
-        return await self._end("stopped", grace)
+        self._owner.let_go(self)
+        return await self.end_by_task("stopped", grace=grace)
 
     @hops
     async def kill(self) -> ProcessResult:
         """SIGKILL to the whole tree at once; otherwise as stop."""
-        return await self._end("stopped: killed", 0.0)
+        self._owner.let_go(self)
+        return await self.end_by_task("stopped: killed", grace=0.0)
 
-    async def _end(self, reason: str, grace: float) -> ProcessResult:
+    async def end_by_task(self, reason: str, *, grace: float) -> ProcessResult:
+        """The stop without a word about supervision, for the manager's restart."""
         # A task of its own, not awaited directly: an interrupt of the cell must not leave the tree half ended.
         task = self._owner.tasks.start(self.end(reason, grace=grace), name=f"stop {self.name}")
         await asyncio.wait({task})
@@ -306,13 +314,13 @@ class ManagedProcess(Displayable):
     def pause(self) -> None:
         """SIGSTOP to its process group; nothing if it is paused. Raises CommunicationError when it has ended."""
         self._signalled(pause_group)
-        self._paused = True
+        self.paused = True
         self._tell(EventKind.PAUSED)
 
     def resume(self) -> None:
         """SIGCONT to its process group. Raises CommunicationError when it has ended."""
         self._signalled(resume_group)
-        self._paused = False
+        self.paused = False
         self._tell(EventKind.RESUMED)
 
     def send_signal(self, number: int) -> None:
@@ -370,8 +378,7 @@ class ManagedProcess(Displayable):
     async def lines(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0) -> AsyncIterator[str]:
         """Every line of a stream, from the beginning (or a byte position), until its end. Several readers at once each see them all.
 
-        Lines of any length come whole, without their newline; bytes that are not UTF-8 become U+FFFD. Where output was dropped,
-        a line says how many bytes.
+        Lines of any length come whole, without their newline; what is not UTF-8 becomes U+FFFD. Dropped output leaves a line saying so.
         """
         source = self._log(stream)
         reader = LineReader(source, position)
@@ -448,11 +455,6 @@ class ManagedProcess(Displayable):
         return self._child.identity
 
     @property
-    def paused(self) -> bool:
-        """Whether pause() was the last word."""
-        return self._paused
-
-    @property
     def execution_time(self) -> float:
         """Seconds since its start, or from start to end."""
         return self.result.execution_time if self.result else time.monotonic() - self.started
@@ -473,7 +475,7 @@ class ManagedProcess(Displayable):
             signal=result.signal if result else None,
             execution_time=self.execution_time,
             ready=self.ready,
-            paused=self._paused,
+            paused=self.paused,
             restarts=self.restarts,
             reason=self._reason,
             stdout_bytes=self.stdout.end,
@@ -488,7 +490,7 @@ class ManagedProcess(Displayable):
         if self.result is not None:
             code = self.result.exit_code
             end = f" exit {code}" if self.result.signal is None else f" {signal_name(self.result.signal)}"
-        paused, what = " paused" if self._paused else "", one_line(self.config.display)
+        paused, what = " paused" if self.paused else "", one_line(self.config.display)
         return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
     def _html_(self) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
 from nbprocs.process import ManagedProcess
@@ -141,18 +141,23 @@ class Registry:
         self._names[old.name] = old
         self._names[new.name] = new
 
-    def ended(self, process: ManagedProcess) -> list[ManagedProcess]:
-        """Move it to the history; returns who fell out of the history for it."""
+    def ended(self, process: ManagedProcess, *, keep: Callable[[str], bool]) -> list[ManagedProcess]:
+        """Move it to the history; returns who fell out of the history for it. Nobody falls out for whom ``keep(id)`` says so."""
         del self._live[process.id]
         self._ended[process.id] = process
         self._bytes += _held(process)
         self._spilled += _spills(process)
+        if not self._too_much():
+            return []
         gone = []
-        while self._ended and (len(self._ended) > self._history or self._bytes > self._history_bytes or self._spilled > _SPILLED_KEPT):
-            if len(self._ended) == 1 and self._history > 0:
-                break  # the youngest stays readable, however much it wrote
-            gone.append(self._forget(next(iter(self._ended))))
+        for key in [key for key in self._ended if not keep(key)]:
+            if not self._too_much() or (len(self._ended) == 1 and self._history > 0):  # the youngest stays, however much it wrote
+                break
+            gone.append(self._forget(key))
         return gone
+
+    def _too_much(self) -> bool:
+        return len(self._ended) > self._history or self._bytes > self._history_bytes or self._spilled > _SPILLED_KEPT
 
     def _forget(self, process_id: str) -> ManagedProcess:
         process = self._ended.pop(process_id)

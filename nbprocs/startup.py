@@ -23,6 +23,7 @@ class Launch:
 
     ready: Ready | None = None
     ready_timeout: float = 30.0  # seconds
+    inherit: tuple[int, ...] = ()  # descriptors
 
 
 def build_config(command: str | os.PathLike[str] | ProcessConfig, args: Sequence[str | os.PathLike[str]], **options: Any) -> ProcessConfig:

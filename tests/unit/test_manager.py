@@ -304,6 +304,31 @@ async def test_not_ready_in_time_or_ended_before_shows_the_last_lines_and_leaves
     assert pm.live == 0
 
 
+async def test_a_stop_during_the_backoff_is_the_end(pm: ProcessManager) -> None:
+    policy = nbprocs.RestartPolicy(initial_delay=600, jitter=False)
+    async with aclosing(pm.events()) as events:  # type: ignore[type-var]
+        process = await pm.spawn("false", name="crasher", restart=policy)
+        async for event in events:
+            if event.kind is EventKind.RESTARTING:
+                break
+    await process.stop()
+    assert not pm.supervisor.supervises(process.id)
+
+
+async def test_a_supervised_process_is_restarted_as_it_was_though_the_history_is_full() -> None:
+    async with ProcessManager(history=0) as pm:
+        policy = nbprocs.RestartPolicy(initial_delay=0.001, jitter=False)
+        with open(os.devnull) as null:
+            first = await pm.spawn(*SLEEPER, name="web", restart=policy, ready=nbprocs.LogLine("ready"), inherit=(null.fileno(),))
+            async with aclosing(pm.events()) as events:  # type: ignore[type-var]
+                first.send_signal(signal.SIGKILL)
+                async for event in events:
+                    if event.kind is EventKind.READY:
+                        break
+            assert pm.get("web") is not first
+            assert os.path.exists(f"/proc/{pm.get('web').pid}/fd/{null.fileno()}")
+
+
 async def test_a_wrong_restart_policy_starts_nothing(pm: ProcessManager) -> None:
     with pytest.raises(TypeError, match="restart must be"):
         await pm.spawn(*SLEEPER, restart=5)  # type: ignore[arg-type]
