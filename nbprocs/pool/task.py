@@ -141,8 +141,15 @@ class TaskHandle(asyncio.Future[T]):
     def cancel(self, msg: Any | None = None) -> bool:
         """Give the task up; True unless it had ended. One that runs is ended with its worker's whole tree; nobody else's task is touched.
 
-        On return the handle is cancelled; the worker's end takes a few milliseconds more.
+        On return the handle is cancelled (called on another thread than its loop's: soon after); the worker's end takes a few
+        milliseconds more.
         """
+        loop = self.get_loop()
+        if asyncio._get_running_loop() is not loop and loop.is_running():  # noqa: SLF001 - like get_running_loop, without an exception
+            if self.done():
+                return False
+            loop.call_soon_threadsafe(self.cancel, msg)
+            return True
         if not super().cancel(msg):
             return False
         if self._task is not None:

@@ -313,6 +313,23 @@ async def test_a_handle_awaited_and_cancelled_on_another_loop():
         assert await pool.run(int) == 0
 
 
+@pytest.mark.loop_modes
+async def test_cancelled_from_another_thread():
+    async with ProcessPool(PoolConfig(max_processes=1)) as pool:
+        hanging = pool.submit(time.sleep, 600)
+        assert await asyncio.to_thread(hanging.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        assert not await asyncio.to_thread(hanging.cancel)
+        assert await pool.run(int) == 0
+
+
+async def test_submitted_from_a_thread_without_a_loop():
+    async with ProcessPool(PoolConfig(max_processes=1)) as pool:
+        handle = await asyncio.to_thread(pool.submit, int, 7)
+        assert await handle == 7
+
+
 async def test_the_loop_beats_while_a_foreign_handle_is_awaited():
     async with ProcessPool(PoolConfig(max_processes=1), background=True) as pool:
         home = Home.current()
