@@ -8,6 +8,7 @@
 import asyncio
 import inspect
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 
@@ -23,6 +24,11 @@ settings.register_profile("ci", settings.get_profile("nbprocs"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "nbprocs")
 
 LOOP_MODES = ("plain", "debug", *(("eager",) if sys.version_info >= (3, 12) else ()))
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts its background jobs; children of ours would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
