@@ -1,11 +1,18 @@
 """The views in a real browser: every button, the form, keys alone, reload, two tabs, dark, narrow, hostile text, fuzz, and the saved record."""
 
+import asyncio
+import json
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from playwright.async_api import Locator, expect
+
+from tests.browser.server import ROOT
 
 START = "import nbprocs, sys\npm = nbprocs.ProcessManager()\n"
 HOSTILE = "</script><script>document.title='owned'</script>\u202e\x1b[31m"
@@ -358,3 +365,63 @@ async def test_without_widgets_html_takes_over(lab: Any) -> None:
     await expect(page.output(1)).to_contain_text("completed")
     await expect(page.output(1)).to_contain_text("seen")
     assert await page.page.locator(".nb-view").count() == 0
+
+
+async def test_the_dashboard_notebook_is_an_app(voila: Any) -> None:
+    page = await voila.open("notebooks/06-dashboard.ipynb", height=1600)
+    view = page.page.locator(".nb-dashboard").first
+    await expect(row(view, "train")).to_contain_text("running", timeout=90_000)
+    await page.shot("dashboard")
+    await row(view, "train").get_by_role("button", name="Stop").click()
+    await expect(row(view, "train")).to_contain_text("terminated")
+
+
+async def test_the_dashboard_notebook_in_jupyterlab(lab: Any) -> None:
+    page = await lab.open("notebooks/06-dashboard.ipynb", height=1600)
+    for number, cell in enumerate(nbformat.read(ROOT / "notebooks/06-dashboard.ipynb", as_version=4).cells):
+        if cell.cell_type == "code":
+            await page.run(number)
+    view = page.page.locator(".nb-dashboard").first
+    await expect(row(view, "waves")).to_contain_text("paused")
+    await expect(row(view, "leak")).to_contain_text("terminated")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["6.30.1", "7.2.0"])
+async def test_older_kernels_call_back_on_other_threads(lab: Any, version: str, tmp_path: Path) -> None:
+    """6.30 handles clicks on the main thread after the cell, 7.0 to 7.3 on a subshell's thread at once."""
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), f"ipykernel=={version}"]
+    process = await asyncio.create_subprocess_exec(*install)
+    assert await process.wait() == 0
+    name = f"ipykernel-{version}"
+    folder = Path(sys.prefix, "share/jupyter/kernels", name)
+    folder.mkdir(parents=True)
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": name,
+        "language": "python",
+        "env": {"PYTHONPATH": str(site)},
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    try:
+        cells = [
+            "import ipykernel; print(ipykernel.__version__)",
+            f"{START}await pm.spawn('sleep', '1000', name='sleeper')\npm",
+            "await __import__('asyncio').sleep(3)",
+        ]
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        made.metadata.kernelspec = {"name": name, "display_name": name, "language": "python"}
+        nbformat.write(made, tmp_path / "old-kernel.ipynb")
+        page = await lab.open(tmp_path / "old-kernel.ipynb")
+        await page.run(0)
+        await expect(page.output(0)).to_contain_text(version)
+        await page.run(1)
+        view = page.output(1).locator(".nb-view")
+        await row(view, "sleeper").get_by_role("button", name="Pause").click()
+        await expect(row(view, "sleeper")).to_contain_text("paused")
+        await page.start(2)
+        await row(view, "sleeper").get_by_role("button", name="Stop").click()  # while a cell awaits
+        await expect(row(view, "sleeper")).to_contain_text("terminated")
+    finally:
+        shutil.rmtree(folder)

@@ -134,6 +134,7 @@ export class Form {
   }
 
   async check() {
+    const turn = (this.turn = (this.turn ?? 0) + 1);
     const values = this.values();
     if (!values.command.trim()) {
       this.showErrors();
@@ -141,6 +142,7 @@ export class Form {
     }
     try {
       const { data } = await this.context.connection.call(this.part, "check", values);
+      if (turn !== this.turn) return; // typed on, or started meanwhile: that answer counts
       this.maskSecrets(data.secret);
       this.showErrors(data.field, data.error);
       this.showLine(data.line ?? "");
@@ -183,6 +185,8 @@ export class Form {
   async run() {
     if (this.busy) return;
     this.busy = true;
+    this.turn = (this.turn ?? 0) + 1;
+    clearTimeout(this.timer);
     this.command.close();
     set(this.runButton, { "aria-busy": "true", disabled: true });
     this.showErrors();
