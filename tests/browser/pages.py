@@ -15,6 +15,7 @@ from tests.browser.server import ROOT, Server
 
 expect.set_options(timeout=30_000)  # a loaded machine with two cores; only a failure waits that long
 KEY_TRIES = 5
+SAVE_LOOKS = 400  # every 50 ms
 CELL = ".jp-Notebook .jp-Cell"
 EXECUTED = re.compile(r"\[\d+\]")
 IDLE = "() => [...document.querySelectorAll('[data-status]')].some(e => e.getAttribute('data-status') === 'idle')"
@@ -39,7 +40,9 @@ class NotebookPage:
                 "() => document.querySelector('#rendered_cells, .jp-Notebook, .jp-OutputArea')", timeout=90_000
             )
             return
-        await self.page.wait_for_selector(CELL, timeout=90_000)
+        # JupyterLab shows an empty cell before the file has been read.
+        count = len(nbformat.read(self.server.folder / self.notebook, as_version=4).cells)
+        await expect(self.page.locator(CELL)).to_have_count(count, timeout=90_000)
         await self.page.wait_for_function(IDLE, timeout=90_000)
 
     def cell(self, number: int) -> Locator:
@@ -89,11 +92,13 @@ class NotebookPage:
         path = self.server.folder / self.notebook
         before = path.stat().st_mtime_ns
         await self.page.keyboard.press("Control+s")
-        for _ in range(200):
-            if path.stat().st_mtime_ns != before:
-                break
+        for _ in range(SAVE_LOOKS):
             await self.page.wait_for_timeout(50)
-        return nbformat.read(path, as_version=4)
+            with suppress(nbformat.reader.NotJSONError):  # it is being written
+                if path.stat().st_mtime_ns != before:
+                    return nbformat.read(path, as_version=4)
+        message = f"{self.notebook} was not saved; the window is in {await self.shot('not-saved')}"
+        raise AssertionError(message)
 
     async def reload(self) -> None:
         """Reload the tab; the kernel lives on."""
