@@ -67,8 +67,8 @@ class QueuePart(Part):
         return status.succeeded + status.failed + status.cancelled + status.skipped + status.interrupted
 
     def _started(self, task_id: str) -> float:
-        attempts = self._scheduler.get(task_id).attempts
-        return next((a.started for a in reversed(attempts) if a.started is not None), time.time())
+        process = self._scheduler.get(task_id).process
+        return time.time() if process is None else process.created_at.timestamp()
 
     def _put(self, task: ScheduledTask) -> list[Any]:
         """The row of a task, as the front ends get it."""

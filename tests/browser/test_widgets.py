@@ -299,7 +299,7 @@ async def test_the_dashboard_reads_well(lab: Any, width: int, dark: bool) -> Non
     await expect(view.locator(".nb-alerts li").first).to_be_visible()
     await expect(view.locator(".nb-timeline i").first).to_be_visible()
     await expect(view.locator(".nb-g-pool .nb-row").nth(1)).to_contain_text("worker-1")
-    await page.page.wait_for_timeout(1500)  # for the picture: a line needs some points
+    await expect(view.locator(".nb-entry .nb-value").first).to_contain_text("%")
     await page.shot(f"dashboard-{'dark' if dark else 'light'}-{width}")
     assert await view.evaluate(CONTRAST) == []
     assert await view.evaluate("(n) => n.scrollWidth <= n.clientWidth + 1")

@@ -186,7 +186,7 @@ export class Charts {
       height: this.height,
       legend: { show: false },
       cursor: { sync: { key: `nbprocs-${this.context.connection.view}` }, drag: { x: false, y: false }, points: { size: 5 } },
-      scales: { y: { range } },
+      scales: { x: { range: (u, min, max) => (max - min >= 1 ? [min, max] : [(max ?? 0) - 10, max ?? 0]) }, y: { range } },
       axes: [
         { ...axis, space: 80, size: 24, values: (u, ticks) => ticks.map(hours) },
         { ...axis, size: 46, values: (u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },

@@ -304,7 +304,7 @@ export class Pane {
   // -- the log
 
   async pageBack() {
-    const stream = "stdout";
+    const stream = this.ends?.stdout ? "stdout" : "stderr";
     const before = this.paged ?? Math.max(0, (this.ends?.[stream] ?? 0) - 256_000);
     try {
       const { data, buffers } = await this.context.connection.call(this.part, "page", { stream, before });
