@@ -108,7 +108,7 @@ def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, st
     for name, part in frame.groupby("name", observed=True, sort=False):
         good = part[metric].notna().to_numpy()
         if metric == "memory_usage_mb":  # caught while it exits: its memory is gone, its end has not come yet
-            good &= part[metric].to_numpy() > 0
+            good = good & (part[metric].to_numpy() > 0)
         times = part["timestamp"].to_numpy()[good]
         values = part[metric].to_numpy(dtype="float64", na_value=float("nan"))[good]
         if not len(values):
