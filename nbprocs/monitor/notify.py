@@ -87,7 +87,7 @@ class Callbacks:
         self.suppressed += 1
         if not self._said:
             self._said = True
-            log.warning("alerts come too fast: some callbacks are not called for now; monitor.alerts() has them all. Said once.")
+            log.warning("alerts come too fast: some calls of callbacks are left out; monitor.alerts() has them all. Said once.")
 
     def _call(self, callback: AlertCallback, alert: Alert, tasks: Tasks) -> None:
         try:
