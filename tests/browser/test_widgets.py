@@ -425,3 +425,42 @@ async def test_older_kernels_call_back_on_other_threads(lab: Any, version: str, 
         await expect(row(view, "sleeper")).to_contain_text("terminated")
     finally:
         shutil.rmtree(folder)
+
+
+LOUD = """
+import sys, time
+line, began, n = 'x' * 60 + ' %08d\\n', time.monotonic(), 0
+while True:
+    sys.stdout.write(''.join(line % (n + i) for i in range(500))); sys.stdout.flush()
+    n += 500
+    time.sleep(max(began + n / 50_000 - time.monotonic(), 0))
+"""
+
+REACTION = """async () => {
+  const { root } = [...globalThis.__nbprocs_roots.values()].flatMap((set) => [...set])[0];
+  const button = root.node.querySelector('[aria-label="Wrap long lines"]');
+  const waits = [];
+  for (let i = 0; i < 12; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 150));
+    const began = performance.now();
+    await new Promise((resolve) => { setTimeout(() => { button.click(); requestAnimationFrame(() => setTimeout(resolve)); }); });
+    const painted = performance.now() - began;
+    await root.connection.call("view", "focus", { on: false, view: root.connection.view });
+    waits.push([painted, performance.now() - began]);
+  }
+  return waits;
+}"""
+
+
+async def test_a_loud_child_leaves_the_page_and_the_kernel_responsive(lab: Any) -> None:
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn(sys.executable, '-c', {LOUD!r}, name='loud')\nproc"])
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("xxxxxxxx")
+    waits = await page.page.evaluate(REACTION)
+    painted, answered = (sorted(times)[len(times) // 2] for times in zip(*waits, strict=True))
+    assert painted < 300, waits  # milliseconds
+    assert answered < 300, waits
+    await view.get_by_role("button", name="Stop the process").click()
+    await expect(view.locator(".nb-facts")).to_contain_text("terminated")
+    print(f"click to paint {painted:.0f} ms, to the kernel's answer {answered:.0f} ms")

@@ -39,12 +39,13 @@ export class Pane {
         if (event.key === "Escape") this.endSearch();
       },
     });
+    this.matches = h("span.nb-matches", {}, button("up", "Previous match", () => this.search(-1)), button("down", "Next match", () => this.search(1)));
     this.found = h("span.nb-found", { "aria-live": "polite" });
     this.followButton = button("follow", "Follow the output", () => this.setFollow(!this.follow), { "aria-pressed": "true" });
     this.wrapButton = button("wrap", "Wrap long lines", () => this.setWrap(!this.wrap), { "aria-pressed": "true" });
     this.stopButton = button("stop", "Stop the process", () => this.call("stop"));
     this.stopButton.classList.add("nb-danger");
-    this.earlier = button("up", "Earlier output", () => this.pageBack());
+    this.earlier = button("earlier", "Earlier output", () => this.pageBack());
     this.bar = h(
       "div.nb-bar.nb-pane-bar",
       {},
@@ -53,8 +54,7 @@ export class Pane {
       h("span.nb-tools", { role: "toolbar", "aria-label": "Output" },
         this.find,
         this.found,
-        button("up", "Previous match", () => this.search(-1)),
-        button("down", "Next match", () => this.search(1)),
+        this.matches,
         this.earlier,
         this.wrapButton,
         this.followButton,
@@ -150,7 +150,7 @@ export class Pane {
 
   snapshot(content, buffers) {
     this.offset = content.now - Date.now() / 1000;
-    this.more = content.more;
+    this.earlier.disabled = !content.more;
     this.ends = content.ends;
     this.setHead(content.head);
     this.whenOpen(() => {
@@ -285,6 +285,7 @@ export class Pane {
   search(direction, incremental = false) {
     if (!this.term) return;
     const text = this.find.value;
+    this.root.classList.toggle("nb-searching", Boolean(text));
     if (!text) return this.endSearch();
     this.setFollow(false);
     const decorations = { matchBackground: "#f2cc60", matchOverviewRuler: "#f2cc60", activeMatchBackground: "#ff9632", activeMatchColorOverviewRuler: "#ff9632" };
@@ -294,6 +295,7 @@ export class Pane {
   }
 
   endSearch() {
+    this.root.classList.remove("nb-searching");
     this.find.value = "";
     say(this.found, "");
     this.finder?.clearDecorations();
