@@ -152,7 +152,8 @@ def _workers(pool: ProcessPool) -> dict[str, list[Any]]:
 class PoolView(View):
     """A pool's workers and tasks, live: queued, running, done, throughput; resize and renew.
 
-    >>> view = nbprocs.widgets.PoolView(pool)  # doctest: +SKIP
+    >>> async with ProcessPool() as pool:
+    ...     PoolView(pool).close()
     """
 
     def __init__(self, pool: ProcessPool, *, height: int = 210) -> None:

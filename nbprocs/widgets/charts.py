@@ -176,7 +176,8 @@ def _alert(alert: Alert) -> list[Any]:
 class Charts(View):
     """Live charts of CPU and memory of a manager's processes. With a monitor its alerts are marked, and its interval holds.
 
-    >>> charts = nbprocs.widgets.Charts(pm, monitor=mon)  # doctest: +SKIP
+    >>> async with ProcessManager() as pm:
+    ...     Charts(pm).close()
     """
 
     def __init__(self, manager: Any, *, monitor: ProcessMonitor | None = None, height: int = 170) -> None:

@@ -27,7 +27,8 @@ class Dashboard(View):
         form: False leaves the spawn form out: for dashboards that only show.
         height: pixels of the table at most.
 
-    >>> dashboard = nbprocs.Dashboard(pm, pool=pool, scheduler=sch)  # doctest: +SKIP
+    >>> async with ProcessManager() as pm:
+    ...     Dashboard(pm, form=False).close()
     """
 
     def __init__(

@@ -287,7 +287,8 @@ class PanePart(Part):
 class OutputPane(View):
     """A terminal with the output of one process: follows, searches, wraps or not, sends to stdin, downloads the whole log.
 
-    >>> pane = nbprocs.widgets.OutputPane(proc)  # doctest: +SKIP
+    >>> async with ProcessManager() as pm:
+    ...     OutputPane(await pm.spawn("cat", stdin=True), height=200).close()
     """
 
     def __init__(self, process: Any, *, height: int = 300) -> None:

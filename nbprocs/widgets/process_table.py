@@ -306,7 +306,8 @@ class ProcessTable(View):
 
     ``monitor`` is a ProcessMonitor whose readings are shown; without one, a private one samples while somebody looks.
 
-    >>> table = nbprocs.widgets.ProcessTable(pm)  # doctest: +SKIP
+    >>> async with ProcessManager() as pm:
+    ...     ProcessTable(pm).close()
     """
 
     def __init__(self, manager: Any, *, monitor: Any = None, height: int = 360) -> None:

@@ -249,7 +249,8 @@ def _counts(status: Any) -> dict[TaskState, int]:
 class QueueView(View):
     """A scheduler's queue by state, with progress, ETA and timeline; buttons for pause, cancel, hold and priority.
 
-    >>> view = nbprocs.widgets.QueueView(sch)  # doctest: +SKIP
+    >>> async with TaskScheduler() as sch:
+    ...     QueueView(sch).close()
     """
 
     def __init__(self, scheduler: TaskScheduler, *, height: int = 270) -> None:

@@ -270,7 +270,8 @@ def _blamed(error: ProcessError) -> str:
 class SpawnForm(View):
     """A form that starts processes of a manager and shows the Python line that does the same.
 
-    >>> form = nbprocs.widgets.SpawnForm(pm)  # doctest: +SKIP
+    >>> async with ProcessManager() as pm:
+    ...     SpawnForm(pm).close()
     """
 
     def __init__(self, manager: Any) -> None:
