@@ -72,7 +72,7 @@ def settled(pool, handles):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", [50_000])
 async def test_a_worker_killed_every_50_ms(count):
-    async with ProcessPool(PoolConfig(min_processes=2, max_processes=2)) as pool:
+    async with ProcessPool(PoolConfig(min_processes=4, max_processes=4)) as pool:
         function = make("double")
         with Chaos(pool, signal.SIGKILL, 0.05, seed=1) as chaos:
             handles = [pool.submit(function, i, retries=AGAIN) for i in range(count)]
@@ -116,8 +116,8 @@ async def test_nothing_runs_twice(tmp_path):
         return i
 
     async with ProcessPool(PoolConfig(min_processes=2, max_processes=2)) as pool:
-        with Chaos(pool, signal.SIGKILL, 0.03, seed=3):
-            results = await asyncio.gather(*(pool.submit(mark, i) for i in range(5_000)), return_exceptions=True)
+        with Chaos(pool, signal.SIGKILL, 0.05, seed=3):
+            results = await asyncio.gather(*(pool.submit(mark, i) for i in range(3_000)), return_exceptions=True)
     counted = Counter(int(line) for line in marks.read_text().split())
     assert max(counted.values()) == 1
     assert all(counted[i] == 1 for i, result in enumerate(results) if result == i)
@@ -129,8 +129,8 @@ async def test_stopped_workers_timeouts_and_grandchildren():
     config = PoolConfig(min_processes=2, max_processes=2, health_check_interval=0.1)
     async with ProcessPool(config) as pool:
         function = make("family")
-        with Chaos(pool, signal.SIGSTOP, 0.3, seed=4):
-            handles = [pool.submit(function, i, timeout=0.6, retries=AGAIN if i % 2 else None) for i in range(30)]
+        with Chaos(pool, signal.SIGSTOP, 0.5, seed=4):
+            handles = [pool.submit(function, i, timeout=0.6, retries=AGAIN if i % 2 else None) for i in range(12)]
             results = await asyncio.gather(*handles, return_exceptions=True)
         for i, result in enumerate(results):
             assert result == i or isinstance(result, ProcessError), (i, result)
