@@ -15,11 +15,11 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from nbprocs.display import Displayable, text
+from nbprocs.display import text
 from nbprocs.engine.child import Child, Engine, Exit, Spec, child_environment, group_exists, pause_group, resume_group, signal_group, start
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.leash import leash
@@ -27,7 +27,6 @@ from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog, wake
 from nbprocs.engine.table import Identity, present
 from nbprocs.engine.tree import Root, check_ended, end_trees
-from nbprocs.errors import CommunicationError, tail_text
 from nbprocs.model import (
     EventKind,
     ProcessConfig,
@@ -40,12 +39,12 @@ from nbprocs.model import (
     signal_name,
 )
 from nbprocs.redact import one_line
+from nbprocs.talk import Talk
 
 __all__ = ["ManagedProcess", "Owner"]
 
 _SIGKILL = 9
 TIMEOUT_GRACE = 0.5  # seconds between SIGTERM and SIGKILL for a process that ran out of time
-_CHUNK_OF_LINES = 1 << 20  # bytes that lines() hands out before it lets the loop breathe
 
 
 class Owner(Protocol):
@@ -67,7 +66,7 @@ class Owner(Protocol):
         """Somebody wants its end: no supervised restart any more."""
 
 
-class ManagedProcess(Displayable):
+class ManagedProcess(Talk):
     """A process that the manager started. Made by ``ProcessManager.spawn``; its async methods may be awaited on any loop.
 
     >>> pm = ProcessManager()
@@ -104,6 +103,8 @@ class ManagedProcess(Displayable):
         self._slot: int | None = None
         self._reaped_at: float | None = None
         self._reason: str | None = None  # why we stopped it
+        self._endings = 0  # how many stops are under way
+        self._drained = False
         self.paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -175,7 +176,13 @@ class ManagedProcess(Displayable):
             self._reason = "out of memory"
 
     def drained(self) -> None:
-        """All that will ever come has come: the result is made and everybody is told."""
+        """All that will ever come has come. While its tree is being ended the result waits for that: a wait must not return before."""
+        self._drained = True
+        if not self._endings:
+            self._finish()
+
+    def _finish(self) -> None:
+        """The result is made and everybody is told."""
         how = self._child.exit if self._child else None
         if how is None:
             return
@@ -219,8 +226,8 @@ class ManagedProcess(Displayable):
     async def wait(self, timeout: float | None = None) -> ProcessResult:
         """Wait for the end of the process (not of its pipes) and return its result; never raises for how it ended.
 
-        With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at
-        most 0.1 s more, if a grandchild still holds its output open.
+        With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at most
+        0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
         if self.result is None:
             async with asyncio.timeout(timeout):
@@ -286,7 +293,14 @@ class ManagedProcess(Displayable):
     async def end(self, reason: str, *, grace: float) -> ProcessResult:
         """The stop itself, for code of ours that is a task already."""
         self.blame(reason)
-        check_ended(await end_trees([self.root], grace=grace), name=self.name, process_id=self.id)
+        self._endings += 1
+        try:
+            left = await end_trees([self.root], grace=grace)
+        finally:
+            self._endings -= 1
+            if not self._endings and self._drained and self.status.live:
+                self._finish()
+        check_ended(left, name=self.name, process_id=self.id)
         await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result
@@ -342,105 +356,12 @@ class ManagedProcess(Displayable):
     def _tell(self, kind: EventKind) -> None:
         self.home.post(lambda: self._owner.heard(kind, self))
 
-    # -- talking
-
-    @hops
-    async def send(self, data: bytes | str) -> None:
-        """Write to its stdin; text as UTF-8. Returns when the system has it all: a child that doesn't read holds it back.
-
-        Raises CommunicationError if it was started without ``stdin=True``, closed its stdin, or has ended. When cancelled a part may
-        have been written.
-        """
-        if self._child is None or not self.config.stdin:
-            raise self._broken("has no stdin; start it with stdin=True")
-        try:
-            await self._child.write(data.encode() if isinstance(data, str) else data)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._broken("no longer reads its stdin") from None
-
-    async def send_line(self, line: str) -> None:
-        """send() with a newline behind it."""
-        await self.send(line + "\n")
-
-    @hops
-    async def close_stdin(self) -> None:
-        """End of input: what was sent is still delivered. Idempotent."""
-        if self._child is not None and self.config.stdin:
-            await self._child.close_stdin()
-
-    def _broken(self, what: str) -> CommunicationError:
-        result, fields = self.result, {"process_id": self.id, "name": self.name, "command": self.config.display, "last_output": self.tail()}
-        how = {} if result is None else {"exit_code": result.exit_code, "signal": result.signal}
-        return CommunicationError(f"{self.name} {what}", **fields, **how)  # type: ignore[arg-type]
-
-    # -- reading
-
-    async def lines(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0) -> AsyncIterator[str]:
-        """Every line of a stream, from the beginning (or a byte position), until its end. Several readers at once each see them all.
-
-        Lines of any length come whole, without their newline; what is not UTF-8 becomes U+FFFD. Dropped output leaves a line saying so.
-        """
-        source = self._log(stream)
-        reader = LineReader(source, position)
-        breath = position
-        while (block := await self._next_lines(reader)) is not None:
-            for line in block:
-                yield line
-            if reader.position - breath > _CHUNK_OF_LINES:
-                breath = reader.position
-                await asyncio.sleep(0)
-
-    @hops
-    async def _next_lines(self, reader: LineReader) -> list[str] | None:
-        while True:
-            block = reader.take()
-            if block is None or block:
-                return block
-            if reader.position >= reader.source.end:
-                await reader.source.wait(reader.position)
-
-    async def receive_output(self) -> str | None:
-        """The next line of stdout that no earlier call has given; None at the end. Waits for it."""
-        return await self._receive(Stream.STDOUT)
-
-    async def receive_error(self) -> str | None:
-        """The same for stderr."""
-        return await self._receive(Stream.STDERR)
-
-    async def _receive(self, stream: Stream) -> str | None:
-        # Taken on the caller's side of a hop, in one step: a line must not be lost when the wait is cancelled while it arrives.
-        _, pending = self._readers.setdefault(stream, (LineReader(self._log(stream)), deque()))
-        while True:
-            with contextlib.suppress(IndexError):
-                return pending.popleft()
-            if not await self._fill(stream):
-                return None
-
-    @hops
-    async def _fill(self, stream: Stream) -> bool:
-        reader, pending = self._readers[stream]
-        while not pending:
-            block = reader.take()
-            if block is None:
-                return False
-            pending.extend(block)
-            if not block and reader.position >= reader.source.end:
-                await reader.source.wait(reader.position)
-        return True
-
-    def _log(self, stream: Stream | str) -> OutputLog:
-        return self.stdout if Stream(stream) is Stream.STDOUT else self.stderr
-
-    def tail(self, lines: int = 10) -> str:
-        """The last lines of its stderr, or of its stdout if that is empty."""
-        return tail_text((self.stderr if self.stderr.end else self.stdout).tail(64 << 10), lines=lines)
+    # -- looking
 
     def resize(self, rows: int, columns: int) -> None:
         """The window size of its pseudo-terminal; nothing without one."""
         if self._child is not None:
             self._child.resize(rows, columns)
-
-    # -- looking
 
     @property
     def pid(self) -> int | None:

@@ -89,9 +89,10 @@ class Url:
 
     async def check(self, process: ManagedProcess) -> bool:  # noqa: ARG002 - the protocol's signature
         """Asks once, in a thread: urllib blocks."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._get)
+        return await asyncio.get_running_loop().run_in_executor(None, self.get)
 
-    def _get(self) -> bool:
+    def get(self) -> bool:
+        """One GET, blocking: for a thread. Raises ValueError for another scheme."""
         if not self.url.startswith(("http://", "https://")):
             msg = f"a URL to probe must begin with http:// or https://, not {self.url!r}"
             raise ValueError(msg)

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -212,7 +213,7 @@ class PosixChild:
             if pid == 0:
                 return
             self.exit = Exit.from_code(
-                os.waitstatus_to_exitcode(status), at=at, peak_rss=usage.ru_maxrss * _RSS_UNIT, cpu_time=usage.ru_utime + usage.ru_stime
+                os.waitstatus_to_exitcode(status), at=at, peak_rss=_own_peak(usage.ru_maxrss), cpu_time=usage.ru_utime + usage.ru_stime
             )
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
@@ -284,6 +285,14 @@ class PosixChild:
         if self._pty:
             for fd in self._readers:
                 fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _own_peak(peak: int) -> int | None:
+    """The child's peak memory in bytes; None if it can't be told from ours.
+
+    Between vfork and exec a child has our memory, and Linux keeps that in its maximum: what is not above our own peak may be ours.
+    """
+    return peak * _RSS_UNIT if peak > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else None
 
 
 def _set_once(future: "asyncio.Future[None]") -> None:

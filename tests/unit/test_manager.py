@@ -144,6 +144,15 @@ async def test_timeout_kills_the_tree_and_says_so(pm: ProcessManager) -> None:
     assert pm.status("left alone") is ProcessStatus.RUNNING
 
 
+async def test_peak_memory_is_the_childs_or_unknown() -> None:
+    async with ProcessManager() as pm:
+        small = await pm.run("true")
+        assert small.peak_rss is None  # below our own peak: it can't be told from what the child had of us before exec
+        ours = psutil.Process().memory_info().rss
+        big = await pm.run(*python_child(f"x = b'x' * {ours + 200_000_000}"))
+        assert big.peak_rss is not None and 0 < big.peak_rss - (ours + 200_000_000) < 100_000_000
+
+
 async def test_pause_resume_signals_and_interrupt(pm: ProcessManager) -> None:
     process = await pm.spawn(*python_child("signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'usr1\\n')); ready(); forever()"))
     await until_line(process)
