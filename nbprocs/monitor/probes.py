@@ -52,7 +52,7 @@ async def _connect(port: Port) -> bool:
 
 
 def _get(url: Url) -> bool:
-    return url.get()  # noqa: SLF001 - the blocking half of its check: here it runs in a thread of ours
+    return url.get()  # the blocking half of its check: here it runs in a thread of ours
 
 
 async def _maybe_await(function: Callable[..., Any], *args: Any) -> object:
