@@ -464,3 +464,12 @@ async def test_a_loud_child_leaves_the_page_and_the_kernel_responsive(lab: Any) 
     await view.get_by_role("button", name="Stop the process").click()
     await expect(view.locator(".nb-facts")).to_contain_text("terminated")
     print(f"click to paint {painted:.0f} ms, to the kernel's answer {answered:.0f} ms")
+
+
+async def test_a_view_whose_kernel_died_says_so(lab: Any) -> None:
+    page = await lab.open(cells=[f"{START}await pm.spawn('sleep', '1000', name='a')\npm", "import os; os.kill(os.getpid(), 9)"])
+    await page.run(0)
+    view = page.output(0).locator(".nb-view")
+    await expect(row(view, "a")).to_contain_text("running")
+    await page.start(1)
+    await expect(view.get_by_role("status")).to_contain_text("is gone. Run the cell again.")

@@ -41,6 +41,8 @@ class Root {
     this.node.append(this.bar);
     this.node.addEventListener("focusin", (event) => this.focused(event.target));
     this.node.addEventListener("focusout", (event) => this.node.isConnected && !this.node.contains(event.relatedTarget) && this.focused(null));
+    this.lost = () => this.state("The kernel that this view belongs to is gone. Run the cell again.");
+    model.on("comm_live_update", this.lost);
     this.connection.hello();
   }
 
@@ -69,11 +71,12 @@ class Root {
 
   state(text) {
     this.node.classList.toggle("nb-stale", Boolean(text));
-    if (text || this.stateShown) this.notice(text);
+    if (text || this.stateShown) this.notice(text, "error"); // stays until it is over
     this.stateShown = Boolean(text);
   }
 
   destroy() {
+    this.model.off("comm_live_update", this.lost);
     this.connection.bye();
     for (const part of this.parts.values()) part.destroy();
     this.node.remove();

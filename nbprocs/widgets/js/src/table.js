@@ -518,7 +518,7 @@ export class Table {
   }
 
   tickClock() {
-    if (!this.root.isConnected) return;
+    if (!this.root.isConnected || this.root.closest(".nb-stale")) return;
     for (const line of this.lines.values()) if (line.row && this.rows.live(line.row)) this.fillClock(line, line.row);
   }
 

@@ -9,10 +9,12 @@ export class Model {
     return this[name];
   }
   on(name, listener) {
-    this.listeners.add(listener);
+    if (name === "msg:custom") this.listeners.add(listener);
+    else this[name] = listener;
   }
   off(name, listener) {
-    this.listeners.delete(listener);
+    if (name === "msg:custom") this.listeners.delete(listener);
+    else delete this[name];
   }
   send(message) {
     this.sent.push(message);

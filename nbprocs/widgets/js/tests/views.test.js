@@ -236,11 +236,19 @@ describe("a view that is shown again", () => {
     expect(new Set(model.sent.filter((m) => m.do === "hello").map((m) => m.view)).size).toBe(2);
   });
 
+  it("says so when its kernel is gone", () => {
+    const { el, model } = show("table", tableSnapshot([]));
+    model.comm_live_update();
+    expect(el.querySelector(".nb-notice").textContent).toContain("gone");
+    expect(el.querySelector(".nb-view").classList.contains("nb-stale")).toBe(true);
+  });
+
   it("leaves nothing when it is removed", () => {
     const { el, model, done } = show("table", tableSnapshot([]));
     done();
     expect(el.childElementCount).toBe(0);
     expect(model.listeners.size).toBe(0);
+    expect(model.comm_live_update).toBeUndefined();
     expect(model.last("bye")).toBeTruthy();
   });
 });
