@@ -130,7 +130,7 @@ class ManagedProcess(Talk):
         self._child = await start(spec, engine=self._owner.engine, listener=self)
         self._move(ProcessStatus.RUNNING)
         if self._child.exit is None:
-            self._slot = leash.hold(self._child.identity)
+            self._slot = leash.hold(self._child.about)
         self.home.watch()
         if config.timeout is not None:
             self._timer = self.home.loop.call_later(config.timeout, self._out_of_time)

@@ -97,8 +97,15 @@ class Child(Protocol):
     """A started process."""
 
     pid: int
-    identity: Identity
     exit: Exit | None
+
+    @property
+    def identity(self) -> Identity:
+        """(pid, start)."""
+
+    @property
+    def about(self) -> Identity:
+        """The same with a start that may be a little early; costs nothing."""
 
     async def write(self, data: bytes) -> None:
         """Hand all of the data to the system. Raises BrokenPipeError when the child closed its end or is gone."""

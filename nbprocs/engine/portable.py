@@ -5,10 +5,14 @@ check holds both to it.
 """
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
@@ -16,6 +20,8 @@ from nbprocs.engine.table import Identity, read_row
 from nbprocs.model import Stream
 
 __all__ = ["start_portable"]
+
+_INHERITED = [getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 class _Protocol(asyncio.SubprocessProtocol):
@@ -67,7 +73,7 @@ class PortableChild:
         self.exit: Exit | None = None
         self.pid = transport.get_pid()
         row = read_row(self.pid)
-        self.identity = Identity(self.pid, row.start if row else 0.0)
+        self.identity = self.about = Identity(self.pid, row.start if row else 0.0)
 
     def begin(self) -> None:
         """Pass on what came meanwhile, in order."""
@@ -133,6 +139,25 @@ class PortableChild:
         """There is no pseudo-terminal here."""
 
 
+@contextlib.contextmanager
+def _signals_not_ignored() -> Iterator[None]:
+    """For a moment, no-op handlers in place of ignored signals: exec makes the default of a handler, but inherits what is ignored.
+
+    Only the main thread may do this; a loop in another thread hands its ignored signals on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ignored = [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+
 async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
     """Start a process by the loop's own means. A pseudo-terminal is not to be had here: ValueError."""
     if spec.pty:
@@ -147,9 +172,10 @@ async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
     stdin = subprocess.PIPE if spec.stdin else subprocess.DEVNULL
     argv = (os.fspath(spec.argv[0]), *spec.argv[1:])
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.subprocess_exec(
-        lambda: _Protocol(listener), *argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-    )
+    with _signals_not_ignored():
+        transport, protocol = await loop.subprocess_exec(
+            lambda: _Protocol(listener), *argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        )
     child = PortableChild(transport, protocol, listener=listener)
     loop.call_soon(child.begin)  # after the starter has taken the child in: its exit must not be heard before its start
     return child

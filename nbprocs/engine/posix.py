@@ -25,12 +25,14 @@ import time
 from collections.abc import Iterator
 
 from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
-from nbprocs.engine.table import Identity, read_row
+from nbprocs.engine.poller import poller_of
+from nbprocs.engine.table import Identity, present, read_row
 from nbprocs.model import Stream
 
 __all__ = ["PosixChild", "pidfd_open"]
 
 _READ = 64 << 10  # bytes at once: below malloc's mmap threshold, so the buffer is reused
+_FRESH = 0.1  # seconds: a thousand starts of one program look along PATH once in a while
 _READS = 4  # in a row while the pipe is full, before others get their turn
 _PIPE = 256 << 10  # a wider pipe lets a child go on while a cell holds the loop for a moment
 _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
@@ -64,19 +66,20 @@ class PosixChild:
         self._listener = listener
         self._readers: dict[int, Stream] = {}
         self._stdin: int | None = None
-        self._writing = asyncio.Lock()
+        self._poller = poller_of(self._loop)
+        self._writing: asyncio.Lock | None = None
+        self._identity: Identity | None = None
         self._pidfd: int | None = None
         self._pty = spec.pty
         self._drain: asyncio.TimerHandle | None = None
         self.exit: Exit | None = None
         self.pid = 0
+        self._since = present()
         try:
             self.pid = self._start_pty(spec) if spec.pty else self._start_pipes(spec)
-            row = read_row(self.pid)  # it is there, as a zombie at least, until we reap it
-            self.identity = Identity(self.pid, row.start if row else 0.0)
             self._watch_exit()
             for fd in self._readers:
-                self._loop.add_reader(fd, self._readable, fd)
+                self._poller.add(fd, self._readable)
         except BaseException:
             self._undo()
             raise
@@ -88,10 +91,24 @@ class PosixChild:
                 os.killpg(self.pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
-        for fd in (self._pidfd, self._stdin, *self._readers):
+        for fd in (self._pidfd, *self._readers):
             if fd is not None:
-                self._loop.remove_reader(fd)
-                os.close(fd)
+                self._poller.close(fd)
+        if self._stdin is not None:
+            os.close(self._stdin)
+
+    @property
+    def identity(self) -> Identity:
+        """Read when it is first asked for: it is there, as a zombie at least, until we reap it; most children are never asked."""
+        if self._identity is None:
+            row = read_row(self.pid) if self.exit is None else None
+            self._identity = Identity(self.pid, row.start if row else self._since)
+        return self._identity
+
+    @property
+    def about(self) -> Identity:
+        """The identity to within a second, without looking: enough to know it by until it is reaped."""
+        return self._identity or Identity(self.pid, self._since)
 
     # -- start
 
@@ -170,9 +187,8 @@ class PosixChild:
                 return
 
     def _close_reader(self, fd: int) -> None:
-        self._loop.remove_reader(fd)
         del self._readers[fd]
-        os.close(fd)
+        self._poller.close(fd)
         if not self._readers and self.exit is not None:
             self._drained()
 
@@ -181,8 +197,7 @@ class PosixChild:
             self._drain.cancel()
             self._drain = None
         for fd in list(self._readers):  # still held by somebody who is not our process
-            self._loop.remove_reader(fd)
-            os.close(fd)
+            self._poller.close(fd)
         self._readers.clear()
         self._listener.drained()
 
@@ -191,7 +206,7 @@ class PosixChild:
     def _watch_exit(self) -> None:
         self._pidfd = pidfd_open(self.pid)
         if self._pidfd is not None:
-            self._loop.add_reader(self._pidfd, self._reap)
+            self._poller.add(self._pidfd, self._reap)
         else:
             threading.Thread(target=self._wait_in_thread, name=f"nbprocs-wait-{self.pid}", daemon=True).start()
 
@@ -201,7 +216,7 @@ class PosixChild:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and with it everybody who wanted to know
             self._loop.call_soon_threadsafe(self._reap)
 
-    def _reap(self) -> None:
+    def _reap(self, _: int = -1) -> None:
         if self.exit is not None:
             return
         at = time.monotonic()
@@ -216,8 +231,7 @@ class PosixChild:
                 os.waitstatus_to_exitcode(status), at=at, peak_rss=_own_peak(usage.ru_maxrss), cpu_time=usage.ru_utime + usage.ru_stime
             )
         if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
+            self._poller.close(self._pidfd)
             self._pidfd = None
         self._close_stdin()
         self._listener.exited(self.exit)
@@ -227,15 +241,16 @@ class PosixChild:
         if not self._readers:
             self._drained()
             return
-        self._drain = self._loop.call_later(DRAIN, self._drained)
         for fd in list(self._readers):  # what the process itself wrote is in the pipes by now
             self._readable(fd)
+        if self._readers:
+            self._drain = self._loop.call_later(DRAIN, self._drained)
 
     # -- input
 
     async def write(self, data: bytes) -> None:
         """Hand all of the data to the system, in order with other writers."""
-        async with self._writing:
+        async with self._in_order():
             view = memoryview(data)
             while view:
                 if self._stdin is None:
@@ -244,6 +259,10 @@ class PosixChild:
                     view = view[os.write(self._stdin, view) :]
                 except BlockingIOError:
                     await self._writable(self._stdin)
+
+    def _in_order(self) -> asyncio.Lock:
+        self._writing = self._writing or asyncio.Lock()
+        return self._writing
 
     async def _writable(self, fd: int) -> None:
         ready = self._loop.create_future()
@@ -257,7 +276,7 @@ class PosixChild:
 
     async def close_stdin(self) -> None:
         """After what is being written. On a pseudo-terminal it sends the end-of-file character first."""
-        async with self._writing:
+        async with self._in_order():
             if self._pty and self._stdin is not None:
                 with contextlib.suppress(OSError):
                     os.write(self._stdin, b"\x04")
@@ -331,6 +350,9 @@ def _command_in(spec: Spec) -> tuple[str, tuple[str, ...]]:
     return "/bin/sh", ("sh", "-c", _CD, "sh", spec.cwd, os.path.abspath(os.path.join(spec.cwd, program)), *spec.argv[1:])
 
 
+_found: dict[tuple[str, str | None, str | None], tuple[str, float]] = {}  # the last program found, and until when that counts
+
+
 def _find(command: str, cwd: str | None, path: str | None) -> str:
     """The program that exec would find, as Popen would look for it: from the new working directory, along the child's PATH."""
     if "/" in command:
@@ -341,10 +363,15 @@ def _find(command: str, cwd: str | None, path: str | None) -> str:
         if not os.access(full, os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), command)
         return command
+    known = _found.get((command, cwd, path))
+    if known is not None and known[1] > time.monotonic():
+        return known[0]
     folders = [os.path.join(cwd, folder) if cwd else folder or "." for folder in (path or os.defpath).split(os.pathsep)]
     for folder in folders:
         full = f"{folder}/{command}"
         if os.access(full, os.X_OK) and not os.path.isdir(full):
+            _found.clear()
+            _found[command, cwd, path] = full, time.monotonic() + _FRESH
             return full
     number = errno.EACCES if any(os.path.isfile(f"{folder}/{command}") for folder in folders) else errno.ENOENT
     raise OSError(number, os.strerror(number), command)
