@@ -61,12 +61,12 @@ from nbprocs.model import (
     TaskPriority,
 )
 from nbprocs.process import ManagedProcess
-from nbprocs.readiness import LogLine, Port, Url
 
 __version__ = "0.1.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
+    "nbprocs.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
     "nbprocs.pool": ("CommandWorker", "PoolConfig", "PoolExecutor", "PoolMetrics", "ProcessPool", "PythonWorker", "RemoteError"),
     "nbprocs.scheduler": (
@@ -135,6 +135,7 @@ if TYPE_CHECKING:
     )
     from nbprocs.policy import CircuitBreaker, RestartPolicy, RetryPolicy
     from nbprocs.pool import CommandWorker, PoolConfig, PoolExecutor, PoolMetrics, ProcessPool, PythonWorker, RemoteError
+    from nbprocs.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
         DoNothing,
         ErrorHandler,

@@ -10,6 +10,8 @@ Everything that comes from outside goes through :func:`text`: names, commands an
 control characters, which could otherwise make a command read as something that it is not.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection
 from typing import Any
@@ -22,10 +24,11 @@ Publisher = Callable[[Any], object]
 _factory: ViewFactory | None = None
 _publisher: Publisher | None = None
 
+# Patterns as text, compiled by re at their first use: importing stays light.
 # CSI, OSC (ended by BEL or ST) and the two-byte escapes; what is left of a broken one is caught by _CONTROL
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_ANSI = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
 # C0 and C1 controls, and the characters that reorder or hide text (bidi embeddings, isolates, zero-width, BOM, line separators)
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 def plain(value: object, *, limit: int | None = None) -> str:
@@ -38,7 +41,7 @@ def plain(value: object, *, limit: int | None = None) -> str:
     >>> plain("a" * 50, limit=5)
     'aaaa…'
     """
-    cleaned = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _ANSI.sub("", str(value)))
+    cleaned = re.sub(_CONTROL, "\N{REPLACEMENT CHARACTER}", re.sub(_ANSI, "", str(value)))
     if limit is not None and len(cleaned) > limit:
         return cleaned[: max(limit - 1, 0)] + "…"
     return cleaned

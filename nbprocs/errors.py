@@ -22,6 +22,8 @@
 All of them pickle, keep their fields, and show masked commands only.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import Any

@@ -1,5 +1,7 @@
 """The event stream of a manager: who hears what happens to processes. Nobody polls for state."""
 
+from __future__ import annotations
+
 import asyncio
 import threading
 from collections import deque

@@ -9,6 +9,8 @@
 All state is touched on the home loop only; async methods may be awaited anywhere.
 """
 
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import functools
@@ -35,7 +37,6 @@ from nbprocs.errors import (
 from nbprocs.events import EventStream, Subscriber
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.process import ManagedProcess
-from nbprocs.readiness import Ready, as_probe
 from nbprocs.registry import Registry, Slots
 from nbprocs.snapshots import frame_of, table_html
 from nbprocs.startup import Launch, become_ready, build_config, feed, start_error
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.policy import RestartPolicy, RetryPolicy
+    from nbprocs.readiness import Ready
     from nbprocs.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
@@ -103,7 +105,7 @@ class ProcessManager(Displayable):
         self._closed = False
 
     @functools.cached_property
-    def supervisor(self) -> "Supervisor[ManagedProcess]":
+    def supervisor(self) -> Supervisor[ManagedProcess]:
         """What keeps supervised processes alive. Loaded when it is first needed: most managers supervise nothing."""
         from nbprocs.supervision import Supervisor  # noqa: PLC0415 - a fifth of the package's import time
 
@@ -129,7 +131,7 @@ class ProcessManager(Displayable):
         ready: Ready | None = None,
         ready_timeout: float = 30.0,
         wait: bool = False,
-        restart: "RestartPolicy | bool | None" = None,
+        restart: RestartPolicy | bool | None = None,
         inherit: Sequence[int] = (),
     ) -> ManagedProcess:
         """Start a process and return it, running (and ready, if ``ready`` says what that means).
@@ -172,7 +174,7 @@ class ProcessManager(Displayable):
         name: str | None = None,
     ) -> ManagedProcess:
         self._check_open()
-        probe = None if launch.ready is None else as_probe(launch.ready)
+        probe = launch.probe()
         wanted = name or config.name
         if wanted:
             self._registry.check_free(wanted)
@@ -225,7 +227,7 @@ class ProcessManager(Displayable):
         *args: str | os.PathLike[str],
         input: bytes | str | None = None,  # noqa: A002 - subprocess.run's name for it
         check: bool = True,
-        retry: "RetryPolicy | None" = None,
+        retry: RetryPolicy | None = None,
         name: str | None = None,
         working_dir: str | os.PathLike[str] | None = None,
         env_vars: Mapping[str, str | None] | None = None,
@@ -376,7 +378,7 @@ class ProcessManager(Displayable):
         """How many may live at once."""
         return self._slots.limit
 
-    def frame(self) -> "pd.DataFrame":
+    def frame(self) -> pd.DataFrame:
         """list() as a DataFrame, a row a process, indexed by name; commands are masked.
 
         >>> async with ProcessManager() as pm:

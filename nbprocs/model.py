@@ -4,6 +4,8 @@ Only enums and frozen dataclasses live here, with the pure functions that read t
 Pool, scheduler and monitor keep their own values in a ``model`` module of their own package.
 """
 
+from __future__ import annotations
+
 import os
 import signal as signals
 from collections.abc import Mapping
@@ -34,7 +36,11 @@ __all__ = [
 
 
 class ProcessStatus(StrEnum):
-    """The life of one process. The last three are final."""
+    """The life of one process. The last three are final.
+
+    >>> ProcessStatus.RUNNING.live, ProcessStatus.TERMINATED.live
+    (True, False)
+    """
 
     STARTING = "starting"
     RUNNING = "running"
@@ -85,14 +91,22 @@ def signal_name(number: int) -> str:
 
 
 class Stream(StrEnum):
-    """The two output streams of a process."""
+    """The two output streams of a process.
+
+    >>> Stream("stderr")
+    <Stream.STDERR: 'stderr'>
+    """
 
     STDOUT = "stdout"
     STDERR = "stderr"
 
 
 class TaskPriority(IntEnum):
-    """Order of tasks in a pool or a scheduler: higher first, equal ones by arrival."""
+    """Order of tasks in a pool or a scheduler: higher first, equal ones by arrival.
+
+    >>> TaskPriority.CRITICAL > TaskPriority.HIGH > TaskPriority.NORMAL > TaskPriority.LOW
+    True
+    """
 
     LOW = 0
     NORMAL = 1
@@ -105,6 +119,9 @@ class ProcessConfig:
     """What to run, and how. Immutable, so that a restart runs the very same thing.
 
     With ``shell=True`` the command is a line for ``/bin/sh -c`` (``cmd /c`` on Windows) and ``args`` must be empty.
+
+    >>> ProcessConfig(command="mysql", args=("--password", "secret"), timeout=5)
+    ProcessConfig(command='mysql --password •••', timeout=5)
     """
 
     command: str
@@ -120,8 +137,9 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         """Freeze what the caller may still hold. Raises TypeError or ValueError for what no system could run."""
-        if not isinstance(self.command, (str, os.PathLike)):
-            msg = f"command must be a string or a path, not {type(self.command).__name__}; pass arguments as args"
+        command: object = self.command
+        if not isinstance(command, (str, os.PathLike)):
+            msg = f"command must be a string or a path, not {type(command).__name__}; pass arguments as args"
             raise TypeError(msg)
         object.__setattr__(self, "command", os.fspath(self.command))
         object.__setattr__(self, "args", tuple(str(os.fspath(a)) if isinstance(a, os.PathLike) else str(a) for a in self.args))
@@ -235,7 +253,14 @@ def _result_from(state: dict[str, object]) -> ProcessResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessInfo:
-    """A snapshot of one process; it never changes afterwards."""
+    """A snapshot of one process; it never changes afterwards.
+
+    >>> async with ProcessManager() as pm:
+    ...     process = await pm.spawn("sleep", "100", name="sleeper")
+    ...     before = process.info
+    >>> before.status, process.info.status
+    (<ProcessStatus.RUNNING: 'running'>, <ProcessStatus.TERMINATED: 'terminated'>)
+    """
 
     id: str
     name: str
@@ -259,7 +284,11 @@ class ProcessInfo:
 
 
 class EventKind(StrEnum):
-    """What the manager's event stream tells."""
+    """What the manager's event stream tells.
+
+    >>> EventKind.EXITED
+    <EventKind.EXITED: 'exited'>
+    """
 
     STARTED = "started"
     READY = "ready"
@@ -277,7 +306,15 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessEvent:
-    """One thing that happened to one process."""
+    """One thing that happened to one process.
+
+    >>> kinds = []
+    >>> async with ProcessManager() as pm:
+    ...     _ = pm.subscribe(lambda event: kinds.append(event.kind.value))
+    ...     _ = await pm.run("true")
+    >>> kinds
+    ['started', 'ready', 'exited', 'closed']
+    """
 
     kind: EventKind
     process_id: str  # "" for CLOSED

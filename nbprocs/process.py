@@ -10,6 +10,8 @@
 The manager makes it and is its owner; nobody else constructs one. State changes happen on the home loop only.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import signal
@@ -20,7 +22,19 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from nbprocs.display import text
-from nbprocs.engine.child import Child, Engine, Exit, Spec, child_environment, group_exists, pause_group, resume_group, signal_group, start
+from nbprocs.engine.child import (
+    Child,
+    Engine,
+    Exit,
+    Spec,
+    child_environment,
+    group_exists,
+    pause_group,
+    resume_group,
+    shell_argv,
+    signal_group,
+    start,
+)
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
@@ -56,13 +70,13 @@ class Owner(Protocol):
     oom: OomWatch
     token: str  # what the tokens of its processes begin with
 
-    def heard(self, kind: EventKind, process: "ManagedProcess", *, stream: Stream | None = None, size: int = 0) -> None:
+    def heard(self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0) -> None:
         """Something happened to it."""
 
-    def ended(self, process: "ManagedProcess") -> None:
+    def ended(self, process: ManagedProcess) -> None:
         """Its status is final."""
 
-    def let_go(self, process: "ManagedProcess") -> None:
+    def let_go(self, process: ManagedProcess) -> None:
         """Somebody wants its end: no supervised restart any more."""
 
 
@@ -79,7 +93,7 @@ class ManagedProcess(Talk):
     >>> await pm.aclose()
     """
 
-    def __init__(self, config: ProcessConfig, *, name: str, owner: Owner, predecessor: "ManagedProcess | None" = None) -> None:
+    def __init__(self, config: ProcessConfig, *, name: str, owner: Owner, predecessor: ManagedProcess | None = None) -> None:
         import uuid  # noqa: PLC0415 - it loads platform; the first start pays for it, not the import
 
         self.id = str(uuid.uuid4())
@@ -119,7 +133,7 @@ class ManagedProcess(Talk):
         config = self.config
         leash.ensure()
         spec = Spec(
-            argv=("/bin/sh", "-c", config.command) if config.shell else config.argv,
+            argv=shell_argv(config.command) if config.shell else config.argv,
             env=child_environment(config.env_vars, token=self._token),
             cwd=config.working_dir,
             stdin=config.stdin,
@@ -214,7 +228,7 @@ class ManagedProcess(Talk):
         for callback in callbacks:
             self._call(callback)
 
-    def _call(self, callback: "Callable[[ManagedProcess], object]") -> None:
+    def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
         try:
             callback(self)
         except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
@@ -255,11 +269,11 @@ class ManagedProcess(Talk):
             self._output_waiters.append(waiter)
             await waiter
 
-    def add_done_callback(self, callback: "Callable[[ManagedProcess], object]") -> None:
+    def add_done_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
         self.home.post(self._add_callback, callback)
 
-    def _add_callback(self, callback: "Callable[[ManagedProcess], object]") -> None:
+    def _add_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         if self.status.live:
             self._callbacks.append(callback)
         else:

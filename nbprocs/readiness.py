@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nbprocs.engine.output import LineReader
 from nbprocs.model import Stream
@@ -19,6 +19,7 @@ __all__ = ["LogLine", "Port", "Probe", "Ready", "Url", "as_probe", "until_ready"
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25  # seconds between two checks: a port can't tell us when it opens
 
 
+@runtime_checkable
 class Probe(Protocol):
     """What can be asked whether a process is ready."""
 
@@ -125,9 +126,9 @@ def _takes_argument(function: Callable[..., object]) -> bool:
     return True
 
 
-def as_probe(ready: Ready) -> Probe:
-    """A probe as it is; a callable (sync or async, called with the process or with nothing) as one."""
-    if hasattr(ready, "check"):
+def as_probe(ready: object) -> Probe:
+    """A probe as it is; a callable (sync or async, called with the process or with nothing) as one. Raises TypeError for others."""
+    if isinstance(ready, Probe):
         return ready
     if callable(ready):
         return _Call(ready)

@@ -4,40 +4,42 @@ The rule of thumb of the field (GitHub Actions, supervisord, Airflow's secrets m
 A value without a telling name can't be known; pass it by a file or by stdin.
 """
 
+from __future__ import annotations
+
 import functools
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 
 __all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text", "one_line"]
 
 MASK = "•••"
 
+# Patterns as text: re compiles each at its first use and keeps it; compiling them here would be a tenth of the import time.
 _SENSITIVE = (
     r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth(?:orization)?|cookie|bearer)"
 )
-_NAME = re.compile(rf"(?:^|[-_.]){_SENSITIVE}s?(?:$|[-_.])", re.IGNORECASE)
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_ASSIGN = re.compile(r"^(-{0,2}[\w.-]+)([=:])(.+)$", re.DOTALL)
-_URL_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):([^\s/@]+)@", re.IGNORECASE)
-_HEADER = re.compile(rf"((?:authorization|x-api-key|cookie|{_SENSITIVE})\s*[:=]\s*)(?:(bearer|basic)\s+)?[^\s'\"&;|]+", re.IGNORECASE)
-_TEXT_OPTION = re.compile(rf"(--?[\w-]*{_SENSITIVE}[\w-]*)(\s+|=)(?!-)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
-_TEXT_ASSIGN = re.compile(rf"\b(\w*{_SENSITIVE}\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|]+)", re.IGNORECASE)
+_NAME = rf"(?i)(?:^|[-_.]){_SENSITIVE}s?(?:$|[-_.])"
+_CAMEL = r"(?<=[a-z0-9])(?=[A-Z])"
+_ASSIGN = r"(?s)^(-{0,2}[\w.-]+)([=:])(.+)$"
+_URL_LOGIN = r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):([^\s/@]+)@"
+_HEADER = rf"(?i)((?:authorization|x-api-key|cookie|{_SENSITIVE})\s*[:=]\s*)(?:(bearer|basic)\s+)?[^\s'\"&;|]+"
+_TEXT_OPTION = rf"(?i)(--?[\w-]*{_SENSITIVE}[\w-]*)(\s+|=)(?!-)('[^']*'|\"[^\"]*\"|\S+)"
+_TEXT_ASSIGN = rf"(?i)\b(\w*{_SENSITIVE}\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|]+)"
 
 
 def is_secret_name(name: str) -> bool:
     """True for ``DB_PASSWORD``, ``--token``, ``apiKey``; False for ``PWD`` alone and for ``compass``."""
     if name in {"PWD", "OLDPWD"}:
         return False
-    return bool(_NAME.search(_CAMEL.sub("_", name.lstrip("-"))))
+    return bool(re.search(_NAME, re.sub(_CAMEL, "_", name.lstrip("-"))))
 
 
 def mask_text(text: str) -> str:
     """Mask what reads like a secret in free text, such as a shell line."""
-    text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
-    text = _TEXT_OPTION.sub(rf"\1\2{MASK}", text)
-    text = _TEXT_ASSIGN.sub(rf"\1={MASK}", text)
-    return _HEADER.sub(lambda m: f"{m[1]}{MASK}", text)
+    text = re.sub(_URL_LOGIN, rf"\1:{MASK}@", text)
+    text = re.sub(_TEXT_OPTION, rf"\1\2{MASK}", text)
+    text = re.sub(_TEXT_ASSIGN, rf"\1={MASK}", text)
+    return re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", text)
 
 
 def mask_command(argv: Iterable[str], *, shell: bool = False) -> str:
@@ -47,6 +49,8 @@ def mask_command(argv: Iterable[str], *, shell: bool = False) -> str:
 
 @functools.lru_cache(maxsize=512)  # a pool or a queue shows the same few commands again and again
 def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - private
+    import shlex  # noqa: PLC0415 - importing stays light
+
     if shell:
         return mask_text(" ".join(words))
     shown: list[str] = []
@@ -57,11 +61,11 @@ def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - priva
             hide_next = False
             continue
         hide_next = word.startswith("-") and "=" not in word and is_secret_name(word)
-        assigned = _ASSIGN.match(word)
+        assigned = re.match(_ASSIGN, word)
         if assigned and is_secret_name(assigned[1]):
             shown.append(f"{assigned[1]}{assigned[2]}{MASK}")
         else:
-            masked = _HEADER.sub(lambda m: f"{m[1]}{MASK}", _URL_PASSWORD.sub(rf"\1:{MASK}@", word))
+            masked = re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", re.sub(_URL_LOGIN, rf"\1:{MASK}@", word))
             shown.append(masked if masked != word else shlex.quote(word))
     return " ".join(shown)
 
@@ -75,6 +79,6 @@ def one_line(command: str, *, limit: int = 100) -> str:
 def mask_env(env: Mapping[str, str | None]) -> dict[str, str | None]:
     """The same mapping with the values of secret-looking names masked, and passwords in URLs."""
     return {
-        name: value if value is None else MASK if is_secret_name(name) else _URL_PASSWORD.sub(rf"\1:{MASK}@", value)
+        name: value if value is None else MASK if is_secret_name(name) else re.sub(_URL_LOGIN, rf"\1:{MASK}@", value)
         for name, value in env.items()
     }

@@ -1,5 +1,7 @@
 """Who is known to a manager, by id and by name, and how many may live at once. Plain state; nothing here starts or stops anything."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 from collections import OrderedDict, deque
@@ -147,13 +149,12 @@ class Registry:
         self._ended[process.id] = process
         self._bytes += _held(process)
         self._spilled += _spills(process)
-        if not self._too_much():
-            return []
         gone = []
-        for key in [key for key in self._ended if not keep(key)]:
-            if not self._too_much() or (len(self._ended) == 1 and self._history > 0):  # the youngest stays, however much it wrote
+        while self._too_much() and not (len(self._ended) == 1 and self._history > 0):  # the youngest stays, however much it wrote
+            oldest = next((key for key in self._ended if not keep(key)), None)
+            if oldest is None:
                 break
-            gone.append(self._forget(key))
+            gone.append(self._forget(oldest))
         return gone
 
     def _too_much(self) -> bool:

@@ -1,5 +1,7 @@
 """Many processes at a glance: as a DataFrame and as a static HTML table."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ _KINDS = {
 _ROWS = 50  # of a static table: a saved notebook is read by people
 
 
-def frame_of(infos: Iterable[ProcessInfo]) -> "pd.DataFrame":
+def frame_of(infos: Iterable[ProcessInfo]) -> pd.DataFrame:
     """A row a process, indexed by name; commands are masked."""
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 

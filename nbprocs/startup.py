@@ -1,18 +1,22 @@
 """What a start needs besides the process itself: its config from keywords, its input, and the error when the system refuses it."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import dataclasses
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
 from nbprocs.model import ProcessConfig
 from nbprocs.process import ManagedProcess
-from nbprocs.readiness import Probe, Ready, until_ready
+
+if TYPE_CHECKING:
+    from nbprocs.readiness import Probe, Ready
 
 __all__ = ["Launch", "become_ready", "build_config", "feed", "start_error"]
 
@@ -24,6 +28,14 @@ class Launch:
     ready: Ready | None = None
     ready_timeout: float = 30.0  # seconds
     inherit: tuple[int, ...] = ()  # descriptors
+
+    def probe(self) -> Probe | None:
+        """What ``ready`` stands for. Raises TypeError for what can't be one."""
+        if self.ready is None:
+            return None
+        from nbprocs.readiness import as_probe  # noqa: PLC0415 - loaded where it is used: import must stay light
+
+        return as_probe(self.ready)
 
 
 def build_config(command: str | os.PathLike[str] | ProcessConfig, args: Sequence[str | os.PathLike[str]], **options: Any) -> ProcessConfig:
@@ -67,6 +79,8 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
 
 async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
     """Wait until its probe passes. If it does not in time, or the wait is cancelled, the process is stopped; raises NotReady."""
+    from nbprocs.readiness import until_ready  # noqa: PLC0415 - loaded with the probe
+
     why = f"was not ready within {seconds:g} s"
     stopping = None
     try:

@@ -3,6 +3,8 @@
 State stays where it is made: the logs are fed by the process, its child writes; here are only the ways to use them.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections import deque

@@ -10,6 +10,8 @@
 Exit is a fact about the process, not about its pipes: a grandchild may hold them for hours.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
@@ -75,7 +77,7 @@ class Exit:
     cpu_time: float | None = None  # seconds
 
     @classmethod
-    def from_code(cls, code: int, *, at: float, peak_rss: int | None = None, cpu_time: float | None = None) -> "Exit":
+    def from_code(cls, code: int, *, at: float, peak_rss: int | None = None, cpu_time: float | None = None) -> Exit:
         """From the convention of subprocess: a negative code is a signal."""
         return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at, peak_rss=peak_rss, cpu_time=cpu_time)
 
@@ -136,6 +138,11 @@ def child_environment(changes: Mapping[str, str | None], *, token: str) -> dict[
         else:
             env[os.fsencode(name)] = os.fsencode(value)
     return env
+
+
+def shell_argv(line: str) -> tuple[str, ...]:
+    """What runs a shell line on this system."""
+    return ("/bin/sh", "-c", line) if os.name == "posix" else ("cmd", "/c", line)
 
 
 def engine_for(loop: asyncio.AbstractEventLoop) -> Engine | None:

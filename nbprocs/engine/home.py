@@ -11,6 +11,8 @@
 Every stateful object has one home loop and touches its state only there. This is the only module that creates tasks.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import functools
@@ -40,7 +42,7 @@ class HasHome(Protocol):
     """What @hops needs."""
 
     @property
-    def home(self) -> "Home":
+    def home(self) -> Home:
         """The home of the object."""
 
 
@@ -48,11 +50,11 @@ S = TypeVar("S", bound=HasHome)
 
 
 class _Here(threading.local):
-    home: "Home | None" = None
+    home: Home | None = None
 
 
 _here = _Here()
-_homes: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Home]" = weakref.WeakKeyDictionary()
+_homes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Home] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -81,7 +83,7 @@ class Home:
         return loop
 
     @classmethod
-    def current(cls) -> "Home":
+    def current(cls) -> Home:
         """The home of the running loop. Raises RuntimeError, with the cure, where none runs."""
         try:
             loop = asyncio.get_running_loop()
@@ -100,7 +102,7 @@ class Home:
         return home
 
     @classmethod
-    def background(cls) -> "Home":
+    def background(cls) -> Home:
         """The home in a thread of its own, shared by all that ask; started on first use (a few milliseconds)."""
         return _host.start()
 

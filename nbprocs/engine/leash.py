@@ -10,13 +10,14 @@ closes, or the kernel's pidfd tells its end (a forked worker of somebody else ma
 table and every process that carries the kernel's token in its environment: SIGTERM, then SIGKILL.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import struct
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 from nbprocs.engine.home import log
 from nbprocs.engine.table import Identity
@@ -24,7 +25,7 @@ from nbprocs.engine.table import Identity
 __all__ = ["Leash", "leash"]
 
 RECORD = struct.Struct("=qd")  # pid (0: free), start
-_SCRIPT = Path(__file__).with_name("leash_main.py")
+_SCRIPT = os.path.join(os.path.dirname(__file__), "leash_main.py")
 
 
 class Leash:
@@ -60,7 +61,7 @@ class Leash:
         theirs, self._pipe = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-E", str(_SCRIPT), str(theirs), str(self._table), str(os.getpid()), self.token],
+                [sys.executable, "-I", "-S", "-E", _SCRIPT, str(theirs), str(self._table), str(os.getpid()), self.token],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -4,36 +4,34 @@ An out-of-memory kill looks like any other SIGKILL from outside; only the counte
 in ``memory.oom_control`` on v1).
 """
 
-from pathlib import Path
-
 __all__ = ["OomWatch", "oom_kills"]
 
 
-def _own_files() -> list[Path]:
+def _read(path: str) -> str:
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        with open(path) as file:
+            return file.read()
     except OSError:
-        return []
+        return ""
+
+
+def _own_files() -> list[str]:
     files = []
-    for line in lines:
+    for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            files.append(Path(f"/sys/fs/cgroup{path}/memory.events"))
-            files.append(Path("/sys/fs/cgroup/memory.events"))  # in a container's namespace the own path is the root
+            files.append(f"/sys/fs/cgroup{path}/memory.events")
+            files.append("/sys/fs/cgroup/memory.events")  # in a container's namespace the own path is the root
         elif "memory" in controllers.split(","):
-            files.append(Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control"))
-            files.append(Path("/sys/fs/cgroup/memory/memory.oom_control"))
+            files.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+            files.append("/sys/fs/cgroup/memory/memory.oom_control")
     return files
 
 
 def oom_kills() -> int | None:
     """How often the system has killed for memory in our cgroup; None where it doesn't say."""
     for file in _own_files():
-        try:
-            text = file.read_text()
-        except OSError:
-            continue
-        for line in text.splitlines():
+        for line in _read(file).splitlines():
             name, _, value = line.partition(" ")
             if name == "oom_kill":
                 return int(value)

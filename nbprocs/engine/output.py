@@ -10,6 +10,8 @@ What memory can't hold goes to an unlinked temporary file; what neither can hold
 every reader is told. Nothing here splits lines until somebody asks: chunks are kept as they were read.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import threading
@@ -27,7 +29,7 @@ DEFAULT_SPILL = 2 << 30
 _BLOCK = 64 << 10  # small writes are gathered into blocks of this size: a bytes object costs 33 bytes by itself
 
 
-def wake(waiters: "list[asyncio.Future[None]]") -> None:
+def wake(waiters: list[asyncio.Future[None]]) -> None:
     """Let everybody go on who waits, and forget them."""
     for waiter in waiters:
         if not waiter.done():
@@ -173,7 +175,7 @@ class OutputLog:
 
     __bytes__ = getvalue
 
-    def settled(self) -> "bytes | OutputLog":
+    def settled(self) -> bytes | OutputLog:
         """For a result: the output itself when it is small, else this log, which holds it."""
         return self if self._spilled or self.end > _BLOCK else self.getvalue()
 

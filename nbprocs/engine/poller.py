@@ -4,6 +4,8 @@
 tenth of a millisecond a child. Here a descriptor is one ``epoll_ctl`` and a dictionary entry. Where there is no epoll, add_reader does.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
@@ -78,7 +80,7 @@ class _Readers:
         os.close(fd)
 
 
-_epolls: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Epoll]" = weakref.WeakKeyDictionary()
+_epolls: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Epoll] = weakref.WeakKeyDictionary()
 
 
 def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:

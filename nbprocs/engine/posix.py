@@ -10,6 +10,8 @@ Two ways to start:
   the directory and execs.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import errno
@@ -314,7 +316,7 @@ def _own_peak(peak: int) -> int | None:
     return peak * _RSS_UNIT if peak > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else None
 
 
-def _set_once(future: "asyncio.Future[None]") -> None:
+def _set_once(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 

@@ -5,6 +5,8 @@ table for every question). Elsewhere psutil answers. A process is (pid, start ti
 as soon as its owner was reaped.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time

@@ -5,6 +5,8 @@ environment (that finds daemons, which left both session and family). Signals go
 reused pid is never hit; the end of each is awaited on the same pidfd, so nothing polls where the system has pidfds.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
@@ -68,7 +70,7 @@ def _tokens(pid: int) -> set[str]:
     return found
 
 
-_waiting: dict[int, list["asyncio.Future[dict[int, Row]]"]] = {}
+_waiting: dict[int, list[asyncio.Future[dict[int, Row]]]] = {}
 
 
 async def _shared_scan() -> dict[int, Row]:

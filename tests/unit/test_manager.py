@@ -19,8 +19,8 @@ TREE = python_child(
     """
     import subprocess
     kids = [subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(1000)'], start_new_session=own) for own in (False, True)]
-    ready('ready ' + ' '.join(str(k.pid) for k in kids))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready('ready ' + ' '.join(str(k.pid) for k in kids))
     forever()
     """
 )

@@ -136,7 +136,7 @@ async def test_a_recording_holds_the_whole_tree_of_one_command():
     assert frame["processes"].max() == 2
     assert frame["state"].iloc[-1] == "completed"
     assert run.summary().iloc[0]["memory_max_mb"] > 130
-    assert run.result.peak_rss > 50 << 20
+    assert run.result.peak_rss is None or run.result.peak_rss > 50 << 20  # unknown below our own peak
     assert len(run.plot().axes) == 3
 
 

@@ -175,7 +175,7 @@ async def test_frames_timeline_and_graph() -> None:
         assert frame.loc[0, "priority"] == "HIGH"
         assert frame.loc[0, "exit_code"] == 0
         assert frame.loc[2, "retry"] == 1
-        assert frame.loc[0, "peak_rss"] > 100_000
+        assert frame["peak_rss"].isna()[0]  # `true` stays below our own peak: it can't be told
         assert (frame["started"] >= frame["queued"].dt.floor("us")).all()
         tasks = sch.tasks_frame().set_index("name")
         assert tasks.loc["later", "state"] == "scheduled"
