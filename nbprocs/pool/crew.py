@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from nbprocs.engine.home import Home, Tasks, log
 from nbprocs.engine.table import read_row
-from nbprocs.errors import Closed, ProcessError, StartupFailed, StopFailed, error_from_os
+from nbprocs.errors import Closed, CommunicationError, ProcessError, StartupFailed, StopFailed, error_from_os
 from nbprocs.manager import ProcessManager
 from nbprocs.model import signal_name
 from nbprocs.pool.desk import Desk
@@ -313,6 +313,21 @@ class Crew:
         self.desk.pump()
 
     # -- health
+
+    async def ping(self) -> float:
+        """Seconds to the answer of a ready worker, an idle one if there is one."""
+        ready = [member for member in self.members.values() if member.ready_at is not None and not member.leaving and not member.gone]
+        if not ready:
+            raise CommunicationError("no worker is ready to answer a ping", hint="await pool.start(), or give it a task first")
+        member = min(ready, key=lambda member: len(member.lane.sent))
+        began = time.monotonic()
+        answer = self.home.loop.create_future()
+        member.pongs.append(answer)
+        if member.pinged_at is None:
+            member.pinged_at = began
+        member.link.ping()
+        await answer
+        return time.monotonic() - began
 
     def suspect(self, member: Member) -> None:
         """It is overdue: look at it now instead of at the next round."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from nbprocs.engine.output import wake
 from nbprocs.errors import ExecutionTimeout
 from nbprocs.pool.dispatch import Lane
 from nbprocs.pool.model import WorkerState
@@ -38,6 +39,7 @@ class Member:
         self.done = 0
         self.base_memory = 0
         self.pinged_at: float | None = None  # an unanswered ping
+        self.pongs: list[asyncio.Future[None]] = []  # who waits for the next answer
         self.reason = ""  # why it leaves or left
         self.leaving = False
         self.dismissed = False
@@ -80,6 +82,7 @@ class Member:
     def pong(self) -> None:
         """It lives."""
         self.pinged_at = None
+        wake(self.pongs)
 
     def spent(self, reason: str) -> None:
         """No more tasks for it."""

@@ -343,6 +343,18 @@ class ProcessPool(Displayable):
 
     # -- looking
 
+    @hops
+    async def ping(self) -> float:
+        """Seconds that a worker took to answer an empty message, which is no task. Cancel it to limit the time.
+
+        Raises CommunicationError where no worker is ready.
+
+        >>> async with ProcessPool(PoolConfig(initial_processes=1)) as pool:
+        ...     await pool.ping() < 60
+        True
+        """
+        return await self._crew.ping()
+
     def metrics(self) -> PoolMetrics:
         """The pool's figures now.
 

@@ -48,7 +48,7 @@ class QueuePart(Part):
         self._ended.clear()
         running = [handle.task for handle in self._scheduler.handles(state=TaskState.RUNNING)]
         tasks = self._scheduler.tasks(limit=WAITING)
-        latest = self._scheduler.tasks()[-ENDED:] if self._finished() else ()
+        latest = self._scheduler.ended(limit=ENDED)
         for task in (*running, *tasks, *latest):
             self._put(task)
         for task in running:

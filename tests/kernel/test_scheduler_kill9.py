@@ -33,7 +33,7 @@ async def main():
     say("open")
     known = sch._store.last_key()
     for n in range(known + 1, total + 1):
-        handle = sch.schedule("/bin/sh", "-c", f"echo {n} >> {folder}/log; sleep 0.0{n % 4}", name=f"t{n}")
+        handle = sch.schedule("/bin/sh", "-c", f"echo {n} >> {folder}/log; sleep 0.0{2 + n % 7}", name=f"t{n}")
         os.write(returned, f"{handle.id} {n}\\n".encode())
         if n % 20 == 0:
             await asyncio.sleep(0)
