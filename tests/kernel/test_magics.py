@@ -1,5 +1,7 @@
 """The magics in a real kernel: cells that go on in the background."""
 
+import os
+
 import pytest
 
 from tests.kernel.conftest import alive, eventually
@@ -52,7 +54,8 @@ async def test_a_python_cell_gets_what_the_notebook_defined(loaded):
 
 async def test_wait_can_be_interrupted_and_the_process_lives(loaded):
     cell = await loaded.start("%%proc --name long --wait\necho started; sleep 1000")
-    await eventually(loaded.descendants, within=10, what="the process")
+    # In the instant between fork and setsid it is still in the kernel's group, and the interrupt would be meant for it too.
+    await eventually(lambda: [p for p in loaded.descendants() if os.getsid(p) == p], within=10, what="the process")
     await loaded.interrupt()
     await cell.done(timeout=5)
     assert cell.error == "KeyboardInterrupt"
