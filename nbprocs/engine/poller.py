@@ -17,14 +17,15 @@ from typing import Protocol
 __all__ = ["Poller", "poller_of"]
 
 Callback = Callable[[int], object]
-_AT_ONCE = 32  # descriptors a turn of the loop
+_AT_ONCE = 4  # descriptors a turn of the loop
+_IN_A_ROW = 4  # calls for the only one that is ready, while it says that there may be more
 
 
 class Poller(Protocol):
     """What can tell when a descriptor becomes readable."""
 
     def add(self, fd: int, callback: Callback) -> None:
-        """Call back with the descriptor whenever it is readable. Raises OSError when the system has no room."""
+        """Call back with the descriptor whenever it is readable; its answer True means that there may be more. Raises OSError."""
 
     def close(self, fd: int) -> None:
         """Forget a descriptor, if it was added, and close it."""
@@ -62,7 +63,15 @@ class _Epoll:
     def _ready(self) -> None:
         if self._epoll is None:
             return
-        for fd, _ in self._epoll.poll(0, _AT_ONCE):  # the rest comes in the next turn: others live on this loop too
+        ready = self._epoll.poll(0, _AT_ONCE)  # the rest comes in the next turn: others live on this loop too
+        if len(ready) == 1:
+            fd = ready[0][0]
+            for _ in range(_IN_A_ROW):  # nobody else of ours waits
+                callback = self._callbacks.get(fd)
+                if callback is None or not callback(fd):
+                    return
+            return
+        for fd, _ in ready:
             callback = self._callbacks.get(fd)  # closed by a callback before it in this round
             if callback is not None:
                 callback(fd)

@@ -35,7 +35,6 @@ __all__ = ["PosixChild", "pidfd_open"]
 
 _READ = 64 << 10  # bytes at once: below malloc's mmap threshold, so the buffer is reused
 _FRESH = 0.1  # seconds: a thousand starts of one program look along PATH once in a while
-_READS = 4  # in a row while the pipe is full, before others get their turn
 _PIPE = 256 << 10  # a wider pipe lets a child go on while a cell holds the loop for a moment
 _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
 _RSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
@@ -173,19 +172,24 @@ class PosixChild:
 
     # -- output
 
-    def _readable(self, fd: int) -> None:
-        for _ in range(_READS):
-            try:
-                data = os.read(fd, _READ)
-            except BlockingIOError:
-                return
-            except OSError:  # EIO: the last holder of the pseudo-terminal has gone
-                data = b""
-            if not data:
-                self._close_reader(fd)
-                return
-            self._listener.output(self._readers[fd], data)
-            if len(data) < _READ:
+    def _readable(self, fd: int) -> bool:
+        """Read once, so that others get their turn; True if there may be more."""
+        try:
+            data = os.read(fd, _READ)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the last holder of the pseudo-terminal has gone
+            data = b""
+        if not data:
+            self._close_reader(fd)
+            return False
+        self._listener.output(self._readers[fd], data)
+        return len(data) == _READ
+
+    def _empty(self, fd: int) -> None:
+        """Read all that a pipe can hold: what is written meanwhile is somebody else's."""
+        for _ in range(_PIPE // _READ + 1):
+            if not self._readable(fd):
                 return
 
     def _close_reader(self, fd: int) -> None:
@@ -244,7 +248,7 @@ class PosixChild:
             self._drained()
             return
         for fd in list(self._readers):  # what the process itself wrote is in the pipes by now
-            self._readable(fd)
+            self._empty(fd)
         if self._readers:
             self._drain = self._loop.call_later(DRAIN, self._drained)
 
