@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
 from nbprocs.model import TaskPriority
+from nbprocs.policy import RetryPolicy
 
 __all__ = [
     "After",
@@ -181,6 +182,7 @@ class SchedulerConfig:
     max_retry_delay: float = 60.0  # seconds; no delay is longer
     backoff_multiplier: float = 2.0
     retry_jitter: bool = False  # True: a random part of each delay
+    retry: RetryPolicy | None = None  # instead of the five above, the same object that managers, pools and handlers take
     groups: Mapping[str, int] = field(default_factory=dict)  # group -> how many of it run at a time; others are not limited
     resources: Mapping[str, float] = field(default_factory=dict)  # name -> capacity; "gpu" is found out by itself
     halt: Halt | None = None
@@ -189,6 +191,18 @@ class SchedulerConfig:
     grace: float = 5.0  # seconds between SIGTERM and SIGKILL when a task is cancelled
     history: int = 10_000  # attempts kept in memory for frame(); a store keeps all
     store_output: int = 64 * 1024  # bytes of each stream's end that a store keeps of an attempt
+
+    def policy(self, max_retries: int) -> RetryPolicy:
+        """The retry policy of a task that may be tried again so often."""
+        if self.retry is not None:
+            return self.retry if self.retry.max_retries == max_retries else replace(self.retry, max_retries=max_retries)
+        return RetryPolicy(
+            max_retries=max_retries,
+            initial_delay=self.retry_delay,
+            max_delay=self.max_retry_delay,
+            backoff_multiplier=self.backoff_multiplier,
+            jitter=self.retry_jitter,
+        )
 
     def __post_init__(self) -> None:
         """Check and freeze."""

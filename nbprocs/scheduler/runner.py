@@ -310,20 +310,16 @@ class Runner:
         limit = self.max_retries(entry)
         policy = self._policies.get(limit)
         if policy is None:
-            config = self.config
-            policy = self._policies[limit] = RetryPolicy(
-                max_retries=limit,
-                initial_delay=config.retry_delay,
-                max_delay=config.max_retry_delay,
-                backoff_multiplier=config.backoff_multiplier,
-                jitter=config.retry_jitter,
-            )
+            policy = self._policies[limit] = self.config.policy(limit)
         first = entry.outcome.first
         return policy.decide(error, attempt=entry.retries + 1, elapsed=now.elapsed - (now.elapsed if first is None else first))
 
     def max_retries(self, entry: Entry) -> int:
         """How often this task is tried again."""
-        return self.config.max_retries if entry.options.max_retries is None else entry.options.max_retries
+        config, asked = self.config, entry.options.max_retries
+        if asked is not None:
+            return asked
+        return config.max_retries if config.retry is None else config.retry.max_retries
 
     def _finish(self, entry: Entry, state: TaskState, now: Now) -> None:
         """The end of a task, or of one run of a series."""

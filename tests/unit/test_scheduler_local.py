@@ -219,3 +219,17 @@ async def test_an_error_keeps_its_evidence() -> None:
         assert caught.value.attempts == 2
         assert handle.result.exit_code == 7
         assert os.path.basename(sys.executable) in handle.name
+
+
+async def test_a_policy_object_serves_the_scheduler_too() -> None:
+    from nbprocs import RetryPolicy
+
+    policy = RetryPolicy(max_retries=3, initial_delay=0.001, jitter=False, exit_codes={75})
+    async with TaskScheduler(SchedulerConfig(retry=policy)) as sch:
+        busy = sch.schedule("sh", "-c", "exit 75")
+        wrong = sch.schedule("sh", "-c", "exit 2")
+        once = sch.schedule("sh", "-c", "exit 75", max_retries=1)
+        for task in (busy, wrong, once):
+            await task.wait()
+        assert [len(task.attempts) for task in (busy, wrong, once)] == [4, 1, 2]
+        assert busy.task.max_retries == 3
