@@ -1,5 +1,6 @@
 """A ping of the pool: answered by a worker, and no task."""
 
+import asyncio
 import math
 
 import pytest
@@ -20,12 +21,15 @@ async def test_without_a_ready_worker_there_is_nobody_to_ask() -> None:
             await pool.ping()
 
 
-async def test_a_watched_pool_is_pinged_by_the_monitor() -> None:
-    async with ProcessPool(PoolConfig(initial_processes=1, max_processes=1)) as pool, ProcessMonitor(interval=0.05) as monitor:
+async def test_the_monitor_takes_a_ping_for_the_response_time() -> None:
+    config = PoolConfig(initial_processes=1, max_processes=1)
+    async with ProcessPool(config) as pool, ProcessMonitor(interval=0.05) as monitor, asyncio.timeout(30):
         monitor.watch(pool)
+        monitor.probe(pool.name, pool, every=0.01)
         times: list[float] = []
         while not times:
+            await asyncio.sleep(0.01)  # the probe is a task of its own
             await monitor.sample()
-            times = [t for t in monitor.frame()["response_time"] if math.isfinite(t)]
+            times = [t for t in monitor.frame(scope="group")["response_time"] if math.isfinite(t)]
         assert 0 < times[0] < 30
         assert pool.metrics().total_tasks_completed == 0
