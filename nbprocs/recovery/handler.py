@@ -393,7 +393,7 @@ class ErrorHandler(Displayable):
 
         >>> async with ProcessManager() as pm, ErrorHandler(pm) as handler:
         ...     _ = await pm.run("true", name="job")
-        ...     print(list(handler.frame()["kind"]))
+        ...     print([str(kind) for kind in handler.frame()["kind"]])
         ['started', 'completed']
         """
         return self.journal.frame()
