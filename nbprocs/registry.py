@@ -55,11 +55,6 @@ class Slots:
         self.taken -= 1
         self._hand_out()
 
-    def resize(self, limit: int | None) -> None:
-        """Another limit from now on; those that live stay."""
-        self.limit = limit
-        self._hand_out()
-
     def _hand_out(self) -> None:
         while self._waiters and (self.limit is None or self.taken < self.limit):
             waiter = self._waiters.popleft()

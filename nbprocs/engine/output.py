@@ -52,7 +52,6 @@ class OutputLog:
         self.on_feed = on_feed
         self.end = 0
         self.closed = False
-        self.lines = 0  # newlines seen so far
         self.spill_error: OSError | None = None
         self._chunks: deque[bytes] = deque()
         self._pending = bytearray()  # the youngest bytes, not yet a chunk
