@@ -68,7 +68,17 @@ __version__ = "0.1.0"
 _LAZY = {
     "nbprocs.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
-    "nbprocs.pool": ("CommandWorker", "PoolConfig", "PoolExecutor", "PoolMetrics", "ProcessPool", "PythonWorker", "RemoteError"),
+    "nbprocs.pool": (
+        "CommandWorker",
+        "PoolConfig",
+        "PoolExecutor",
+        "PoolMetrics",
+        "ProcessPool",
+        "PythonWorker",
+        "RemoteError",
+        "WorkerInfo",
+        "WorkerState",
+    ),
     "nbprocs.scheduler": (
         "After",
         "Condition",
@@ -134,7 +144,17 @@ if TYPE_CHECKING:
         replay,
     )
     from nbprocs.policy import CircuitBreaker, RestartPolicy, RetryPolicy
-    from nbprocs.pool import CommandWorker, PoolConfig, PoolExecutor, PoolMetrics, ProcessPool, PythonWorker, RemoteError
+    from nbprocs.pool import (
+        CommandWorker,
+        PoolConfig,
+        PoolExecutor,
+        PoolMetrics,
+        ProcessPool,
+        PythonWorker,
+        RemoteError,
+        WorkerInfo,
+        WorkerState,
+    )
     from nbprocs.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
         DoNothing,
@@ -294,6 +314,8 @@ __all__ = [
     "Unhealthy",
     "UnknownProcess",
     "Url",
+    "WorkerInfo",
+    "WorkerState",
     "record",
     "replay",
 ]

@@ -2,7 +2,7 @@
 
 from nbprocs.pool.command import CommandWorker
 from nbprocs.pool.executor import PoolExecutor
-from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, RemoteError, RemoteTraceback, TaskState, WorkerState
+from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, RemoteError, RemoteTraceback, TaskState, WorkerInfo, WorkerState
 from nbprocs.pool.pool import ProcessPool
 from nbprocs.pool.task import TaskHandle
 
@@ -17,5 +17,6 @@ __all__ = [
     "RemoteTraceback",
     "TaskHandle",
     "TaskState",
+    "WorkerInfo",
     "WorkerState",
 ]

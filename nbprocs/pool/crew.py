@@ -368,8 +368,8 @@ class Crew:
             if verdict(health):
                 self.end(member, "it does not answer")
                 return
-        memory = row.rss if row else 0
-        member.base_memory = member.base_memory or memory
+        member.memory = row.rss if row else 0
+        member.base_memory = member.base_memory or member.memory
         reason = leave_reason(
             self.config,
             workers=len(self.staying),
@@ -377,7 +377,7 @@ class Crew:
             idle_for=None if member.lane.sent else now - member.idle_since,
             age=now - (member.ready_at or now),
             budget=None if member.lane.sent else member.lane.budget,
-            growth=memory - member.base_memory,
+            growth=member.memory - member.base_memory,
             stale_code=member.generation != self.generation,
         )
         if reason is not None:

@@ -37,7 +37,8 @@ class Member:
         self.ended_at: float | None = None
         self.idle_since = self.born
         self.done = 0
-        self.base_memory = 0
+        self.memory: int | None = None  # bytes resident, at the last health check
+        self.base_memory = 0  # at the first one
         self.pinged_at: float | None = None  # an unanswered ping
         self.pongs: list[asyncio.Future[None]] = []  # who waits for the next answer
         self.reason = ""  # why it leaves or left

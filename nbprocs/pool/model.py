@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "TaskState",
+    "WorkerInfo",
     "WorkerState",
     "usable_cpus",
 ]
@@ -60,7 +62,11 @@ class TaskState(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """The life of one worker."""
+    """The life of one worker.
+
+    >>> WorkerState.LEAVING
+    <WorkerState.LEAVING: 'leaving'>
+    """
 
     STARTING = "starting"
     IDLE = "idle"
@@ -189,3 +195,26 @@ class PoolMetrics:
     current_busy_processes: int
     current_queued_tasks: int  # not yet handed to a worker
     current_running_tasks: int  # handed to a worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A snapshot of one worker of a pool; it never changes afterwards.
+
+    >>> async with ProcessPool(PoolConfig(initial_processes=1)) as pool:
+    ...     _ = await pool.run(abs, -1)
+    ...     (worker,) = pool.workers()
+    >>> worker.state, worker.done, worker.tasks
+    (<WorkerState.IDLE: 'idle'>, 1, ())
+    """
+
+    name: str  # its process has the same in the pool's manager
+    pid: int | None  # None while it is being started
+    state: WorkerState
+    created_at: datetime  # timezone-aware, as the others
+    ready_at: datetime | None
+    ended_at: datetime | None
+    done: int  # tasks that it has answered
+    tasks: tuple[str, ...]  # what it was given and has not answered, in order: it runs the first
+    memory: int | None  # bytes resident at the last health check; None before the first
+    reason: str | None  # why it leaves or left

@@ -34,7 +34,7 @@ from nbprocs.pool.desk import Desk
 from nbprocs.pool.executor import PoolExecutor
 from nbprocs.pool.intake import UNSET, How, Intake, Unset, setup_of, title_of
 from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
-from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker
+from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.python import Link, Listener, PythonLink
 from nbprocs.pool.task import TaskHandle
 
@@ -365,6 +365,15 @@ class ProcessPool(Displayable):
         """
         return self._look(lambda: report.metrics(self._desk, self._crew))
 
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """The workers that are there now, the oldest first; ``frame("workers")`` remembers the others, too.
+
+        >>> async with ProcessPool(PoolConfig(initial_processes=1)) as pool:
+        ...     [worker.state.value for worker in pool.workers()]
+        ['idle']
+        """
+        return self._look(lambda: report.workers(self._crew))
+
     def frame(self, what: Literal["tasks", "workers"] = "tasks") -> "pd.DataFrame":
         """Tasks (the last ``history`` ended ones, those at work, those that wait) or workers as a DataFrame.
 
@@ -394,4 +403,4 @@ class ProcessPool(Displayable):
         return report.summary(self.name, self.metrics(), self.config.most, closed=self.closed)
 
     def _html_(self) -> str:
-        return report.html(repr(self), self._crew.members.values())
+        return report.html(repr(self), self.workers())

@@ -3,19 +3,19 @@
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbprocs.display import text
 from nbprocs.pool.crew import Crew
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.member import Member
-from nbprocs.pool.model import PoolMetrics
+from nbprocs.pool.model import PoolMetrics, WorkerInfo
 from nbprocs.pool.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["html", "metrics", "summary", "task_frame", "worker_frame"]
+__all__ = ["html", "metrics", "summary", "task_frame", "worker_frame", "workers"]
 
 _SHOWN = 50  # workers in the static table
 
@@ -40,7 +40,7 @@ def metrics(desk: Desk, crew: Crew) -> PoolMetrics:
     )
 
 
-def tasks(desk: Desk) -> list[Task]:
+def _tasks(desk: Desk) -> list[Task]:
     """The remembered ones, then those at work, then those that wait."""
     lanes = [task for lane in list(desk.dispatcher.lanes.values()) for task in list(lane.sent.values()) if not task.dropped]
     return [*desk.ended.copy(), *lanes, *desk.limbo, *desk.delayed, *desk.dispatcher.queue]
@@ -51,7 +51,7 @@ def task_frame(desk: Desk) -> "pd.DataFrame":
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
     when = _Clock()
-    found = tasks(desk)
+    found = _tasks(desk)
     rows = [
         (
             task.title,
@@ -75,27 +75,39 @@ def task_frame(desk: Desk) -> "pd.DataFrame":
     return frame.astype({**words, **times, "seconds": "float64", "attempts": "int64", "priority": "int64"}).sort_index()
 
 
+def workers(crew: Crew) -> tuple[WorkerInfo, ...]:
+    """Those that are there, the oldest first."""
+    when = _Clock()
+    return tuple(_info(member, when) for member in crew.members.values())
+
+
+def _info(member: Member, when: "_Clock") -> WorkerInfo:
+    return WorkerInfo(
+        name=member.name,
+        pid=member.process.pid if member.process else None,
+        state=member.state,
+        created_at=when.date(member.born),
+        ready_at=when(member.ready_at),
+        ended_at=when(member.ended_at),
+        done=member.done,
+        tasks=tuple(task.title for task in member.lane.sent.values()),
+        memory=member.memory,
+        reason=member.reason or None,
+    )
+
+
 def worker_frame(crew: Crew) -> "pd.DataFrame":
     """A row a worker, indexed by name; see ProcessPool.frame."""
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
     when = _Clock()
-    members = [*crew.past, *crew.members.values()]
+    found = [_info(member, when) for member in (*crew.past, *crew.members.values())]
     rows = [
-        (
-            member.state.value,
-            member.process.pid if member.process else None,
-            when(member.born),
-            when(member.ready_at),
-            when(member.ended_at),
-            member.done,
-            len(member.lane.sent),
-            member.reason or None,
-        )
-        for member in members
+        (info.state.value, info.pid, info.created_at, info.ready_at, info.ended_at, info.done, len(info.tasks), info.reason)
+        for info in found
     ]
     columns = ["state", "pid", "started", "ready", "ended", "tasks", "holds", "reason"]
-    frame = pd.DataFrame(rows, columns=columns, index=pd.Index([member.name for member in members], name="worker"))
+    frame = pd.DataFrame(rows, columns=columns, index=pd.Index([info.name for info in found], name="worker"))
     words = dict.fromkeys(("state", "reason"), "string")
     times = dict.fromkeys(("started", "ready", "ended"), "datetime64[us, UTC]")
     return frame.astype({**words, **times, "pid": "Int64", "tasks": "int64", "holds": "int64"})
@@ -107,8 +119,11 @@ class _Clock:
     def __init__(self) -> None:
         self._now, self._mono = datetime.now(UTC), time.monotonic()
 
+    def date(self, seconds: float) -> datetime:
+        return self._now - timedelta(seconds=self._mono - seconds)
+
     def __call__(self, seconds: float | None) -> datetime | None:
-        return self._now - timedelta(seconds=self._mono - seconds) if seconds else None
+        return self.date(seconds) if seconds else None
 
 
 def summary(name: str, figures: PoolMetrics, most: int, *, closed: bool) -> str:
@@ -120,20 +135,15 @@ def summary(name: str, figures: PoolMetrics, most: int, *, closed: bool) -> str:
     )
 
 
-def html(title: str, members: Iterable[Member]) -> str:
+def html(title: str, infos: Iterable[WorkerInfo]) -> str:
     """A static table of workers."""
-    rows = "".join(_row(member) for member in list(members)[:_SHOWN])
+    now = datetime.now(UTC)
+    rows = "".join(_row(info, now) for info in list(infos)[:_SHOWN])
     head = "".join(f"<th>{name}</th>" for name in ("worker", "state", "pid", "tasks", "holds", "age"))
     return f"<div>{text(title)}<table><tr>{head}</tr>{rows}</table></div>"
 
 
-def _row(member: Member) -> str:
-    cells: tuple[Any, ...] = (
-        member.name,
-        member.state.value,
-        member.process.pid if member.process else "",
-        member.done,
-        len(member.lane.sent),
-        f"{time.monotonic() - member.born:.0f} s",
-    )
+def _row(info: WorkerInfo, now: datetime) -> str:
+    age = f"{(now - info.created_at).total_seconds():.0f} s"
+    cells = (info.name, info.state.value, info.pid or "", info.done, len(info.tasks), age)
     return "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>"

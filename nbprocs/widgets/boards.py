@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbprocs.display import plain
-from nbprocs.pool import ProcessPool
+from nbprocs.pool import ProcessPool, WorkerInfo
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.wire import Delta, number, op
 
@@ -70,7 +70,7 @@ class PoolPart(Part):
             "average": round(metrics.average_execution_time, 4),
             "closed": self._pool.closed,
         }
-        rows = _workers(self._pool)
+        rows = {plain(worker.name): _row(worker) for worker in self._pool.workers()[:_WORKERS]}
         self._changed |= {name: row for name, row in rows.items() if self._rows.get(name) != row}
         self._gone += [name for name in self._rows if name not in rows]
         self._news = self._news or figures != self._figures or rate > 0
@@ -131,22 +131,17 @@ class PoolPart(Part):
         self._pool.renew()
 
 
-def _workers(pool: ProcessPool) -> dict[str, list[Any]]:
-    """By name: state, pid, birth, tasks done, tasks held, the first ones' names, why it leaves."""
-    now = time.time() - time.monotonic()
-    rows = {}
-    for member in list(pool._crew.members.values())[:_WORKERS]:  # noqa: SLF001 - frame() would make DataFrames twice a second
-        held = list(member.lane.sent.values())
-        rows[plain(member.name)] = [
-            member.state.value,
-            member.process.pid if member.process else None,
-            round(now + member.born, 1),
-            member.done,
-            len(held),
-            ", ".join(plain(task.title, limit=60) for task in held[:_TITLES]) + (" …" if len(held) > _TITLES else ""),
-            plain(member.reason or "", limit=120),
-        ]
-    return rows
+def _row(worker: WorkerInfo) -> list[Any]:
+    """State, pid, birth, tasks done, tasks held, the first ones' names, why it leaves."""
+    return [
+        worker.state.value,
+        worker.pid,
+        round(worker.created_at.timestamp(), 1),
+        worker.done,
+        len(worker.tasks),
+        ", ".join(plain(title, limit=60) for title in worker.tasks[:_TITLES]) + (" …" if len(worker.tasks) > _TITLES else ""),
+        plain(worker.reason or "", limit=120),
+    ]
 
 
 class PoolView(View):

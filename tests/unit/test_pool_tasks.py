@@ -15,7 +15,7 @@ import pytest
 from nbprocs.errors import Closed, CommunicationError, ExecutionTimeout, ProcessCrashed, ProcessFailed
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
-from nbprocs.pool import PoolConfig, ProcessPool, RemoteError, RemoteTraceback, TaskState
+from nbprocs.pool import PoolConfig, ProcessPool, RemoteError, RemoteTraceback, TaskState, WorkerState
 
 TWO = PoolConfig(min_processes=2, max_processes=2)
 ONE = PoolConfig(max_processes=1)
@@ -612,6 +612,24 @@ async def test_frames_and_displays(pool):
     assert "10 completed, 1 failed" in bundle["text/plain"]
     with pytest.raises(ValueError, match="workers"):
         pool.frame("queues")
+
+
+async def test_workers_tell_what_each_one_does(lonely, gate):
+    (idle,) = lonely.workers()
+    assert (idle.name, idle.state, idle.done, idle.tasks, idle.reason) == (f"{lonely.name}-worker-1", WorkerState.IDLE, 0, (), None)
+    assert idle.created_at <= idle.ready_at
+    running = lonely.submit(gate.task())
+    await gate.entered()
+    (busy,) = await asyncio.to_thread(lonely.workers)  # from any thread
+    assert busy.state is WorkerState.BUSY
+    assert busy.tasks == ("Gate.task.<locals>.wait",)
+    gate.let_go()
+    await running
+    (after,) = lonely.workers()
+    assert (after.pid, after.state, after.done, after.tasks) == (idle.pid, WorkerState.IDLE, 1, ())
+    await lonely.aclose()
+    assert lonely.workers() == ()
+    assert idle.state is WorkerState.IDLE  # a snapshot
 
 
 async def test_names_are_escaped():

@@ -106,7 +106,7 @@ async def test_recycled_by_memory_growth():
     config = PoolConfig(max_processes=1, max_memory_growth=30_000_000, health_check_interval=0.1)
     async with ProcessPool(config) as pool:
         await pool.run(int)
-        await until(lambda: next(iter(pool._crew.members.values())).base_memory)  # measured once before
+        await until(lambda: pool.workers()[0].memory)  # measured once before
         await pool.run(grow)
         await until(lambda: reasons(pool))
         assert "memory grew by" in reasons(pool)[0]
