@@ -214,6 +214,9 @@ class Supervisor(Generic[P]):
 
     def _healthy(self, lineage: _Lineage[P]) -> None:
         lineage.timer = None
+        self._went_well(lineage)
+
+    def _went_well(self, lineage: _Lineage[P]) -> None:
         key = lineage.process.config.argv
         if key in self._breakers:
             self._breakers[key] = self._breakers[key].succeeded(self._clock())
@@ -238,7 +241,9 @@ class Supervisor(Generic[P]):
         lineage.lives = (*lineage.lives, life)[-policy.memory :]
         lineage.count += 1
         lineage.told.append(f"{life.started - lineage.born:.2f} s started, {life.ended - lineage.born:.2f} s {life.what}")
-        if life.failed and policy.breaker is not None:
+        if not life.failed:
+            self._went_well(lineage)
+        elif policy.breaker is not None:
             key = lineage.process.config.argv
             self._breakers[key] = self._breakers.get(key, policy.breaker).failed(now)
         match decide_restart(policy, lineage.lives, now):

@@ -92,7 +92,7 @@ class RestartPolicy:
     backoff_multiplier: float = 2.0  # each delay is this many times the one before
     jitter: Jitter = True  # as in RetryPolicy
     healthy_after: float = 10.0  # seconds of uptime after which the backoff begins anew
-    breaker: CircuitBreaker | None = None  # shared by all processes of the same command; None: without
+    breaker: CircuitBreaker | None = None  # shared by all supervised processes of the same command; None: without
     rng: random.Random | None = field(default=None, repr=False, compare=False)  # the source of jitter; None: a shared one
 
     def __post_init__(self) -> None:

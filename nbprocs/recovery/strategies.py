@@ -99,7 +99,7 @@ class RestartProcess:
     """The same config under the same name, with the failed process as predecessor. Stops it first if it still lives.
 
     The brake: delays and the limit of ``policy`` hold for the restarts that this strategy makes of one name; past it nothing is
-    started any more and the outcome is a failure.
+    started any more and the outcome is a failure. Its breaker plays no part: that is for supervised processes.
 
     >>> RestartProcess(policy=RestartPolicy(max_restarts=2)).policy.max_restarts
     2

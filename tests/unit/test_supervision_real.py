@@ -4,10 +4,12 @@ import asyncio
 import os
 import signal
 import socket
+import time
 
 import pytest
 
-from nbprocs import EventKind, LogLine, ProcessManager, ProcessStatus, RestartPolicy, RestartsExhausted
+from nbprocs import CircuitBreaker, EventKind, LogLine, ProcessManager, ProcessStatus, RestartPolicy, RestartsExhausted
+from nbprocs.policy import BreakerState
 from tests.children import SLEEPER, python_child, until_line
 
 AT_ONCE = RestartPolicy(initial_delay=0, max_restarts=100)
@@ -226,6 +228,40 @@ async def test_always_restarts_what_completed(pm, events):
     await pm.spawn("true", name="job", restart=RestartPolicy(on="always", max_restarts=2, initial_delay=0))
     await events.until(EventKind.FATAL)
     assert len(events.of(EventKind.STARTED, "job")) == 3
+
+
+async def test_a_breaker_holds_a_failing_command_back_until_a_try_goes_well(pm, events, tmp_path):
+    """Two names, one command: it fails until its file is there, and is held back by what fails, whoever ran it."""
+    mark, open_for = tmp_path / "mark", 0.4
+    command = python_child("os.path.exists(sys.argv[1]) or sys.exit(1); ready(); forever()", str(mark))
+    breaker = CircuitBreaker(failures=2, window=60, open_for=open_for)
+    policy = RestartPolicy(initial_delay=0, max_restarts=100, healthy_after=0.2, breaker=breaker)
+
+    def state():
+        return pm.supervisor.breaker(pm.get("web").config).state(time.monotonic())
+
+    await pm.spawn(*command, name="web", restart=policy)
+    opened = await events.until(EventKind.RESTARTING, 2)  # the second failure is one too many
+    assert [event.delay for event in events.of(EventKind.RESTARTING)] == [0, pytest.approx(open_for, abs=0.2)]
+    assert state() is BreakerState.OPEN
+    assert "exit status 1" in str(opened.error)
+    await pm.spawn(*command, name="other", restart=policy)  # by hand it may always be started; its restart is held back
+    held = await events.until(EventKind.RESTARTING, 1, "other")
+    assert 0 < held.delay <= open_for
+
+    await events.until(EventKind.EXITED, 4)  # half open for one try of the two that wait, and that fails
+    started = events.of(EventKind.STARTED)
+    assert len(started) == 4
+    assert started[-1].at - opened.at >= open_for - 0.05
+    assert state() is BreakerState.OPEN
+    mark.touch()
+    well = await events.until(EventKind.STARTED, 5)
+    await until_line(pm.get(well.name))
+    async with asyncio.timeout(20):
+        while state() is not BreakerState.CLOSED:  # nothing tells it: after healthy_after seconds of that life
+            await asyncio.sleep(0.01)
+        while not (pm.get("web").status.live and pm.get("other").status.live):
+            await events.until(EventKind.STARTED, len(events.of(EventKind.STARTED)) + 1)
 
 
 async def test_on_a_background_loop():

@@ -330,6 +330,16 @@ class TestBreaker:
         await settled()
         assert len(keeper.started) == before + 3
 
+    async def test_a_try_that_completes_closes_it(self, keeper, clock):
+        policy = RestartPolicy(initial_delay=0, breaker=CircuitBreaker(failures=1, open_for=30))
+        keeper.spawn(policy=policy).crash()
+        clock.advance(30)
+        await settled()
+        trying = keeper.started[-1]
+        assert keeper.supervisor.breaker(trying.config).state(clock()) is BreakerState.HALF_OPEN
+        trying.end(exit_code=0, status=ProcessStatus.COMPLETED)
+        assert keeper.supervisor.breaker(trying.config).state(clock()) is BreakerState.CLOSED
+
     async def test_a_bad_try_opens_it_again(self, keeper, clock):
         policy = RestartPolicy(initial_delay=0, breaker=CircuitBreaker(failures=1, open_for=30))
         keeper.spawn(policy=policy).crash()
