@@ -12,9 +12,7 @@ the test, and a page error (an exception in the front end) fails the test. ::
 ``--shots=DIR`` keeps a picture of each ``page.shot(name)``. Without Chromium or Playwright this whole folder is skipped, or fails where ``CI`` is set.
 """
 
-import importlib.util
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,15 +20,10 @@ from pathlib import Path
 import pytest
 
 from tests import leaks as leaks_module
-from tests.browser.server import Kind, Server, serve
+from tests.browser.server import CHROMIUM, FLAGS, Kind, Server, missing, serve
 
 HERE = Path(__file__).parent
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-MISSING = [
-    *([] if CHROMIUM else ["Chromium (Debian: apt-get install chromium)"]),
-    *(f"{name} (pip install --group browser)" for name in ("playwright", "notebook", "voila") if not importlib.util.find_spec(name)),
-]
+MISSING = missing("playwright", "notebook", "voila")
 
 
 class Unavailable(pytest.Module):

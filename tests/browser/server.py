@@ -1,9 +1,11 @@
-"""Servers for the browser tests: started on a folder of their own, with settings, runtime files and kernels of their own."""
+"""Servers for the browser tests: started on a folder of their own, with settings, runtime files and kernels of their own; and which browser there is."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +22,8 @@ import psutil
 ROOT = Path(__file__).parents[2]
 TOKEN = "browser-tests"
 START_TIMEOUT = 90.0
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 Kind = Literal["lab", "notebook", "voila"]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -27,6 +31,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
+
+
+def missing(*modules: str) -> list[str]:
+    """What a machine lacks of Chromium and these modules, with how to get each."""
+    without = [] if CHROMIUM else ["Chromium (Debian: apt-get install chromium)"]
+    return without + [f"{name} (pip install --group browser)" for name in modules if not importlib.util.find_spec(name)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
