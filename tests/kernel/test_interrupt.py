@@ -19,7 +19,9 @@ SOUND = """
 assert silent.status is nbprocs.ProcessStatus.RUNNING, silent
 result = await pm.run("echo", "sound")
 assert result.stdout == b"sound\\n", result
-assert [p.name for p in pm.list() if p.status.live] == ["silent"], pm.list()
+async with asyncio.timeout(5):  # what the interrupted await had started is being stopped: nobody waits for that
+    while [p.name for p in pm.list() if p.status.live] != ["silent"]:
+        await asyncio.sleep(0.01)
 ended = await silent.stop(grace=2)
 assert ended.status is nbprocs.ProcessStatus.TERMINATED, ended
 print("sound")
@@ -108,7 +110,8 @@ async def test_children_of_background_tasks_can_be_interrupted(ready):
             """
             async def later():
                 global late
-                await asyncio.sleep(0.2)   # the cell is over by now, the kernel idle
+                while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # until the cell is over and the kernel idle
+                    await asyncio.sleep(0.01)
                 late = await pm.spawn("sleep", "1000", name="late")
             task = asyncio.get_running_loop().create_task(later())
             """
