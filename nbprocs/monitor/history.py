@@ -195,10 +195,6 @@ class History:
             self._last[made.code] = self.total  # keeps it until samples written now are dropped
             return made
 
-    def find(self, code: int) -> Series:
-        """The series of a number. KeyError when all its samples have left."""
-        return self._series[code]
-
     def next_time(self, time: int) -> int:
         """The time for the next batch: what the clock says, but always later than the batch before, whatever the clock does."""
         return max(time, self.last_time + 1)

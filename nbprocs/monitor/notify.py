@@ -16,6 +16,7 @@ __all__ = ["CallbackFailure", "Callbacks", "RateLimit"]
 
 AlertCallback = Callable[[Alert], object]
 _LONGEST = 60.0  # seconds that an async callback may take
+_BURST, _PER_SECOND = 50, 1.0  # calls of one callback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +57,9 @@ class RateLimit:
 class Callbacks:
     """The callbacks of one monitor. ``suppressed`` counts the calls that the rate limit held back: the alerts themselves are all kept."""
 
-    def __init__(self, *, burst: int = 50, per_minute: float = 60.0) -> None:
+    def __init__(self) -> None:
         self.failures: deque[CallbackFailure] = deque(maxlen=100)
         self.suppressed = 0
-        self._burst, self._per_second = burst, per_minute / 60.0
         self._callbacks: dict[int, tuple[AlertCallback, RateLimit]] = {}
         self._added = 0
         self._said = False
@@ -71,7 +71,7 @@ class Callbacks:
             raise TypeError(msg)
         self._added += 1
         key = self._added
-        self._callbacks[key] = callback, RateLimit(burst=self._burst, per_second=self._per_second)
+        self._callbacks[key] = callback, RateLimit(burst=_BURST, per_second=_PER_SECOND)
         return lambda: self._callbacks.pop(key, None) and None
 
     def tell(self, changes: Sequence[Transition], *, now: float, tasks: Tasks) -> None:

@@ -14,6 +14,7 @@ __all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "end_state", "failed
 
 WINDOW = 60.0  # seconds: the error rate is that of the outcomes of the last minute
 _KEPT = 10_000  # outcomes, at most, in the window
+_NAMES = 2000  # with a tally, at most
 
 
 class Tally:
@@ -46,10 +47,9 @@ class Tally:
 
 
 class Tallies:
-    """A tally for each name, the least recently used ones forgotten past ``most``: names of short jobs come without end."""
+    """A tally for each name, the least recently used ones forgotten past 2,000: names of short jobs come without end."""
 
-    def __init__(self, *, most: int = 2000) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._by_name: OrderedDict[str, Tally] = OrderedDict()
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Tallies:
         tally = self._by_name.get(name)
         if tally is None:
             tally = self._by_name[name] = Tally()
-            if len(self._by_name) > self._most:
+            if len(self._by_name) > _NAMES:
                 self._by_name.popitem(last=False)
         else:
             self._by_name.move_to_end(name)

@@ -6,7 +6,7 @@
                 ▲   ▲                                          │
                 │   └──── withdrawn by us (stolen back) ◄──────┤
                 └──────── never started, worker dead ◄─────────┤    lost(): the claimed one is its victim
-                                                               └──► finished()
+                                                               └──► answered: the desk takes it out
 
 A worker runs its lane in order, and claims a task before it runs it. So of a dead worker's lane everything after the last claimed number
 was never
@@ -209,11 +209,6 @@ class Dispatcher(Generic[T]):
             return None
         best.filled_at = now
         return best, best.put([task])
-
-    def finished(self, lane: Lane[T], number: int) -> T | None:
-        """An answer came; None for one that is not (or no longer) expected."""
-        lane.stuck = False
-        return lane.sent.pop(number, None)
 
     def stale(self, now: float) -> list[tuple[Lane[T], list[int]]]:
         """What to take back from lanes that do not get on: (lane, numbers that may not have started).

@@ -82,9 +82,9 @@ class Journal:
         frame["at"] = pd.to_datetime(frame["at"], utc=True)
         return frame.astype({"delay": "float64", "attempt": "Int64", "ok": "boolean"})
 
-    def story(self, name: str, *, steps: int = 1000) -> str:
+    def story(self, name: str) -> str:
         """The life of one name in one line: started → crashed → waited 0.4 s → restarted → healthy."""
-        return " → ".join(_word(step) for step in self._told(name)[-steps:])
+        return " → ".join(_word(step) for step in self._told(name))
 
     def names(self) -> tuple[str, ...]:
         """All names in the record, in the order of their first rows."""

@@ -1,7 +1,6 @@
 """schedule_many: many tasks at once, which may depend on each other by name."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ class Batch:
         self._shared = self._options(self._common)
         self._priority = int(self._common.get("priority", TaskPriority.NORMAL))
         self._plain = not any(self._common.get(name) for name in ("after", "hold", "delay", "at", "cron"))
-        self._timed: timedelta | float | None = self._common.get("delay")
         self._entries: list[Entry] = []
         self._wishes: dict[int, dict[str, Any]] = {}  # index -> its options, where a task has its own
         self._links: dict[int, Links] = {}  # key -> what it waits for

@@ -9,7 +9,7 @@ from nbprocs.scheduler.model import Condition, Interrupted, TaskState
 from nbprocs.scheduler.times import Recurrence
 
 if TYPE_CHECKING:
-    from nbprocs.scheduler.lanes import Lane, Track
+    from nbprocs.scheduler.lanes import Lane
 
 __all__ = ["DEFAULTS", "Entry", "TaskOptions"]
 
@@ -103,8 +103,3 @@ class Entry:
 
     def __repr__(self) -> str:
         return f"<Entry {self.key} {self.state} {self.label}>"
-
-
-def track_of(entry: Entry) -> "Track | None":
-    """The track that the entry waits in, if any."""
-    return None if entry.lane is None else entry.lane.track

@@ -1,5 +1,6 @@
 """Attempts and tasks as DataFrames. pandas is imported only when one is asked for."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -80,8 +81,6 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
 
 def stored_rows(store: Store, prefix: str) -> list[Attempt]:
     """Every attempt in a store, first to last."""
-    import json  # noqa: PLC0415
-
     columns = ", ".join(f"a.{name}" for name in ATTEMPT.split(", "))
     query = f"SELECT t.argv, t.priority, t.time, t.options, {columns} FROM attempts a JOIN tasks t USING (key) ORDER BY a.rowid"  # noqa: S608
     found = []

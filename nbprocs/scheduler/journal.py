@@ -37,12 +37,10 @@ def _argv_text(command: str, args: Iterable[str]) -> str:
     return f"[{','.join(map(encode_basestring_ascii, (command, *args)))}]"
 
 
-def task_row(
-    entry: Entry, after: Iterable[tuple[Entry, Condition]] = (), *, held: bool = False, state: str | None = None
-) -> tuple[Any, ...]:
+def task_row(entry: Entry, after: Iterable[tuple[Entry, Condition]] = (), *, held: bool = False) -> tuple[Any, ...]:
     """The row of a new task: four columns if nothing about it is special, else all."""
     argv = _argv_text(str(entry.command), entry.args)
-    if entry.options is DEFAULTS and entry.due is None and not after and not held and state is None:
+    if entry.options is DEFAULTS and entry.due is None and not after and not held:
         return (entry.key, argv, int(entry.priority), entry.time)
     links = [[other.key, condition.value] for other, condition in after]
     return (
@@ -51,7 +49,7 @@ def task_row(
         int(entry.priority),
         entry.time,
         0 if entry.due is None else 1 + entry.on_wall,
-        state or ("held" if held else "queued"),
+        "held" if held else "queued",
         encode(entry.options),
         _DUMPS(links) if links else None,
         entry.options.name,

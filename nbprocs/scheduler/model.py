@@ -162,8 +162,8 @@ class Halt:
         return self.percent is not None and failed > 0 and ended >= self.minimum and 100 * failed >= self.percent * ended
 
 
-def _positive(value: object, what: str, *, infinite: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or (math.isinf(value) and not infinite):
+def _positive(value: object, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{what} must be a positive number, not {value!r}")
 
 

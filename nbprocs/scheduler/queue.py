@@ -131,11 +131,10 @@ class TaskQueue:
             other.dependents[entry.key] = entry
         entry.needs[other.key] = (other, condition)
 
-    def take(self, now: Now, memory: Callable[[], float] | None = None, *, room: int | None = None) -> list[Entry]:
+    def take(self, now: Now, memory: Callable[[], float] | None = None) -> list[Entry]:
         """The tasks that start now, best first; they count as running from here on.
 
         ``memory()`` tells the bytes available and is asked only if a task with a memory gate is at the head; without it gates stand open.
-        ``room`` bounds how many are taken.
         """
         self._promote(now)
         self._wake(self._memory_parked)
@@ -143,8 +142,6 @@ class TaskQueue:
         if self.paused:
             return taken
         free = self.max_running - self.counts[_RUNNING]
-        if room is not None:
-            free = min(free, room)
         available: float | None = None
         while free > 0 and (track := self._first()) is not None:
             if track.gate and memory is not None and available is None:
@@ -253,15 +250,6 @@ class TaskQueue:
             self._unplace(entry)
         entry.priority = priority
         if entry_waits:
-            self._place(entry, now)
-
-    def reschedule(self, entry: Entry, now: Now, *, time: float, due: float | None, on_wall: bool = False) -> None:
-        """Another time for a waiting entry."""
-        held = entry.state is _HELD
-        if not held:
-            self._unplace(entry)
-        entry.time, entry.due, entry.on_wall = time, due, on_wall
-        if not held:
             self._place(entry, now)
 
     # -- limits

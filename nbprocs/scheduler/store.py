@@ -146,10 +146,6 @@ class Store:
             for plain, run in itertools.groupby(rows, lambda row: len(row) == _PLAIN_COLUMNS):
                 db.executemany(_PLAIN if plain else INSERT, run)
 
-    def update(self, key: int, **columns: Any) -> None:
-        """Change columns of one task."""
-        self.batch([(key, columns)], [])
-
     def batch(self, updates: Iterable[tuple[int, dict[str, Any]]], attempts: Iterable[tuple[Any, ...]]) -> None:
         """Changes of tasks, and ended attempts, in one transaction."""
         with self._transaction() as db:

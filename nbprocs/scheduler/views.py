@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbprocs.display import Displayable, text
+from nbprocs.scheduler.backend import Ended
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
 from nbprocs.scheduler.frames import attempts_frame, stored_rows, tasks_frame
@@ -178,9 +180,5 @@ class Views(Displayable):
 
 def _running(entry: Entry, run: Run, task_id: str, now: Now) -> Attempt:
     """The row of an attempt under way."""
-    from dataclasses import replace  # noqa: PLC0415
-
-    from nbprocs.scheduler.backend import Ended  # noqa: PLC0415
-
     made: Attempt = attempt_of(entry, run, Ended(), task_id=task_id, wall=now.wall, elapsed=now.elapsed)
     return replace(made, ended=None, outcome="running")

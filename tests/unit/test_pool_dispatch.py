@@ -37,6 +37,12 @@ def push(made, tasks):
         made.queue.push(task)
 
 
+def answered(lane, number):
+    """An answer came: what the desk does, for many at once."""
+    lane.stuck = False
+    return lane.sent.pop(number, None)
+
+
 def test_higher_priority_first_then_arrival():
     made = dispatcher(1)
     tasks = [Job(i, priority=p) for i, p in enumerate([1, 0, 3, 1, 3])]
@@ -89,7 +95,7 @@ def test_what_waits_behind_a_long_task_is_taken_back_when_another_worker_is_idle
     push(made, jobs(10))
     (a, first, tasks), (b, _, _) = made.plan(0.0)
     for number in list(b.sent):
-        made.finished(b, number)
+        answered(b, number)
     assert made.stale(STALE / 2) == []  # too early to tell
     ((lane, numbers),) = made.stale(STALE)
     assert lane is a
@@ -123,7 +129,7 @@ def test_a_dead_workers_unstarted_tasks_go_to_the_front():
     push(made, tasks)
     ((lane, _, _),) = made.plan(0.0)
     push(made, jobs(1))
-    made.finished(lane, 1)
+    answered(lane, 1)
     assert made.lost(lane, 2) == [tasks[1]]
     assert list(made.queue)[:3] == tasks[2:]
     assert made.lanes == {}
@@ -135,7 +141,7 @@ def test_a_worker_gets_no_more_than_its_budget():
     ((lane, _, tasks),) = made.plan(0.0)
     assert len(tasks) == 3
     for number in list(lane.sent):
-        made.finished(lane, number)
+        answered(lane, number)
     assert made.plan(1.0) == []
     assert made.direct(Job(99), 1.0) is None
 
@@ -145,7 +151,7 @@ def test_a_lone_task_skips_the_queue_only_if_nobody_waits():
     assert made.direct(Job(0), 0.0) is not None
     assert made.direct(Job(1), 0.0) is None
     push(made, jobs(1))
-    made.finished(made.lanes[0], 1)
+    answered(made.lanes[0], 1)
     assert made.direct(Job(2), 0.0) is None
 
 
@@ -203,7 +209,7 @@ class Machine(RuleBasedStateMachine):
         lane, running, waiting = worker
         for _ in range(count):
             if running and running in lane.sent:
-                job = self.made.finished(lane, running)
+                job = answered(lane, running)
                 assert job is not None
                 self.alive.discard(job)
                 running = 0
@@ -213,7 +219,7 @@ class Machine(RuleBasedStateMachine):
             job = lane.sent[running]
             self.started[job] = self.started.get(job, 0) + 1
         if finish and running and running in lane.sent:
-            self.alive.discard(self.made.finished(lane, running))
+            self.alive.discard(answered(lane, running))
 
     @rule()
     def take_back(self):
@@ -282,7 +288,7 @@ class Machine(RuleBasedStateMachine):
             for key in self.workers:
                 lane, running, waiting = self.workers[key]
                 for number in list(lane.sent):
-                    self.alive.discard(self.made.finished(lane, number))
+                    self.alive.discard(answered(lane, number))
                 waiting.clear()
         assert not {job for job in self.alive if not job.dropped}
 
