@@ -4,20 +4,27 @@ An out-of-memory kill looks like any other SIGKILL from outside; only the counte
 in ``memory.oom_control`` on v1).
 """
 
-__all__ = ["OomWatch", "oom_kills"]
+import os
+
+__all__ = ["OomWatch"]
 
 
-def _read(path: str) -> str:
+def _read(path: str) -> bytes:
     try:
-        with open(path) as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError:
-        return ""
+        return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def _own_files() -> list[str]:
     files = []
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in os.fsdecode(_read("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             files.append(f"/sys/fs/cgroup{path}/memory.events")
@@ -28,27 +35,29 @@ def _own_files() -> list[str]:
     return files
 
 
-def oom_kills() -> int | None:
-    """How often the system has killed for memory in our cgroup; None where it doesn't say."""
-    for file in _own_files():
-        for line in _read(file).splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
+def _kills(path: str) -> int | None:
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(b" ")
+        if name == b"oom_kill":
+            return int(value)
     return None
 
 
 class OomWatch:
-    """Compares the counter with what it was: each kill explains one SIGKILL."""
+    """Compares the counter with what it was: each kill explains one SIGKILL.
+
+    The file is looked up once, and only it is read again: a killed process is to be running again within a fraction of a millisecond.
+    """
 
     def __init__(self) -> None:
-        self._seen = oom_kills()
+        self._path = next((path for path in _own_files() if _kills(path) is not None), "")
+        self._seen = _kills(self._path)
 
     def explains(self) -> bool:
         """Whether a SIGKILL that just came was the system's, for memory. Each kill counts once."""
         if self._seen is None:
             return False
-        now = oom_kills()
+        now = _kills(self._path)
         if now is None or now <= self._seen:
             return False
         self._seen += 1

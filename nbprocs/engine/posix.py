@@ -389,7 +389,8 @@ class _Leaks:
 
     Python makes none; C libraries do. Looking costs 17 us with thirty descriptors and a millisecond with three thousand, so what was
     found is used again for a hundred times as long as it took to find: a hundredth of the time goes into it (a twentieth cost 1000
-    starts in a row 7 % of their CPU), and what is opened between two looks is closed for the children of a moment later. A close action for a number that is free by then does no harm.
+    starts in a row 7 % of their CPU), and what is opened between two looks is closed for the children of a moment later. A close action
+    for a number that is free by then does no harm.
     """
 
     def __init__(self) -> None:
