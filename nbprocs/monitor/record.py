@@ -21,8 +21,7 @@ class Recording:
     """An async context: starts the command on entry; at the end of the block waits for it (stops it if the block raised).
 
     ``process`` and, once it ended, ``result`` (with ``cpu_time``, and ``peak_rss`` where it is known, as the kernel accounted them) are
-    the process itself;
-    ``monitor`` is the private monitor, with all its methods.
+    the process itself; ``monitor`` is the private monitor, with all its methods.
 
     >>> async with record("sh", "-c", "exit 3") as run:
     ...     pass

@@ -1,14 +1,11 @@
 """How a call is written down for a worker, and which functions need to be sent only once.
 
 A function that can be imported travels by its name, and is sent once to each worker. A function of the notebook travels by value, with
-the globals and the
-closure it uses *as they are when the call is submitted*. Writing it down costs some 50 µs, so it is kept, but only if nothing in it could
-have changed
-unseen: every captured value is immutable (numbers, text, tuples of such, modules, importable functions, other functions of this kind),
-each is still the
-same object, and the function keeps no state of its own. All others are written down anew for each call. So redefining a function or a
-global it
-uses is always seen, and so is a change inside a list it uses; and no call sees what another one left behind.
+the globals and the closure it uses *as they are when the call is submitted*. Writing it down costs some 50 µs, so it is kept, but only if
+nothing in it could have changed unseen: every captured value is immutable (numbers, text, tuples of such, modules, importable functions,
+other functions of this kind), each is still the same object, and the function keeps no state of its own. All others are written down anew
+for each call. So redefining a function or a global it uses is always seen, and so is a change inside a list it uses; and no call sees
+what another one left behind.
 
 A module that was reloaded (``importlib.reload``, ``%autoreload``) is noticed by its function's new code: the pool then replaces its
 workers.

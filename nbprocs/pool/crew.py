@@ -40,14 +40,14 @@ MakeLink = Callable[[Listener], Link]
 class Crew:
     """All workers of a pool."""
 
-    def __init__(self, manager: ProcessManager, desk: Desk, config: PoolConfig, *, name: str, tasks: Tasks) -> None:
+    def __init__(self, manager: ProcessManager, desk: Desk, config: PoolConfig, *, name: str, tasks: Tasks, make_link: MakeLink) -> None:
         self.home: Home = manager.home
         self.manager = manager
         self.desk = desk
         self.config = config
         self.name = name
         self.tasks = tasks
-        self.make_link: MakeLink
+        self.make_link = make_link
         self.members: dict[str, Member] = {}
         self.past: deque[Member] = deque(maxlen=1000)
         self.brake = Brake()

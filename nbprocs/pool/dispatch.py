@@ -9,8 +9,7 @@
                                                                └──► answered: the desk takes it out
 
 A worker runs its lane in order, and claims a task before it runs it. So of a dead worker's lane everything after the last claimed number
-was never
-started, and goes back to the *front* of the queue without counting as a try.
+was never started, and goes back to the *front* of the queue without counting as a try.
 """
 
 import math
@@ -169,8 +168,8 @@ class Dispatcher(Generic[T]):
         """Take from the queue what should be sent now: (lane, number of the first, tasks).
 
         Empty lanes first, the one used last before the others, so that those not needed stay idle and may leave. A deep lane is refilled
-        when it is half
-        empty: fewer and larger writes. What little there is is shared evenly: no worker holds a task that another one could start.
+        when it is half empty: fewer and larger writes. What little there is is shared evenly: no worker holds a task that another one
+        could start.
         """
         if not self.queue:
             return []
@@ -214,8 +213,8 @@ class Dispatcher(Generic[T]):
         """What to take back from lanes that do not get on: (lane, numbers that may not have started).
 
         Only where it helps: another worker has nothing to do, or something more urgent waits. Call it every ``STALE`` seconds while a
-        lane holds more
-        than one, and when a worker runs out of work. The first of a lane is taken to be running; the worker has the last word.
+        lane holds more than one, and when a worker runs out of work. The first of a lane is taken to be running; the worker has the last
+        word.
         """
         top = self.queue.top
         idle = top is None and any(lane.open and not lane.sent for lane in self.lanes.values())

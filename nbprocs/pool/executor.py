@@ -38,8 +38,8 @@ class PoolExecutor(concurrent.futures.Executor):
     """Submits to a pool from any thread. ``shutdown`` ends this executor, not the pool: that is its owner's.
 
     Futures are the standard library's in every respect but one: waiting for one on the pool's own thread raises CommunicationError, where
-    the
-    standard library would hang for ever. A worker that dies fails only the call that it ran (ProcessCrashed); the executor is never broken.
+    the standard library would hang for ever. A worker that dies fails only the call that it ran (ProcessCrashed); the executor is never
+    broken.
 
     >>> pool = ProcessPool(background=True)
     >>> with pool.executor() as executor:

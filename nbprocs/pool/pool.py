@@ -87,15 +87,16 @@ class ProcessPool(Displayable):
         self._codec = Codec(on_reload=self._reloaded)
         self._desk = Desk(self._home, history=config.history)
         self._tasks = Tasks(self._home)
-        self._crew = self._desk.crew = Crew(self.manager, self._desk, config, name=self.name, tasks=Tasks(self._home))
-        self._crew.make_link = self._link_maker(setup)
+        tasks = Tasks(self._home)
+        make_link = self._link_maker(setup, tasks)
+        self._crew = self._desk.crew = Crew(self.manager, self._desk, config, name=self.name, tasks=tasks, make_link=make_link)
         self._intake = Intake(self._desk, self._crew, self._codec, self.worker, name=self.name)
         self._closing: asyncio.Task[None] | None = None
 
-    def _link_maker(self, setup: bytes | None) -> Callable[[Listener], Link]:
+    def _link_maker(self, setup: bytes | None, tasks: Tasks) -> Callable[[Listener], Link]:
         kind = self.worker
         if isinstance(kind, CommandWorker):
-            return lambda listener: CommandLink(kind, listener, self._crew.tasks)
+            return lambda listener: CommandLink(kind, listener, tasks)
         return lambda listener: PythonLink(kind, self._codec, listener, setup=setup)
 
     @property
@@ -158,8 +159,7 @@ class ProcessPool(Displayable):
         """End all workers with their trees and take no more tasks. Idempotent.
 
         Tasks that have not ended fail with Closed (``join()`` first if they should not). On return no process is left; free workers get
-        up to
-        2 s for their exit handlers, busy ones are killed. Cancelling the wait does not call it off.
+        up to 2 s for their exit handlers, busy ones are killed. Cancelling the wait does not call it off.
         """
         if self._closing is None:
             self._intake.closed = True
@@ -197,8 +197,7 @@ class ProcessPool(Displayable):
             args: its arguments, written down now: changing them later changes nothing (except inside numpy arrays and the like that are
                 larger than 64 kB: these are sent uncopied).
             priority: higher ones are started first, equal ones in order.
-            timeout: seconds from the start in a worker; past it the worker's whole tree is killed. By default ``task_timeout``; None: no
-            limit.
+            timeout: seconds from the start in a worker; past it the worker's tree is killed. By default ``task_timeout``; None: no limit.
             retries: a number or a RetryPolicy; by default ``max_retries``.
             kwargs: its keyword arguments.
 
@@ -242,16 +241,14 @@ class ProcessPool(Displayable):
             function: as it is now; changing it while map() goes on changes nothing. For a CommandWorker leave it out.
             iterables: may be endless: only a few chunks are taken ahead of the results.
             ordered: False yields results as they come.
-            chunksize: items that travel together. By default it follows their duration: chunks of some 30 ms; 1 where ``timeout`` or
-            ``retries`` is given.
+            chunksize: items that travel together; by default chunks of some 30 ms, and 1 where ``timeout`` or ``retries`` is given.
             timeout: seconds for an item; a chunk gets as much for each of its items.
             retries: as in submit(); a chunk is tried again as a whole.
             priority: as in submit().
             progress: True, or a title, shows a tqdm bar.
 
         An exception of the function is raised when its turn comes, after the results before it; a dead worker fails its chunk. What is
-        under way is
-        cancelled when the iteration ends early (``async with contextlib.aclosing(pool.map(…))`` makes that happen at once).
+        under way is cancelled when the iteration ends early (``async with contextlib.aclosing(pool.map(…))`` makes that happen at once).
         A chunk counts as one task in metrics() and frame().
 
         >>> async with ProcessPool() as pool:
@@ -311,8 +308,7 @@ class ProcessPool(Displayable):
         """The pool as a ``concurrent.futures.Executor``, usable from any thread. Closing one leaves the pool alone.
 
         Where the pool lives on the kernel's own loop, wait for its futures with ``asyncio.wrap_future`` or ``loop.run_in_executor``; to
-        block for them use
-        ``background=True``.
+        block for them use ``background=True``.
         """
         return PoolExecutor(self._intake)
 

@@ -16,8 +16,7 @@ def hires(config: PoolConfig, *, target: int, workers: int, starting: int, queue
     """How many workers to start now.
 
     ``target`` is the least number wanted (the minimum, or what resize() asked for), ``workers`` those that work or start, ``mean`` the
-    duration of a
-    task (None if not known), ``waiting`` how long the oldest queued task has waited.
+    duration of a task (None if not known), ``waiting`` how long the oldest queued task has waited.
 
     >>> hires(PoolConfig(max_processes=4), target=1, workers=1, starting=0, queued=10, mean=1.0, waiting=0.0)
     3

@@ -5,6 +5,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 from nbprocs.engine.home import Home
@@ -18,67 +19,31 @@ __all__ = ["BlockableFuture", "Task", "TaskHandle"]
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False, repr=False)  # two calls that look alike are still two, and what a call was given is for no log
 class Task:
     """What the pool knows of one call. Only the home loop changes it once it is submitted."""
 
-    __slots__ = (
-        "attempts",
-        "buffers",
-        "dropped",
-        "ended",
-        "error",
-        "function",
-        "future",
-        "listed",
-        "number",
-        "payload",
-        "policy",
-        "priority",
-        "queued",
-        "seconds",
-        "star",
-        "started",
-        "state",
-        "timeout",
-        "title",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        number: int,
-        title: str,
-        function: Function | None,
-        payload: Any,
-        buffers: Buffers,
-        *,
-        priority: int,
-        timeout: float | None,
-        policy: RetryPolicy | None,
-        future: "TaskHandle[Any] | BlockableFuture[Any]",
-        star: bool | None = None,
-        listed: bool = False,
-    ) -> None:
-        self.number = number
-        self.title = title
-        self.function = function
-        self.payload = payload
-        self.buffers = buffers
-        self.priority = priority
-        self.timeout = timeout
-        self.policy = policy
-        self.future: TaskHandle[Any] | BlockableFuture[Any] | None = future  # None once it is settled
-        self.star = star  # None: one call; else a chunk of them, with one argument (False) or several (True)
-        self.listed = listed  # the result is wanted as that of a chunk of one
-        self.state = TaskState.QUEUED
-        self.attempts = 0  # tries that ended
-        self.dropped = False
-        self.worker = ""
-        self.queued = time.monotonic()
-        self.started = 0.0
-        self.ended = 0.0
-        self.seconds = 0.0  # in the worker, last try
-        self.error = ""
+    number: int
+    title: str
+    function: Function | None
+    payload: Any
+    buffers: Buffers
+    _: KW_ONLY
+    priority: int
+    timeout: float | None
+    policy: RetryPolicy | None
+    future: "TaskHandle[Any] | BlockableFuture[Any] | None"  # None once it is settled
+    star: bool | None = None  # None: one call; else a chunk of them, with one argument (False) or several (True)
+    listed: bool = False  # the result is wanted as that of a chunk of one
+    state: TaskState = TaskState.QUEUED
+    attempts: int = 0  # tries that ended
+    dropped: bool = False
+    worker: str = ""
+    queued: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    ended: float = 0.0
+    seconds: float = 0.0  # in the worker, last try
+    error: str = ""
 
     def release(self) -> None:
         """Let go of everything large: the history remembers the rest."""
@@ -89,9 +54,8 @@ class TaskHandle(asyncio.Future[T]):
     """Stands for one task of a pool. Await it for the result; ``cancel()`` it at any time, also while it runs.
 
     It is an asyncio future of the loop that submitted it, so ``asyncio.gather``, ``wait`` and ``timeout`` take it as it is, without a
-    task for each. That
-    also means: when what awaits it is cancelled (an interrupted cell, a timeout), the task is cancelled. Awaiting on another loop works,
-    too.
+    task for each. That also means: when what awaits it is cancelled (an interrupted cell, a timeout), the task is cancelled. Awaiting on
+    another loop works, too.
 
     >>> pool = ProcessPool()
     >>> handle = pool.submit(pow, 2, 10)

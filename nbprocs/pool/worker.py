@@ -10,10 +10,9 @@ The child loads this file alone, under a private name: it imports nothing of nbp
 so that a worker is ready in milliseconds. The parent imports the wire's constants from here.
 
 *Claiming* is what makes a call exactly-once. The main thread claims a call under a lock and writes its number into the shared page before
-it
-runs; the control thread can withdraw, under the same lock, only calls that are not claimed. The page outlives the process: the parent of a
-dead worker knows which call was running and which were never started. Each answer is written before the next call is claimed, and what
-is in a socket also outlives its writer.
+it runs; the control thread can withdraw, under the same lock, only calls that are not claimed. The page outlives the process: the parent
+of a dead worker knows which call was running and which were never started. Each answer is written before the next call is claimed, and
+what is in a socket also outlives its writer.
 """
 
 import marshal
