@@ -219,7 +219,7 @@ class ErrorHandler(Displayable):
         _, task = self._cases[name]
         await asyncio.wait({task})  # not awaited directly: an interrupt of the cell must not end the recovery
         if task.cancelled():
-            raise Closed(f"the recovery of {name} had not begun when its handler was closed")
+            raise Closed(f"the recovery of {name} had not begun when its handler was closed", hint="ask another ErrorHandler for it")
         return task.result()
 
     @hops

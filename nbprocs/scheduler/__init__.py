@@ -1,7 +1,8 @@
 """When, in which order and how often commands run; a queue that survives the kernel.
 
-Layers inside: model, errors < times, options, estimate < entry < lanes < limits < queue (all pure) < store < journal < resume < runner <
-handle < control, views < scheduler. The queue knows no clock, the runner no public face, the store no task.
+Layers inside: model, errors < times, estimate < entry < options, lanes < limits < queue (all pure) < store < journal < outcome, with
+backend beside it < runner, resume < handle, reasons < control, views, batch < scheduler. The queue knows no clock, the runner no public
+face, the store no task.
 """
 
 from nbprocs.scheduler.backend import Backend, Ended, Job, Started

@@ -54,7 +54,7 @@ class Batch:
                     continue
                 task = (task,) if isinstance(task, (str, PathLike)) or callable(task) else tuple(task)  # noqa: PLW2901 - in one form
             if not task:
-                raise ValueError("an empty command")
+                raise ValueError("an empty command: a task is a command, or a sequence of a command and its arguments")
             command, args = checked(task[0], task[1:], shell=shell)
             self._entries.append(Entry(next(keys), command, args, priority, stamp, shared))
         self._set_times()

@@ -60,7 +60,8 @@ class PoolBackend:
 
     async def _outcome(self, job: Job, report: Report) -> Ended:
         if not callable(job.command):
-            return Ended(error=StartupFailed(f"{job.name} is not a function: this backend runs functions only"))
+            hint = "TaskScheduler(pool=pool) runs functions in the pool and commands as processes"
+            return Ended(error=StartupFailed(f"{job.name} is not a function: this backend runs functions only", hint=hint))
         if job.id in self._cancelled:
             return Ended(stopped=True)
         call = self._calls[job.id] = self._pool.submit(job.command, *job.args)

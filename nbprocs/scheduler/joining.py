@@ -24,7 +24,7 @@ class Joiners:
         """A future that is done when nothing is pending; failed when that can't come."""
         home = self._runner.home
         if home is None:
-            raise Closed("the scheduler has no event loop")
+            raise Closed("the scheduler has no event loop", hint="use it where one runs, or make it with background=True")
         future: asyncio.Future[None] = home.loop.create_future()
         self._futures.append(future)
         self.check()

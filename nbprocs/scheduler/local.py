@@ -72,7 +72,7 @@ class LocalBackend:
         if job.id in self._cancelled:
             return Ended(stopped=True)
         if callable(job.command):
-            return Ended(error=StartupFailed(f"{job.name} is a function: give the scheduler a pool= to run it"))
+            return Ended(error=StartupFailed(f"{job.name} is a function", hint="give the scheduler a pool for it: TaskScheduler(pool=…)"))
         config = ProcessConfig(
             command=job.command,
             args=job.args,

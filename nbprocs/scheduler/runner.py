@@ -13,7 +13,6 @@ longer than two seconds while a time is awaited: a machine that was suspended, o
 """
 
 import asyncio
-import contextlib
 import itertools
 import socket
 from collections import OrderedDict, deque
@@ -111,8 +110,10 @@ class Runner:
         await self.backend.aclose()
         if self.calls is not None:
             await self.calls.aclose()
-        with contextlib.suppress(StoreError):  # a full disk: what is not noted as ended runs again, and that is the promise
+        try:
             self.journal.flush()
+        except StoreError as error:  # a full disk: what is not noted as ended runs again, and that is the promise
+            log.warning("the last ends of tasks are not on disk, so the next scheduler of this store runs these tasks again: %s", error)
         self._tell()
         for entry in self.queue:
             self._wake(entry)

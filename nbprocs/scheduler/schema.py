@@ -90,7 +90,7 @@ def inspect(path: Path) -> None:
     except sqlite3.OperationalError as error:
         if "locked" in str(error) or "busy" in str(error):
             raise StoreInUse(f"the queue {path} is in use") from error
-        raise StoreError(f"could not read the queue {path}: {error}") from error
+        raise StoreError(f"could not read the queue {path}: {error}", hint="check the folder and its permissions") from error
     except sqlite3.DatabaseError as error:
         raise _corrupt(path, str(error)) from error
     if found != ("ok",):

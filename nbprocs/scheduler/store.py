@@ -85,7 +85,9 @@ class Store:
             db.close()
             if "locked" in str(error) or "busy" in str(error):
                 raise self._in_use() from error
-            raise StoreError(f"could not open the queue {self.path}: {error}") from error
+            raise StoreError(
+                f"could not open the queue {self.path}: {error}", hint="check the folder and the file's permissions"
+            ) from error
         return db
 
     # -- who has it
@@ -173,7 +175,7 @@ class Store:
             try:
                 return list(self._db.execute(query, values))
             except sqlite3.Error as error:
-                raise StoreError(f"the queue {self.path} could not be read: {error}") from error
+                raise StoreError(f"the queue {self.path} could not be read: {error}", hint="see whether the file is still there") from error
 
     def last_key(self) -> int:
         """The highest key ever given; 0 in a new queue."""
