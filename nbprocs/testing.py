@@ -1,4 +1,4 @@
-"""Helpers for testing code that uses nbprocs: a clock that moves when told, waits that take no time, chaos, leak checks."""
+"""Helpers for testing code that uses nbprocs: a clock that moves when told, waits that take no time, and chaos."""
 
 import asyncio
 import contextlib
@@ -136,6 +136,3 @@ async def chaos(
                 kills.append(Kill(at=time.monotonic(), name=victim.name, process_id=victim.id, signal=number))
         await asyncio.sleep(min(left, chance.expovariate(1 / every)))
     return tuple(kills)
-
-
-# --- leak checks (added by the test infrastructure below this line) --------------------------------------------------------
