@@ -22,6 +22,7 @@ from nbprocs import (
 from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, StepKind
 from nbprocs.testing import instant_waits
 from tests.children import SLEEPER, python_child
+from tests.unit.recovery_kit import until
 
 NOW = RetryPolicy(max_retries=3, initial_delay=0)
 END = float("inf")  # a try is judged by its end, however slow the machine is
@@ -62,17 +63,6 @@ sys.exit(0 if n > int(sys.argv[2]) else 7)
 async def recovered(handler, name, count=1):
     """Until so many recoveries of that name have ended."""
     await until(handler, lambda: kinds(handler, name).count(StepKind.OUTCOME) >= count)
-
-
-async def until(handler, condition):
-    """Look at each new row of the record."""
-    told = asyncio.Event()
-    end = handler.journal.listen(lambda _: told.set())
-    async with asyncio.timeout(20):
-        while not condition():
-            await told.wait()
-            told.clear()
-    end()
 
 
 def kinds(handler, name):

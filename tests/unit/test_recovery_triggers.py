@@ -13,6 +13,7 @@ from nbprocs.errors import Unhealthy
 from nbprocs.monitor import AlertThresholds, AlertType, ProcessMonitor
 from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, StepKind
 from tests.children import SLEEPER, python_child
+from tests.unit.recovery_kit import until
 
 LEAK = python_child("""
 hoard = []
@@ -33,16 +34,6 @@ async def pm():
 async def handler(pm):
     async with ErrorHandler(pm, settle=0.05) as made:
         yield made
-
-
-async def until(handler, condition):
-    told = asyncio.Event()
-    end = handler.journal.listen(lambda _: told.set())
-    async with asyncio.timeout(20):
-        while not condition():
-            await told.wait()
-            told.clear()
-    end()
 
 
 def steps(handler, kind):
