@@ -24,8 +24,8 @@ Question = Callable[[], Awaitable[object]]
 def as_question(probe: Any) -> Question:
     """A probe of any kind as an async callable. It fails by raising or by answering False.
 
-    ``Port``, ``Url`` or another value with ``check``; a URL as a string; an object with ``ping``; a pool without one: an empty task, which
-    it counts as a task; a callable, async or not: one that is not runs in a thread of its own. TypeError for anything else.
+    ``Port``, ``Url`` or another value with ``check``; a URL as a string; an object with ``ping``, such as a pool; a callable, async or not:
+    one that is not runs in a thread of its own. TypeError for anything else.
     """
     if isinstance(probe, str):
         probe = Url(probe)
@@ -35,8 +35,8 @@ def as_question(probe: Any) -> Question:
         return functools.partial(_connect, probe)
     if callable(getattr(probe, "check", None)):
         return functools.partial(_maybe_await, probe.check, None)
-    if callable(getattr(probe, "ping", None)) or callable(getattr(probe, "metrics", None)):
-        return functools.partial(_maybe_await, probe.ping) if hasattr(probe, "ping") else functools.partial(probe.run, abs, 0)
+    if callable(getattr(probe, "ping", None)):
+        return functools.partial(_maybe_await, probe.ping)
     if inspect.iscoroutinefunction(probe) or inspect.iscoroutinefunction(getattr(probe, "__call__", None)):  # noqa: B004 - an async __call__
         return functools.partial(_maybe_await, probe)
     if callable(probe):

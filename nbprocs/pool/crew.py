@@ -23,7 +23,7 @@ from nbprocs.pool.member import Member
 from nbprocs.pool.model import PoolConfig, TaskState
 from nbprocs.pool.outcome import crashed
 from nbprocs.pool.python import Link, Listener
-from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, leave_reason, verdict
+from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, hung, leave_reason
 from nbprocs.pool.task import Task
 from nbprocs.process import ManagedProcess
 
@@ -365,7 +365,7 @@ class Crew:
                 stopped=row is not None and row.state in "Tt",
                 paused=process is not None and process.info.paused,
             )
-            if verdict(health):
+            if hung(health):
                 self.end(member, "it does not answer")
                 return
         member.memory = row.rss if row else 0

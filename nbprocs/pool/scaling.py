@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nbprocs.pool.model import PoolConfig
 
-__all__ = ["Brake", "Health", "hires", "leave_reason", "verdict"]
+__all__ = ["Brake", "Health", "hires", "hung", "leave_reason"]
 
 HIRE_COST = 0.05  # seconds: what a new worker costs in start-up; less work than that is not worth one
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0  # seconds between starts when workers die before they did anything
@@ -71,7 +71,7 @@ class Health:
     paused: bool  # we were asked to pause it
 
 
-def verdict(health: Health) -> bool:
+def hung(health: Health) -> bool:
     """True for a worker to replace: it did not answer the last ping, and has no excuse.
 
     The thread that answers pings runs beside a task, so a busy worker answers, too, unless the task is in one long C call that

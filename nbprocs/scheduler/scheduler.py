@@ -1,6 +1,5 @@
 """TaskScheduler: the public face. It checks what is asked for, makes the task's record, and leaves the acting to the runner."""
 
-import contextlib
 import itertools
 import operator
 import os
@@ -125,8 +124,11 @@ class TaskScheduler(Control, Views):
     def _bind(self) -> None:
         """Live on the running loop, if one runs here and this is the first use."""
         if self.runner.home is None:
-            with contextlib.suppress(RuntimeError):
-                self.runner.bind(Home.current())
+            try:
+                home = Home.current()
+            except RuntimeError:  # none runs here: the first use on one comes later
+                return
+            self.runner.bind(home)
 
     @property
     def home(self) -> Home:

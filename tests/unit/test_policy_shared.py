@@ -1,4 +1,4 @@
-"""One RetryPolicy object, everywhere: manager, pool and handler give up after the same tries, and wait as it says."""
+"""One RetryPolicy object, everywhere: manager, pool, scheduler and handler give up after the same tries, and wait as it says."""
 
 import random
 
@@ -7,6 +7,7 @@ import pytest
 from nbprocs import ProcessFailed, ProcessManager, RetryPolicy
 from nbprocs.pool import PoolConfig, ProcessPool
 from nbprocs.recovery import ErrorHandler
+from nbprocs.scheduler import SchedulerConfig, TaskScheduler
 from nbprocs.testing import instant_waits
 
 
@@ -14,7 +15,7 @@ def policy():
     return RetryPolicy(max_retries=2, initial_delay=60, max_delay=60, jitter="proportional", rng=random.Random(1))
 
 
-async def test_one_object_for_manager_pool_and_handler(tmp_path):
+async def test_one_object_for_manager_pool_scheduler_and_handler(tmp_path):
     shared = policy()
 
     def flaky(path):
@@ -33,6 +34,11 @@ async def test_one_object_for_manager_pool_and_handler(tmp_path):
             assert caught.value.attempts == 3
 
             assert await pool.run(flaky, str(tmp_path / "tries"), retries=shared) == 3
+
+            async with TaskScheduler(SchedulerConfig(retry=shared)) as sch:
+                with pytest.raises(ProcessFailed) as caught:
+                    await sch.schedule("false")
+            assert caught.value.attempts == 3
 
             handler.set_retry_policy("*", shared)
             process = await pm.spawn("false", name="job")

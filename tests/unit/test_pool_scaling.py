@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbprocs.pool.model import PoolConfig, usable_cpus
-from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, leave_reason, verdict
+from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, hung, leave_reason
 
 CONFIG = PoolConfig(min_processes=1, max_processes=4)
 LONG = {"mean": 1.0, "waiting": 0.0}
@@ -67,8 +67,8 @@ def test_reasons_to_leave(options, figures, reason):
         (True, True, True, True, False),  # its owner paused it
     ],
 )
-def test_verdict(pinged, busy, stopped, paused, replace):
-    assert verdict(Health(pinged=pinged, busy=busy, stopped=stopped, paused=paused)) is replace
+def test_hung(pinged, busy, stopped, paused, replace):
+    assert hung(Health(pinged=pinged, busy=busy, stopped=stopped, paused=paused)) is replace
 
 
 def test_the_brake_slows_useless_deaths_only():
