@@ -1,4 +1,4 @@
-"""The event stream of a manager: who hears what happens to processes. Nobody polls for state."""
+"""Who hears what happens: subscribers of any kind of news, and the event stream of a manager. Nobody polls for state."""
 
 from __future__ import annotations
 
@@ -6,16 +6,60 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Self
+from typing import Generic, ParamSpec, Self
 
 from nbprocs.engine.home import Home, hops, log
 from nbprocs.engine.output import wake
 from nbprocs.model import EventKind, ProcessEvent
 
-__all__ = ["EventStream", "Subscriber"]
+__all__ = ["EventStream", "Subscriber", "Subscribers"]
 
+P = ParamSpec("P")
 Subscriber = Callable[[ProcessEvent], object]
 BACKLOG = 100_000  # events that a slow reader of stream() may be behind
+
+
+class Subscribers(Generic[P]):
+    """Callbacks that are told one after the other; what one of them raises is logged and harms nobody. Add and remove from any thread.
+
+    >>> heard = []
+    >>> news = Subscribers("the news")
+    >>> remove = news.add(heard.append)
+    >>> news.tell("first"); remove(); news.tell("second")
+    >>> heard
+    ['first']
+    """
+
+    __slots__ = ("_callbacks", "_lock", "_of")
+
+    def __init__(self, of: str) -> None:
+        """``of`` what, for the log."""
+        self._of = of
+        self._callbacks: dict[object, Callable[P, object]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._callbacks)
+
+    def add(self, callback: Callable[P, object]) -> Callable[[], None]:
+        """Tell it from now on; returns what ends that, idempotent."""
+        key = object()
+        with self._lock:
+            self._callbacks = {**self._callbacks, key: callback}  # replaced, not changed: tell() may be going through it
+
+        def remove() -> None:
+            with self._lock:
+                self._callbacks = {k: v for k, v in self._callbacks.items() if k is not key}
+
+        return remove
+
+    def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call them all."""
+        for callback in self._callbacks.values():
+            try:
+                callback(*args, **kwargs)
+            except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
+                log.exception("a subscriber of %s failed", self._of)
 
 
 class _Reader:
@@ -61,28 +105,20 @@ class _Reader:
 
 
 class EventStream:
-    """Subscribers by number. Publishing happens on the home loop; subscribing anywhere."""
+    """The events of a manager: who hears them. Publishing happens on the home loop; subscribing anywhere."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._everything: dict[int, Subscriber] = {}
-        self._output: dict[int, Subscriber] = {}
-        self._count = 0
-        self._lock = threading.Lock()
+        self._everything: Subscribers[[ProcessEvent]] = Subscribers("the process events")
+        self._output: Subscribers[[ProcessEvent]] = Subscribers("the process events")
 
     def subscribe(self, callback: Subscriber, *, output: bool) -> Callable[[], None]:
         """Add a subscriber; returns what removes it, idempotent."""
-        with self._lock:
-            self._count += 1
-            key = self._count
-            self._everything = {**self._everything, key: callback}  # replaced, not changed: a publish may be going through it
-            if output:
-                self._output = {**self._output, key: callback}
+        removes = [self._everything.add(callback), *([self._output.add(callback)] if output else [])]
 
         def unsubscribe() -> None:
-            with self._lock:
-                self._everything = {k: v for k, v in self._everything.items() if k != key}
-                self._output = {k: v for k, v in self._output.items() if k != key}
+            for remove in removes:
+                remove()
 
         return unsubscribe
 
@@ -98,8 +134,4 @@ class EventStream:
 
     def publish(self, event: ProcessEvent) -> None:
         """Tell the subscribers."""
-        for callback in (self._output if event.kind is EventKind.OUTPUT else self._everything).values():
-            try:
-                callback(event)
-            except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-                log.exception("a subscriber of the process events failed")
+        (self._output if event.kind is EventKind.OUTPUT else self._everything).tell(event)

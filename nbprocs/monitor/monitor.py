@@ -26,6 +26,7 @@ from nbprocs.display import Displayable
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
+from nbprocs.events import Subscribers
 from nbprocs.monitor.alerts import Transition, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
@@ -103,8 +104,7 @@ class ProcessMonitor(Displayable):
         self._portable = portable
         self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable)
         self._callbacks = Callbacks()
-        self._listeners: dict[int, Callable[[], object]] = {}
-        self._listened = 0
+        self._listeners: Subscribers[[]] = Subscribers("the monitor's ticks")
         self._tasks: Tasks | None = None
         self._clock = clock
         self._worker: ThreadPoolExecutor | None = None
@@ -252,11 +252,7 @@ class ProcessMonitor(Displayable):
                 register = self._book.history.series
                 sample = await self._aside(functools.partial(self._sampler.sample, asks, groups, register=register))
                 self._take(sample)
-        for listener in list(self._listeners.values()):
-            try:
-                listener()
-            except Exception:  # noqa: BLE001 - a view of somebody
-                log.exception("a listener of the monitor failed")
+        self._listeners.tell()
 
     def _take(self, sample: Sample) -> None:
         """Rows of processes whose end was told while they were looked at are left out: the end is the last word."""
@@ -301,10 +297,7 @@ class ProcessMonitor(Displayable):
 
     def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back on the home loop after each tick; returns what ends it."""
-        self._listened += 1
-        key = self._listened
-        self._listeners[key] = callback
-        return lambda: self._listeners.pop(key, None) and None
+        return self._listeners.add(callback)
 
     # -- alerts
 

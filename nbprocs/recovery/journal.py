@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nbprocs.display import text
-from nbprocs.engine.home import log
+from nbprocs.events import Subscribers
 from nbprocs.recovery.model import Step, StepKind
 
 if TYPE_CHECKING:
@@ -43,28 +43,16 @@ class Journal:
     def __init__(self, *, limit: int = 10_000) -> None:
         """``limit`` rows are kept."""
         self._steps: deque[Step] = deque(maxlen=limit)
-        self._listeners: dict[int, Callable[[Step], object]] = {}
-        self._count = 0
+        self._listeners: Subscribers[[Step]] = Subscribers("the recovery record")
 
     def add(self, step: Step) -> None:
         """One more row; the listeners hear of it."""
         self._steps.append(step)
-        for listener in self._listeners.values():
-            try:
-                listener(step)
-            except Exception:  # noqa: BLE001 - a broken view must not stop a recovery
-                log.exception("a listener of the recovery record failed")
+        self._listeners.tell(step)
 
     def listen(self, listener: Callable[[Step], object]) -> Callable[[], None]:
         """Call it with every new row, on the home loop; returns what ends that. For live views."""
-        self._count += 1
-        key = self._count
-        self._listeners = {**self._listeners, key: listener}  # replaced, not changed: add may be going through it
-
-        def end() -> None:
-            self._listeners = {k: v for k, v in self._listeners.items() if k != key}
-
-        return end
+        return self._listeners.add(listener)
 
     def __iter__(self) -> Iterator[Step]:
         return iter(tuple(self._steps))

@@ -246,9 +246,7 @@ class Control:
 
     def subscribe(self, callback: Callable[[SchedulerEvent], object]) -> Callable[[], None]:
         """Call it with every event, on the home loop; it must not block. Returns what ends the subscription."""
-        key = next(_subscriptions)
-        self.runner.subscribers[key] = callback
-        return lambda: (self.runner.subscribers.pop(key, None), None)[1]
+        return self.runner.subscribers.add(callback)
 
     def forget(self, *, older_than: float) -> int:
         """Delete ended tasks from the store whose last attempt ended more than so many seconds ago; returns how many. 0 without a store."""
@@ -280,6 +278,3 @@ class Control:
                 await asyncio.wait({joined}, timeout=bar.INTERVAL)
                 bar.update()
         joined.result()
-
-
-_subscriptions = itertools.count()

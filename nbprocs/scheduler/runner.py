@@ -21,6 +21,7 @@ from typing import Any
 
 from nbprocs.engine.home import Home, log
 from nbprocs.errors import Closed, ProcessError
+from nbprocs.events import Subscribers
 from nbprocs.policy import RetryPolicy
 from nbprocs.scheduler.backend import Backend, Ended, Job, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
@@ -70,7 +71,7 @@ class Runner:
         self._halt: str | None = None  # by the halt policy, until resume()
         self._store_error: str | None = None  # until the store can be written again
         self.closed = False
-        self.subscribers: dict[int, Callable[[SchedulerEvent], object]] = {}
+        self.subscribers: Subscribers[[SchedulerEvent]] = Subscribers("the scheduler")
         self._slots = Slots(self.gpus)
         self._policies: dict[int, RetryPolicy] = {}
         self._runs = itertools.count(1)
@@ -436,14 +437,8 @@ class Runner:
         """Tell the subscribers."""
         if not self.subscribers:
             return
-        event = SchedulerEvent(
-            kind=kind, task_id="" if entry is None else self.task_id(entry), state=None if entry is None else entry.state, **fields
-        )
-        for callback in list(self.subscribers.values()):
-            try:
-                callback(event)
-            except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-                log.exception("a subscriber of the scheduler failed")
+        task_id, state = ("", None) if entry is None else (self.task_id(entry), entry.state)
+        self.subscribers.tell(SchedulerEvent(kind=kind, task_id=task_id, state=state, **fields))
 
     def running(self) -> list[Entry]:
         """The tasks that run."""
