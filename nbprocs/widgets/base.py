@@ -59,6 +59,7 @@ class Part(abc.ABC):
 
     kind = ""
     host: Host
+    over = False  # True: what it shows has ended or is closed, and its record changes no more
 
     def attach(self, host: Host) -> None:
         """Somebody looks: subscribe. On the home loop."""

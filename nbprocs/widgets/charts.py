@@ -1,13 +1,15 @@
 """Live CPU and memory of processes, with alerts marked."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from nbprocs.display import plain, text
+from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.monitor import Alert, ProcessMonitor
 from nbprocs.widgets.base import Host, Part, View
-from nbprocs.widgets.record import MUTED, sparkline
+from nbprocs.widgets.record import MUTED, cell, sparkline
 from nbprocs.widgets.sampling import Readings, readings_of
 from nbprocs.widgets.wire import Delta
 
@@ -17,6 +19,7 @@ SERIES = 60  # processes whose lines travel; the browser draws the busiest and s
 SAMPLES = 600  # of each line
 ALERTS = 50  # the newest
 _IN_RECORD = 12
+_FIRST = 3  # ticks until a record has a line to show
 
 
 class Line:
@@ -28,6 +31,14 @@ class Line:
         self.key = key
         self.name = name
         self.points: deque[tuple[float, float | None, float | None]] = deque(maxlen=SAMPLES)  # time, CPU percent, MiB
+
+    def add(self, at: float, cpu: float | None, memory: float | None) -> bool:
+        """A sample, if it is newer than those that are there."""
+        if self.points and self.points[-1][0] >= at:
+            return False
+        mib = None if memory is None else round(memory / 1048576, 1)
+        self.points.append((round(at, 2), None if cpu is None else round(cpu, 1), mib))
+        return True
 
 
 class ChartsPart(Part):
@@ -88,12 +99,9 @@ class ChartsPart(Part):
 
     def _point(self, process_id: str, at: float, cpu: float | None, memory: float | None) -> list[Any] | None:
         line = self._line(process_id)
-        if line is None or (line.points and line.points[-1][0] >= at):
+        if line is None or not line.add(at, cpu, memory):
             return None
-        mib = None if memory is None else round(memory / 1048576, 1)
-        point = (round(at, 2), None if cpu is None else round(cpu, 1), mib)
-        line.points.append(point)
-        return [line.key, point[1], mib]
+        return [line.key, *line.points[-1][1:]]
 
     def _on_readings(self) -> None:
         current = self._readings.current
@@ -141,23 +149,58 @@ class ChartsPart(Part):
         return Delta(content=content, size=size)
 
     def html(self) -> str:
-        """The static record: a sparkline a process, and the alerts."""
-        rows = "".join(_row(line) for line in list(self._lines.values())[:_IN_RECORD] if len(line.points) > 1)
-        alerts = "".join(f"<li>{text(str(a.severity))}: {text(a.message, limit=200)}</li>" for a in list(self._alerts.values())[-10:])
+        """The static record: a sparkline a process, and the alerts. What was measured counts, also while nobody looks."""
+        measured = [line for info in self._manager.list() if len((line := self._recorded(info)).points) > 1]
+        rows = "".join(map(_row, measured[-_IN_RECORD:]))
+        known = self._alerts.values() if self._monitor is None else self._monitor.alerts()
+        alerts = "".join(f"<li>{text(str(a.severity))}: {text(a.message, limit=200)}</li>" for a in list(known)[-10:])
         if not rows and not alerts:
             return f'<div style="{MUTED}">no measurements yet</div>'
-        head = "<tr><th scope='col'></th><th scope='col'>CPU</th><th scope='col'>memory</th></tr>"
-        return f"<table>{head}{rows}</table>" + (f"<ul>{alerts}</ul>" if alerts else "")
+        head = "".join(cell(name, kind="th", style=f";{MUTED}") for name in ("", "CPU", "memory"))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" + (f"<ul>{alerts}</ul>" if alerts else "")
+
+    def _recorded(self, info: ProcessInfo) -> Line:
+        line = self._lines.get(info.id)
+        if line is None:  # of the record alone: the front ends get what is drawn
+            line = Line(0, plain(info.name, limit=80))
+            for reading in self._readings.history(info.id):
+                line.add(reading.at, reading.cpu, reading.memory)
+        return line
+
+    def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
+        """After a process ended, and after the first measurements of a monitor that measures anyway."""
+        stops: list[Callable[[], None]] = []
+        if self._monitor is not None:
+            stops.append(self._readings.subscribe(changed if live else _once(changed, after=_FIRST)))
+
+        def heard(event: ProcessEvent) -> None:
+            if event.kind in (EventKind.EXITED, EventKind.CLOSED):
+                changed()
+
+        stops.append(self._manager.subscribe(heard))
+
+        def stop() -> None:
+            for one in stops:
+                one()
+
+        return stop
 
 
 def _row(line: Line) -> str:
-    cpu = [point[1] or 0.0 for point in line.points]
-    memory = [point[2] or 0.0 for point in line.points]
+    points = list(line.points)  # at once: it may grow on another thread
+    cpu = [point[1] or 0.0 for point in points]
+    memory = [point[2] or 0.0 for point in points]
     return (
-        f"<tr><th scope='row'>{text(line.name)}</th>"
-        f"<td>{sparkline(cpu[-120:], label=f'CPU of {line.name}', top=max(100.0, *cpu))} {cpu[-1]:.0f} %</td>"
-        f"<td>{sparkline(memory[-120:], label=f'memory of {line.name}')} {memory[-1]:.1f} MiB</td></tr>"
+        f"<tr>{cell(f'<b>{text(line.name)}</b>')}"
+        f"{cell(sparkline(cpu[-120:], label=f'CPU of {line.name}', top=max(100.0, *cpu)) + f' {cpu[-1]:.0f} %')}"
+        f"{cell(sparkline(memory[-120:], label=f'memory of {line.name}') + f' {memory[-1]:.1f} MiB')}</tr>"
     )
+
+
+def _once(call: Callable[[], None], *, after: int) -> Callable[[], None]:
+    """Calls once, when it has been called so often."""
+    counter = itertools.count(1)
+    return lambda: call() if next(counter) == after else None
 
 
 def _alert(alert: Alert) -> list[Any]:

@@ -5,6 +5,7 @@ the notebook that is saved then holds the end, not the beginning. Where no widge
 replaced once a second.
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -20,7 +21,8 @@ from nbprocs.widgets.base import Part, View
 __all__ = ["Keeper", "in_kernel", "install", "mode", "part_of", "publish", "view_bundle", "view_of"]
 
 QUIET = 1.0  # seconds from a change to the record, so that what ends together is written once
-APART = 30.0  # seconds between two records of one display: each makes the notebook render that output anew
+APART = 30.0  # seconds between two records of one display, at most: each makes the notebook render that output anew
+APART_FIRST = 2.0  # … after the first record; then twice as long each time, so that what is over soon is soon on record
 LIVE_APART = 1.0  # … where the HTML is all there is
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -116,6 +118,8 @@ def publish(shown: Any) -> None:
 
     def write(*, update: bool) -> None:
         bundle = shown._repr_mimebundle_()
+        if view is not None:
+            bundle["text/html"] = view._html_()  # the views' records read in every theme, and on GitHub; a model's own form is for the rest
         if mode() != "widgets":
             bundle.pop(_WIDGET, None)
         publish_display_data(bundle, transient={"display_id": identity}, update=update)  # type: ignore[no-untyped-call]
@@ -127,13 +131,17 @@ def publish(shown: Any) -> None:
 
 
 class Keeper:
-    """Writes the record of some parts again, a little after they changed and not too often."""
+    """Writes the record of some parts again, a little after they changed and not too often; at once when one has ended or was closed.
+
+    That can be the last thing a kernel does: the end of a notebook that runs without a browser.
+    """
 
     def __init__(self, home: Home, parts: list[Part], write: Callable[[], None], *, held: Callable[[], bool], live: bool = False) -> None:
         self._home = home
         self._write = write
         self._held = held
-        self._apart = LIVE_APART if live else APART
+        self._most = LIVE_APART if live else APART
+        self._apart = min(APART_FIRST, self._most)
         self._timer: Any = None
         self._last = float("-inf")
         self._stops: list[Callable[[], None]] = []
@@ -142,13 +150,21 @@ class Keeper:
 
     def _start(self, parts: list[Part], live: bool) -> None:  # noqa: FBT001 - by post, positional
         if not self._ended:
-            self._stops = [part.watch_record(self._changed, live=live) for part in parts]
+            self._stops = [part.watch_record(functools.partial(self._changed, part), live=live) for part in parts]
 
-    def _changed(self) -> None:
+    def _changed(self, part: Part) -> None:
         if self._home.here:
-            self._plan()
+            self._heard(part)
         else:
-            self._home.post(self._plan)
+            self._home.post(self._heard, part)
+
+    def _heard(self, part: Part) -> None:
+        if not part.over or self._ended or self._held():
+            self._plan()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tick()
 
     def _plan(self) -> None:
         if self._timer is None and not self._ended:
@@ -161,7 +177,10 @@ class Keeper:
         if self._held():
             self._plan()
             return
-        self._last = self._home.loop.time()
+        now = self._home.loop.time()
+        calm = now - self._last > 2 * self._most
+        self._apart = min(APART_FIRST if calm else 2 * self._apart, self._most)
+        self._last = now
         self._write()
 
     def end(self) -> None:

@@ -220,6 +220,11 @@ class PanePart(Part):
             self._head = content["head"] = head
         return Delta(content=content, buffers=buffers, size=250 + size) if content else None
 
+    @property
+    def over(self) -> bool:  # type: ignore[override]
+        """The process has ended."""
+        return not self._process.status.live
+
     def html(self) -> str:
         """The static record."""
         return process_html(self._process.info, output=self._process.tail(10))

@@ -214,6 +214,11 @@ class TablePart(Part):
             row.cells[_CPU], row.cells[_MEM], row.cells[_PORTS] = measures
             changed.append([row.key, *_difference(old, row.cells)])
 
+    @property
+    def over(self) -> bool:  # type: ignore[override]
+        """The manager was closed."""
+        return self._closed_manager
+
     def html(self) -> str:
         """The static record."""
         return table_html(self._manager.list())
@@ -222,6 +227,7 @@ class TablePart(Part):
         """After a process ended; with ``live`` after every event."""
 
         def heard(event: ProcessEvent) -> None:
+            self._closed_manager = self._closed_manager or event.kind is EventKind.CLOSED
             if live or event.kind in (EventKind.EXITED, EventKind.CLOSED):
                 changed()
 

@@ -177,13 +177,20 @@ class QueuePart(Part):
                 gone.append(task_id)
         return gone
 
+    @property
+    def over(self) -> bool:  # type: ignore[override]
+        """The scheduler was closed."""
+        return bool(self._scheduler.status().closed)
+
     def html(self) -> str:
         """The scheduler's own static form."""
         return self._scheduler._html_()
 
     def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
         """After a task ended; with ``live`` after every event."""
-        return self._scheduler.subscribe(lambda event: changed() if live or event.kind is TaskEventKind.ENDED else None)
+        return self._scheduler.subscribe(
+            lambda event: changed() if live or event.kind in (TaskEventKind.ENDED, TaskEventKind.CLOSED) else None
+        )
 
     # -- what the front ends may do
 

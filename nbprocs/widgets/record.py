@@ -4,13 +4,14 @@ GitHub and nbviewer strip style sheets and scripts, so colours are inline, each 
 white and on black.
 """
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from nbprocs.display import text
 from nbprocs.model import ProcessInfo, ProcessStatus, signal_name
+from nbprocs.redact import one_line
 
-__all__ = ["badge", "bytes_text", "duration", "ending", "lines_html", "process_html", "sparkline", "table_html"]
+__all__ = ["badge", "bytes_text", "cell", "command_html", "duration", "ending", "lines_html", "process_html", "sparkline", "table_html"]
 
 MUTED = "color:var(--jp-ui-font-color2,#6e7781)"
 MONO = "font-family:var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,monospace);font-size:12px"
@@ -63,6 +64,22 @@ def ending(info: ProcessInfo) -> str:
         return ""
     end = signal_name(info.signal) if info.signal is not None else "exit ?" if info.exit_code is None else f"exit {info.exit_code}"
     return f"{end} ({info.reason})" if info.reason else end
+
+
+def command_html(command: str, *, limit: int) -> str:
+    """A command in one line, its program by its name alone: the folder of an interpreter would push out what tells commands apart.
+
+    >>> command_html("/opt/venv/bin/python -m http.server", limit=80).partition(">")[2]
+    'python -m http.server</code>'
+    """
+    short = re.sub(r"^(?:/|[A-Za-z]:\\)[^\s'\"]*[/\\](?=[^\s'\"/\\])", "", command)
+    return f'<code style="{MONO};background:none;padding:0">{text(one_line(short, limit=limit))}</code>'
+
+
+def cell(content: str, *, kind: str = "td", style: str = "") -> str:
+    """A cell of a table, to the left whatever the page's style says; a head with ``kind="th"``."""
+    scope = ' scope="col"' if kind == "th" else ""
+    return f'<{kind}{scope} style="{CELL}{style}">{content}</{kind}>'
 
 
 def status_word(info: ProcessInfo) -> str:
@@ -121,7 +138,7 @@ def process_html(info: ProcessInfo, *, output: str = "", cpu: Sequence[float] = 
         facts.append(f"CPU {spark}")
     return (
         f'<div style="margin:2px 0"><div><b>{text(info.name, limit=80)}</b> '
-        f'<code style="{MONO}">{text(info.config.display, limit=300)}</code></div>'
+        f"{command_html(info.config.display, limit=300)}</div>"
         f'<div style="{MUTED}">{" · ".join(facts)}</div>{lines_html(output)}</div>'
     )
 
@@ -132,9 +149,8 @@ def table_html(infos: Iterable[ProcessInfo], *, rows: int = 30, caption: str = "
     if not every:
         return f'<div style="{MUTED}">no {text(caption)}</div>'
     shown = every[-rows:]
-    head = "".join(
-        f'<th scope="col" style="{CELL};{MUTED};font-weight:600">{h}</th>' for h in ("name", "status", "pid", "end", "time", "command")
-    )
+    columns = ("name", "status", "pid", "end", "time", "command", "last line")
+    head = "".join(cell(column, kind="th", style=f";{MUTED};font-weight:600") for column in columns)
     body = "".join(_row(info) for info in shown)
     counts: dict[str, int] = {}
     for info in every:
@@ -148,12 +164,13 @@ def table_html(infos: Iterable[ProcessInfo], *, rows: int = 30, caption: str = "
 
 
 def _row(info: ProcessInfo) -> str:
-    cells: list[Any] = [
+    cells = [
         f"<b>{text(info.name, limit=40)}</b>",
         badge(status_word(info)),
         text(info.pid if info.pid is not None else ""),
         text(ending(info)),
         duration(info.execution_time),
-        f'<code style="{MONO}">{text(info.config.display, limit=90)}</code>',
+        command_html(info.config.display, limit=60),
+        f'<span style="{MONO}">{text(info.last_line, limit=60)}</span>',
     ]
-    return "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
+    return "<tr>" + "".join(cell(content) for content in cells) + "</tr>"

@@ -34,6 +34,28 @@ async def test_charts_tick_mark_alerts_and_are_refilled() -> None:
             assert "&lt;b&gt;eater" in html
 
 
+async def test_charts_have_a_record_though_nobody_looked() -> None:
+    async with ProcessManager() as pm, ProcessMonitor(interval=0.02, thresholds=AlertThresholds(max_memory_mb=1)) as monitor:
+        monitor.watch(pm)
+        process = await pm.spawn(sys.executable, "-c", "input()", stdin=True, name="<b>eater</b>")
+        view = Charts(pm, monitor=monitor)
+        (part,) = view.parts.values()
+        assert "no measurements yet" in part.html()
+        told: list[str] = []
+        stop = part.watch_record(lambda: told.append(part.html()), live=False)
+        await settled(lambda: told)  # once, when there is a line to show
+        assert "<polyline" in told[0]
+        assert "&lt;b&gt;eater" in told[0]
+        assert "warning" in told[0]
+        await process.stop()
+        assert len(told) == 2
+        assert "&lt;b&gt;eater" in told[1]
+        stop()
+        assert len(view._repr_mimebundle_()["text/html"]) > 100
+        assert part.snapshot().content["lines"] == []  # type: ignore[attr-defined]
+        view.close()
+
+
 async def test_pool_view_shows_workers_and_tasks_and_resizes() -> None:
     async with ProcessPool(PoolConfig(max_processes=2, initial_processes=1)) as pool:
         with shown(PoolView(pool)) as tab:

@@ -1,5 +1,6 @@
 """Showing in a notebook: view factory, display ids, records that are written again, and the fallback without widgets."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -82,6 +83,64 @@ async def test_the_record_of_a_table_follows_ends(published: list[Any]) -> None:
         count = len(published)
         await pm.run("true")
         assert len(published) == count
+
+
+async def test_an_end_is_on_record_before_its_cell_is_over(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "QUIET", 3600.0)
+    pm = ProcessManager()
+    live.publish(pm)
+    process = await pm.spawn("cat", stdin=True, name="reader")
+    live.publish(process)
+    await pm.run("true", name="shortlived")
+    await process.send_line("last words")
+    await process.receive_output()
+    assert len(published) == 2
+    await pm.aclose()
+    table, pane = published[0][1], published[1][1]
+    last = {identity: data["text/html"] for data, identity, update in published if update}
+    assert "terminated" in last[pane]
+    assert "last words" in last[pane]
+    assert "1 terminated, 1 completed" in last[table]
+    assert len(published) == 4
+
+
+async def test_records_of_the_same_come_less_and_less_often(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "APART", 30.0)
+    now = [1000.0]
+
+    class Loop:
+        def time(self) -> float:
+            return now[0]
+
+        def call_at(self, at: float, tick: Any) -> Any:
+            calls.append((at, tick))
+            return None
+
+    class Here:
+        here, loop = True, Loop()
+
+        def post(self, callback: Any, *args: Any) -> None:
+            callback(*args)
+
+    class Silent(live.Part):
+        def detach(self) -> None: ...
+
+        def snapshot(self) -> Any: ...
+
+    calls: list[tuple[float, Any]] = []
+    written: list[float] = []
+    keeper = live.Keeper(Here(), [], lambda: written.append(now[0]), held=lambda: False)  # type: ignore[arg-type]
+    for _ in range(7):
+        keeper._changed(Silent())
+        keeper._timer = None
+        now[0], tick = calls.pop()
+        tick()
+    assert [b - a for a, b in itertools.pairwise(written)] == [2, 4, 8, 16, 30, 30]
+    now[0] += 100
+    keeper._changed(Silent())
+    calls.pop()[1]()
+    keeper._changed(Silent())
+    assert calls[-1][0] == now[0] + 2
 
 
 async def test_no_record_is_written_while_somebody_types(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,18 @@ def test_a_table_of_many_shows_the_last_ones_and_counts_all() -> None:
     assert record.table_html([]).count("no processes") == 1
 
 
+def test_a_command_is_one_line_and_its_program_a_name() -> None:
+    def shown(command: str) -> str:
+        return re.sub(r"<[^>]*>", "", record.command_html(command, limit=40))
+
+    assert shown("/opt/venv/bin/python -c 'import os\nos.abort()'") == "python -c &#x27;import os os.abort()&#x27;"
+    assert shown("ls /usr/bin/env") == "ls /usr/bin/env"
+    assert shown(r"C:\Python\python.exe x.py") == "python.exe x.py"
+    assert shown("'/a b/python' x.py") == "&#x27;/a b/python&#x27; x.py"
+    assert shown("/") == "/"
+    assert shown("/usr/bin/x " + "y" * 100) == "x " + "y" * 37 + "…"
+
+
 def test_a_sparkline_needs_two_values_and_stays_in_its_box() -> None:
     assert record.sparkline([1.0], label="x") == ""
     drawn = record.sparkline([0, 200, 50], label='a "label"', top=100)

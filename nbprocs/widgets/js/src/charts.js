@@ -6,6 +6,8 @@ import { asset } from "./protocol.js";
 const DRAWN = 10; // lines; the others are summed up
 const SHADED = { memory_usage: "mem", cpu_usage: "cpu" }; // which chart an episode colours; others only mark their beginning
 const KEPT = 600; // samples
+const AT_LEAST = 10; // seconds from edge to edge, or the first lines would be drawn anew from end to end with each sample
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400]; // seconds between labels, which show no fractions
 // Okabe and Ito's colours, which people with any kind of colour blindness tell apart; dark themes get lighter ones
 const LIGHT = ["#0072b2", "#d55e00", "#007d58", "#b8528f", "#8a6d00", "#2b7bba", "#7a3e9d", "#5b6770", "#a3341c", "#3d7a00"];
 const DARK = ["#56b4e9", "#ff9a4d", "#3ddc97", "#f0a3d0", "#e6c229", "#8ec9ff", "#c9a0ff", "#b6c2cc", "#ff8a73", "#a5d65a"];
@@ -101,6 +103,8 @@ export class Charts {
       this.legend,
       this.list,
     );
+    this.quiet.hidden = true;
+    this.legend.before(this.quiet);
     for (const node of [this.cpu, this.mem]) node.style.height = `${this.height}px`;
     this.load();
   }
@@ -159,6 +163,8 @@ export class Charts {
       this.build(lines);
     }
     const times = this.samples.times;
+    this.quiet.hidden = times.length > 0;
+    if (!times.length) say(this.quiet, lines.length ? "Measuring…" : "Nothing to measure yet.");
     this.plots?.forEach((plot) => plot.setData([times, ...lines.map((line) => line[plot.nbprocs])]));
     this.fillLegend(lines);
   }
@@ -186,9 +192,9 @@ export class Charts {
       height: this.height,
       legend: { show: false },
       cursor: { sync: { key: `nbprocs-${this.context.connection.view}` }, drag: { x: false, y: false }, points: { size: 5 } },
-      scales: { x: { range: (u, min, max) => (max - min >= 1 ? [min, max] : [(max ?? 0) - 10, max ?? 0]) }, y: { range } },
+      scales: { x: { range: (u, min, max) => (max - min >= AT_LEAST ? [min, max] : [(max ?? 0) - AT_LEAST, max ?? 0]) }, y: { range } },
       axes: [
-        { ...axis, space: 80, size: 24, values: (u, ticks) => ticks.map(hours) },
+        { ...axis, space: 80, size: 24, incrs: STEPS, values: (u, ticks) => ticks.map((t) => (this.samples.times.length ? hours(t) : "")) },
         { ...axis, size: 46, values: (u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
       ],
       series: [

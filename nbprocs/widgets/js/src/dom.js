@@ -112,3 +112,8 @@ export function sparkline(path, values, width, height, top, slots = 60) {
   }
   path.setAttribute("d", d);
 }
+
+/** A command with its program by its name alone: the folder of an interpreter would push out what tells commands apart. */
+export function short(command) {
+  return command.replace(/^(?:\/|[A-Za-z]:\\)[^\s'"]*[/\\](?=[^\s'"/\\])/, "");
+}

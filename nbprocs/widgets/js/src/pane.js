@@ -1,6 +1,6 @@
 // The output pane: a terminal filled from the kernel's log. The toolbar works before the terminal is there.
 
-import { button, bytes, clock, h, say, seconds, set } from "./dom.js";
+import { button, bytes, clock, h, say, seconds, set, short } from "./dom.js";
 import { asset, octets } from "./protocol.js";
 import { Streams } from "./streams.js";
 
@@ -203,7 +203,7 @@ export class Pane {
     this.head = head;
     this.dot.dataset.status = head.status;
     say(this.title, head.name);
-    say(this.command, head.cmd);
+    say(this.command, short(head.cmd));
     this.command.title = head.cmd;
     this.stdin.hidden = !head.stdin;
     this.stopButton.disabled = head.took !== null;

@@ -1,6 +1,6 @@
 // The process table: virtual rows (only what is in sight exists), sorting, filtering, several selected, all by keyboard.
 
-import { button, clock, h, icon, mebibytes, say, seconds, set, sparkline, svg } from "./dom.js";
+import { button, clock, h, icon, mebibytes, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Pane } from "./pane.js";
 import { Rows, STATUS_ORDER } from "./rows.js";
 
@@ -480,7 +480,7 @@ export class Table {
     set(line.check, { "aria-label": `Select ${get("name")}` });
     set(line.root, { "aria-selected": String(selected), "data-active": row.key === this.active, "data-live": live, "data-open": row.key === this.paneKey });
     say(line.name, get("name"));
-    say(line.cmd, get("cmd"));
+    say(line.cmd, short(get("cmd")));
     line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
     line.dot.dataset.status = status;
     say(line.status, status);

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { short } from "../src/dom.js";
 import { Rows } from "../src/rows.js";
 import { tableSnapshot } from "./kernel.js";
 
@@ -62,4 +63,12 @@ it("counts up by the kernel's clock, not the browser's", () => {
   const table = new Rows();
   table.reset({ ...tableSnapshot([{ start: 1000 }]), now: 1010 });
   expect(table.uptime(table.byKey.get(1))).toBeCloseTo(10, 0);
+});
+
+it("shows a program by its name", () => {
+  expect(short("/opt/venv/bin/python -m http.server")).toBe("python -m http.server");
+  expect(short("C:\\Python\\python.exe x.py")).toBe("python.exe x.py");
+  expect(short("ls /usr/bin/env")).toBe("ls /usr/bin/env");
+  expect(short("'/a b/python' x.py")).toBe("'/a b/python' x.py");
+  expect(short("/")).toBe("/");
 });
