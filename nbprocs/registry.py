@@ -84,8 +84,12 @@ class Registry:
         self._numbers = itertools.count(1)
 
     def __iter__(self) -> Iterator[ManagedProcess]:
-        yield from self._ended.values()
-        yield from self._live.values()
+        """Of one moment, for readers on other threads: processes come and go while they look.
+
+        The live ones are taken first, each list in one step of the interpreter: who ends in between is in both, and told once.
+        """
+        live = list(self._live.values())
+        return iter(dict.fromkeys([*self._ended.values(), *live]))
 
     @property
     def live(self) -> tuple[ManagedProcess, ...]:
