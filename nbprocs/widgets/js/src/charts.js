@@ -94,7 +94,7 @@ export class Charts {
     this.mem = h("div.nb-plot", { role: "img", "aria-label": "Memory over time" });
     this.legend = h("div.nb-legend", { role: "group", "aria-label": "Lines" });
     this.list = h("ul.nb-alerts", { "aria-label": "Alerts" });
-    this.quiet = h("div.nb-empty.nb-inline", {}, "Measuring…");
+    this.quiet = h("span.nb-facts", {}, "Nothing to measure yet.");
     const plot = (title, unit, node) => h("div.nb-chart", {}, h("div.nb-label", {}, title, h("span.nb-unit", {}, unit)), node);
     this.root = h(
       "section.nb-charts",
@@ -103,8 +103,6 @@ export class Charts {
       this.legend,
       this.list,
     );
-    this.quiet.hidden = true;
-    this.legend.before(this.quiet);
     for (const node of [this.cpu, this.mem]) node.style.height = `${this.height}px`;
     this.load();
   }
@@ -163,8 +161,6 @@ export class Charts {
       this.build(lines);
     }
     const times = this.samples.times;
-    this.quiet.hidden = times.length > 0;
-    if (!times.length) say(this.quiet, lines.length ? "Measuring…" : "Nothing to measure yet.");
     this.plots?.forEach((plot) => plot.setData([times, ...lines.map((line) => line[plot.nbprocs])]));
     this.fillLegend(lines);
   }
@@ -192,7 +188,7 @@ export class Charts {
       height: this.height,
       legend: { show: false },
       cursor: { sync: { key: `nbprocs-${this.context.connection.view}` }, drag: { x: false, y: false }, points: { size: 5 } },
-      scales: { x: { range: (u, min, max) => (max - min >= AT_LEAST ? [min, max] : [(max ?? 0) - AT_LEAST, max ?? 0]) }, y: { range } },
+      scales: { x: { range: () => this.span() }, y: { range } },
       axes: [
         { ...axis, space: 80, size: 24, incrs: STEPS, values: (u, ticks) => ticks.map((t) => (this.samples.times.length ? hours(t) : "")) },
         { ...axis, size: 46, values: (u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
@@ -215,6 +211,13 @@ export class Charts {
     const plot = new this.uPlot(options, [[], ...lines.map(() => [])], node);
     plot.nbprocs = name;
     return plot;
+  }
+
+  /** From the first sample to the last one; not what uPlot would say, which makes a day of a single sample. */
+  span() {
+    const times = this.samples.times;
+    const last = times.at(-1) ?? 0;
+    return [Math.min(times[0] ?? last, last - AT_LEAST), last];
   }
 
   marks(plot) {
@@ -248,7 +251,7 @@ export class Charts {
       const node = h("button.nb-chip.nb-entry", { type: "button", "aria-pressed": String(!this.hidden.has(line.key)), title: `Show or hide ${line.name}`, onclick: () => this.toggle(line.key, i, node) }, swatch, h("span.nb-entry-name", {}, line.name), value);
       return value;
     });
-    this.legend.replaceChildren(...this.entries.map((value) => value.parentNode));
+    this.legend.replaceChildren(...(lines.length ? this.entries.map((value) => value.parentNode) : [this.quiet]));
   }
 
   toggle(key, i, node) {
