@@ -138,8 +138,8 @@ class OutputLog:
         ``b""`` when there is nothing there (yet). Never waits.
         """
         with self._lock:
-            if position < self._spilled and self._spill is not None:
-                return position, os.pread(self._spill.fileno(), min(size, self._spilled - position), position)
+            if position < self._spilled:
+                return position, self._read_spilled(min(size, self._spilled - position), position)
             position = max(position, self._first)
             offset = self.end - len(self._pending)
             if position >= offset:
@@ -167,10 +167,21 @@ class OutputLog:
         with self._lock:
             if not self._spilled:
                 return b"".join((*self._chunks, self._pending))
-            head = os.pread(self._spill.fileno(), self._spilled, 0) if self._spill is not None else b""
-            while len(head) < self._spilled and self._spill is not None:  # Linux reads at most 2 GiB at once
-                head += os.pread(self._spill.fileno(), self._spilled - len(head), len(head))
+            head = self._read_spilled(self._spilled, 0)
+            while len(head) < self._spilled:  # Linux reads at most 2 GiB at once
+                head += self._read_spilled(self._spilled - len(head), len(head))
             return b"".join((head, *self._chunks, self._pending))
+
+    def _read_spilled(self, size: int, position: int) -> bytes:
+        """From the spill file; with the lock held."""
+        assert self._spill is not None  # noqa: S101 - something has been spilled
+        if hasattr(os, "pread"):
+            return os.pread(self._spill.fileno(), size, position)
+        self._spill.seek(position)  # Windows has one place for reading and writing
+        try:
+            return self._spill.read(size)
+        finally:
+            self._spill.seek(0, os.SEEK_END)
 
     __bytes__ = getvalue
 

@@ -22,6 +22,17 @@ def read_all(log: OutputLog) -> list[tuple[int, bytes]]:
         position += len(data)
 
 
+def test_a_system_without_pread_reads_and_spills_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.pread")
+    log = OutputLog(memory_limit=100_000)
+    pieces = [bytes([n]) * 70_000 for n in range(8)]
+    for n, piece in enumerate(pieces):
+        log.feed(piece)
+        assert b"".join(data for _, data in read_all(log)) == b"".join(pieces[: n + 1])
+    assert log.spilled > 0
+    assert log.getvalue() == b"".join(pieces)
+
+
 @given(CHUNKS, st.integers(1, 200_000), st.integers(0, 200_000))
 def test_kept_and_dropped_bytes_account_for_everything(chunks: list[bytes], memory: int, spill: int) -> None:
     log = OutputLog(memory_limit=memory, spill_limit=spill)
