@@ -293,12 +293,11 @@ class TaskQueue:
     # -- views
 
     def next_time(self) -> Now:
-        """When the next waiting task is due: on the wall clock, and in elapsed time; infinity where none is."""
-        for side, heap in enumerate(self._due):
-            while heap and self._is_void(heap[0]):
-                heapq.heappop(heap)
-                self._due_void[side] -= 1
-        elapsed, wall = (heap[0][0] if heap else float("inf") for heap in self._due)
+        """When the next waiting task is due: on the wall clock, and in elapsed time; infinity where none is. Safe on any thread.
+
+        Only a look: the head of a heap is never void. What another thread took out here, the home loop could have just put there.
+        """
+        elapsed, wall = (head[0][0] if head else float("inf") for head in (heap[:1] for heap in self._due))
         return Now(wall, elapsed)
 
     def waiting(self) -> int:
@@ -312,11 +311,13 @@ class TaskQueue:
 
     def groups(self) -> tuple[GroupStatus, ...]:
         """All groups that were ever named."""
-        return tuple(GroupStatus(name=g.name, running=g.running, limit=g.limit, paused=g.paused) for g in self._groups.values())
+        groups = list(self._groups.values())  # in one step: another thread may ask
+        return tuple(GroupStatus(name=g.name, running=g.running, limit=g.limit, paused=g.paused) for g in groups)
 
     def resources(self) -> tuple[ResourceStatus, ...]:
         """All resources."""
-        return tuple(ResourceStatus(name=r.name, used=r.used, capacity=r.capacity) for r in self._resources.values())
+        resources = list(self._resources.values())
+        return tuple(ResourceStatus(name=r.name, used=r.used, capacity=r.capacity) for r in resources)
 
     def impossible(self, entry: Entry) -> str | None:
         """Why the entry could not start even if nothing else ran; None if it could."""
@@ -369,6 +370,13 @@ class TaskQueue:
             heap[:] = [item for item in heap if not self._is_void(item)]
             heapq.heapify(heap)
             self._due_void[side] = 0
+        self._trim(side)
+
+    def _trim(self, side: int) -> None:
+        heap = self._due[side]
+        while heap and self._is_void(heap[0]):
+            heapq.heappop(heap)
+            self._due_void[side] -= 1
 
     @staticmethod
     def _is_void(item: Due) -> bool:
@@ -384,6 +392,7 @@ class TaskQueue:
                     self._due_void[side] -= 1
                 else:
                     self._ready(item[3])
+            self._trim(side)
 
     def _ready(self, entry: Entry) -> None:
         if entry.state is not _QUEUED:

@@ -29,7 +29,7 @@ from nbprocs.scheduler.resume import load, lookup
 from nbprocs.scheduler.runner import Runner
 from nbprocs.scheduler.store import Store
 from nbprocs.scheduler.system import now as system_now
-from nbprocs.scheduler.views import Views
+from nbprocs.scheduler.views import Views, at_once
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
@@ -325,7 +325,8 @@ class TaskScheduler(Control, Views):
     def handles(self, *, state: TaskState | str | None = None) -> list[TaskHandle]:
         """All tasks that have not ended, in the order of their arrival; or only those in one state."""
         wanted = None if state is None else TaskState(state)
-        live = self.runner.running() if wanted is TaskState.RUNNING else self.runner.queue  # few among very many: don't look for them
+        # Those that run are few among very many: don't look for them.
+        live = self.runner.running() if wanted is TaskState.RUNNING else at_once(lambda: self.runner.queue)
         entries = sorted(live, key=lambda e: e.key)
         return [TaskHandle(self, entry) for entry in entries if wanted is None or entry.state is wanted]
 

@@ -1,7 +1,7 @@
 """The scheduler's views: status, snapshots, DataFrames, plots, its display. They read and change nothing."""
 
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["Views"]
+__all__ = ["Views", "at_once"]
 
 _SAMPLE = 2000  # tasks looked at for the ETA
 _SHOWN = 12  # rows in the display
@@ -70,7 +70,7 @@ class Views(Displayable):
         """When all that has not ended will have (series apart); None when there is nothing to do, or nothing to judge by."""
         queue, seen, now = self.runner.queue, self.runner.durations, self._clock()
         guesses = []
-        sample = [e for e in list(itertools.islice(queue, _SAMPLE)) if e.options.recurrence is None]  # a list first: see attempts()
+        sample = [e for e in at_once(lambda: itertools.islice(queue, _SAMPLE)) if e.options.recurrence is None]
         for entry in sample:
             told = entry.options.estimated_duration
             guess = (told, (told / 4) ** 2) if told is not None else seen.guess((str(entry.command), *map(str, entry.args)))
@@ -109,13 +109,12 @@ class Views(Displayable):
 
     def tasks(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have not ended, in the order of their arrival, then of those that have, latest last."""
-        entries = itertools.chain(self.runner.queue, self.runner.finished.values())
-        return tuple(self.snapshot(entry) for entry in list(itertools.islice(entries, limit)))
+        queue, finished = self.runner.queue, self.runner.finished
+        return tuple(map(self.snapshot, at_once(lambda: itertools.islice(itertools.chain(queue, finished.values()), limit))))
 
     def ended(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have ended, latest first; of very many the last ``history``."""
-        latest = itertools.islice(reversed(self.runner.finished.values()), limit)
-        return tuple(self.snapshot(entry) for entry in list(latest))
+        return tuple(map(self.snapshot, at_once(lambda: itertools.islice(reversed(self.runner.finished.values()), limit))))
 
     def why(self, entry: Entry) -> str:
         """In a sentence, why a task does not run now."""
@@ -126,7 +125,6 @@ class Views(Displayable):
     def attempts(self) -> list[Attempt]:
         """Every attempt that is known, the running ones last: of the store, or the last ones of this scheduler."""
         runner, now = self.runner, self._clock()
-        # Lists are made in one go, while no other thread can come between: the loop may be elsewhere, and goes on.
         past = list(runner.attempts) if self._store is None or runner.closed else stored_rows(self._store, runner.prefix)
         under_way = [(entry, entry.run) for entry in runner.running()]
         return [*past, *(_running(entry, run, runner.task_id(entry), now) for entry, run in under_way if run is not None)]
@@ -150,7 +148,7 @@ class Views(Displayable):
         from nbprocs.scheduler.plots import graph  # noqa: PLC0415 - matplotlib only when something is drawn
 
         runner = self.runner
-        entries = [*runner.finished.values(), *runner.queue]
+        entries = at_once(lambda: itertools.chain(runner.finished.values(), runner.queue))
         edges: dict[tuple[Hashable, Hashable], str] = {
             (first, then): condition for then, links in runner.edges.items() for first, condition in links.items()
         }
@@ -165,8 +163,8 @@ class Views(Displayable):
         facts += [f"{status.eta} left"] if status.eta and status.queued_tasks + status.running_tasks else []
         facts += ["halted: " + status.halted] if status.halted else ["paused"] if status.paused else []
         running = self.runner.running()
-        waiting = [e for e in list(itertools.islice(self.runner.queue, _SHOWN)) if e.run is None]
-        ended = list(itertools.islice(reversed(self.runner.finished.values()), _SHOWN))
+        waiting = [e for e in at_once(lambda: itertools.islice(self.runner.queue, _SHOWN)) if e.run is None]
+        ended = at_once(lambda: itertools.islice(reversed(self.runner.finished.values()), _SHOWN))
         rows = "".join(self._row(entry) for entry in (running + waiting + ended)[:_SHOWN])
         head = "<tr><th>task</th><th>priority</th><th>state</th><th>tries</th></tr>"
         return f"<div><b>TaskScheduler</b> {text(', '.join(facts))}<table>{head}{rows}</table></div>"
@@ -176,6 +174,15 @@ class Views(Displayable):
         tries = entry.retries + 1 if entry.run is not None or entry.outcome is not None else 0
         cells = (text(entry.label, limit=80), text(priority_name(entry.priority)), entry.state.value, str(tries))
         return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def at_once(look: Callable[[], Iterable[Entry]]) -> list[Entry]:
+    """What is there now, on whatever thread: the home loop may add or remove in the middle of a look, which is then made again."""
+    while True:
+        try:
+            return list(look())
+        except RuntimeError:  # a dictionary changed while it was walked
+            continue
 
 
 def _running(entry: Entry, run: Run, task_id: str, now: Now) -> Attempt:

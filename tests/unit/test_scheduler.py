@@ -1,6 +1,7 @@
 """The scheduler with a fake backend and a clock that moves when told: order, control, retries, series, halts, waiting."""
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -640,3 +641,31 @@ async def test_lists_of_running_and_ended_tasks_are_short_work_among_many() -> N
         assert [t.id for t in w.sch.ended(limit=1)] == [handles[7].id]
         assert [t.id for t in w.sch.tasks(limit=3)] == [h.id for h in handles[:3]]
         assert len(w.sch.tasks()) == 1000
+
+
+async def test_looking_from_another_thread_neither_fails_nor_loses_a_task():
+    """Delays come due and are cancelled, groups appear, and tasks end while somebody looks at all of it without a pause."""
+    before, over, looks = sys.getswitchinterval(), threading.Event(), []
+    sys.setswitchinterval(5e-6)
+    try:
+        async with TaskScheduler(SchedulerConfig(history=50), background=True, backend=FakeBackend()) as sch:
+
+            def look():
+                while not over.is_set():
+                    looks.append((sch.status(), sch.tasks(limit=20), sch.ended(limit=20), sch.handles(state="scheduled")))
+
+            def work():
+                for n in range(2000):
+                    handle = sch.schedule("succeeds", delay=(n % 7) * 0.005, group=f"g{n}")
+                    if n % 5 == 0:
+                        handle.cancel()
+
+            looking = asyncio.create_task(asyncio.to_thread(look))
+            await asyncio.to_thread(work)
+            status = await sch.join(timeout=60)
+            over.set()
+            await looking
+    finally:
+        sys.setswitchinterval(before)
+    assert looks
+    assert status.succeeded + status.cancelled == 2000
