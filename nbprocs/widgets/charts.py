@@ -157,7 +157,8 @@ class ChartsPart(Part):
         if not rows and not alerts:
             return f'<div style="{MUTED}">no measurements yet</div>'
         head = "".join(cell(name, kind="th", style=f";{MUTED}") for name in ("", "CPU", "memory"))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" + (f"<ul>{alerts}</ul>" if alerts else "")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+        return table + (f"<ul>{alerts}</ul>" if alerts else "")
 
     def _recorded(self, info: ProcessInfo) -> Line:
         line = self._lines.get(info.id)

@@ -138,7 +138,7 @@ def process_html(info: ProcessInfo, *, output: str = "", cpu: Sequence[float] = 
         facts.append(f"CPU {spark}")
     return (
         f'<div style="margin:2px 0"><div><b>{text(info.name, limit=80)}</b> '
-        f"{command_html(info.config.display, limit=300)}</div>"
+        f"{command_html(info.config.display, limit=120)}</div>"
         f'<div style="{MUTED}">{" · ".join(facts)}</div>{lines_html(output)}</div>'
     )
 

@@ -105,15 +105,14 @@ def _reading(found: Any) -> Reading:
     )
 
 
-# weak: as long as a view holds it; the readings hold their manager, so its id can't be another's meanwhile
-_shared: "weakref.WeakValueDictionary[int, Readings]" = weakref.WeakValueDictionary()
+# weak: as long as a view holds it; the readings hold their manager and monitor, so an id can't be another's meanwhile
+_shared: "weakref.WeakValueDictionary[tuple[int, int], Readings]" = weakref.WeakValueDictionary()
 
 
 def readings_of(manager: Any, monitor: ProcessMonitor | None = None) -> Readings:
-    """The readings of a manager by a monitor, or by the private one that all its views share."""
-    if monitor is not None:
-        return Readings(manager, monitor)
-    known = _shared.get(id(manager))
+    """The readings of a manager by a monitor, or by a private one; all views share them, so a later view knows what an earlier one saw."""
+    key = (id(manager), id(monitor))
+    known = _shared.get(key)
     if known is None:
-        known = _shared[id(manager)] = Readings(manager)
+        known = _shared[key] = Readings(manager, monitor)
     return known
