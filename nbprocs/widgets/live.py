@@ -5,6 +5,7 @@ the notebook that is saved then holds the end, not the beginning. Where no widge
 replaced once a second.
 """
 
+import contextvars
 import functools
 import importlib
 import os
@@ -124,10 +125,15 @@ def publish(shown: Any) -> None:
             bundle.pop(_WIDGET, None)
         publish_display_data(bundle, transient={"display_id": identity}, update=update)  # type: ignore[no-untyped-call]
 
+    def rewrite() -> None:
+        # A context is that of the cell that began what now calls, perhaps long over; nbclient drops what does not belong to the cell that
+        # runs. Without one ipykernel takes the newest cell.
+        contextvars.Context().run(write, update=True)
+
     write(update=False)
     if view is not None:
         parts = list(view.parts.values())
-        view.keep(Keeper(view.home, parts, lambda: write(update=True), held=lambda: view.held, live=mode() != "widgets"))
+        view.keep(Keeper(view.home, parts, rewrite, held=lambda: view.held, live=mode() != "widgets"))
 
 
 class Keeper:

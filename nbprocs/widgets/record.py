@@ -73,7 +73,7 @@ def command_html(command: str, *, limit: int) -> str:
     'python -m http.server</code>'
     """
     short = re.sub(r"^(?:/|[A-Za-z]:\\)[^\s'\"]*[/\\](?=[^\s'\"/\\])", "", command)
-    return f'<code style="{MONO};background:none;padding:0">{text(one_line(short, limit=limit))}</code>'
+    return f'<code style="{MONO};background:none;padding:0;white-space:nowrap">{text(one_line(short, limit=limit))}</code>'
 
 
 def cell(content: str, *, kind: str = "td", style: str = "") -> str:
@@ -170,7 +170,7 @@ def _row(info: ProcessInfo) -> str:
         text(info.pid if info.pid is not None else ""),
         text(ending(info)),
         duration(info.execution_time),
-        command_html(info.config.display, limit=60),
-        f'<span style="{MONO}">{text(info.last_line, limit=60)}</span>',
+        command_html(info.config.display, limit=44),
+        f'<span style="{MONO}">{text(info.last_line, limit=40)}</span>',
     ]
     return "<tr>" + "".join(cell(content) for content in cells) + "</tr>"

@@ -1,10 +1,13 @@
 """Showing in a notebook: view factory, display ids, records that are written again, and the fallback without widgets."""
 
 import itertools
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from nbprocs import ProcessManager, display
@@ -174,3 +177,24 @@ async def test_without_widgets_html_is_replaced(published: list[Any], monkeypatc
         await settled(lambda: "completed" in published[-1][0]["text/html"])
         assert all(WIDGET not in data for data, _, _ in published)
         assert len({identity for _, identity, _ in published}) == 1
+
+
+CELLS = [
+    "import nbprocs\npm = nbprocs.ProcessManager(background={background})\ncat = await pm.spawn('cat', stdin=True, name='reader')\ncat",
+    "pm",
+    "await cat.send_line('last words')\nawait cat.close_stdin()\n_ = await cat.wait()",
+    "await pm.aclose()",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("background", [False, True])
+def test_a_notebook_that_runs_without_a_browser_keeps_the_end(tmp_path: Path, background: bool) -> None:
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code.format(background=background)) for code in CELLS])
+    nbformat.write(book, tmp_path / "book.ipynb")
+    options = ["--to=notebook", "--execute", "--inplace", "--ExecutePreprocessor.store_widget_state=False"]
+    subprocess.run([sys.executable, "-m", "nbconvert", *options, str(tmp_path / "book.ipynb")], check=True, capture_output=True)
+    pane, table = (cell.outputs[0].data["text/html"] for cell in nbformat.read(tmp_path / "book.ipynb", as_version=4).cells[:2])
+    assert "completed" in pane
+    assert "last words" in pane
+    assert "1 completed" in table
