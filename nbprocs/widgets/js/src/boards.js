@@ -1,6 +1,6 @@
 // The pool view and the queue view.
 
-import { button, clock, h, icon, say, seconds, set, sparkline, svg } from "./dom.js";
+import { button, clock, h, icon, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Grid } from "./grid.js";
 
 function tile(label) {
@@ -73,6 +73,7 @@ export class Pool {
   }
 
   figures(f, rate) {
+    if (f.closed) say(this.grid.empty, "The pool is closed.");
     say(this.facts, f.closed ? "closed" : `${f.workers} of at most ${f.most} workers${f.starting ? `, ${f.starting} starting` : ""}${f.crashed ? `, ${f.crashed} crashed` : ""}${f.retries ? `, ${f.retries} retries` : ""}`);
     say(this.tiles.busy.value, `${count(f.busy)}`);
     say(this.tiles.queued.value, count(f.queued));
@@ -136,7 +137,7 @@ export class Queue {
           make: (cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
           fill: (cell, { data }) => {
             say(cell.firstChild, data[0]);
-            say(cell.lastChild, data[1] === data[0] ? "" : data[1]);
+            say(cell.lastChild, data[1] === data[0] ? "" : short(data[1]));
             cell.title = data[1];
           },
         },

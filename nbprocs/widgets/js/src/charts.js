@@ -206,7 +206,7 @@ export class Charts {
         })),
       ],
       hooks: { draw: [(plot) => this.marks(plot)], setCursor: [(plot) => this.cursor(plot)] },
-      padding: [8, 8, 0, 0],
+      padding: [8, 28, 0, 0], // half a label of the last moment
     };
     const plot = new this.uPlot(options, [[], ...lines.map(() => [])], node);
     plot.nbprocs = name;

@@ -484,7 +484,7 @@ export class Table {
     line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
     line.dot.dataset.status = status;
     say(line.status, status);
-    say(line.end, get("end") && get("end") !== "exit 0" ? get("end") : "");
+    say(line.end, get("end") && get("end") !== "exit 0" ? get("end").split(" (")[0] : ""); // the reason is in the title, and in the pane
     line.status.parentNode.title = [status, get("end")].filter(Boolean).join(", ");
     say(line.pid, live ? String(get("pid") ?? "") : "");
     this.fillClock(line, row);
