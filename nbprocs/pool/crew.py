@@ -311,6 +311,7 @@ class Crew:
         if member.leaving and not member.lane.sent and not member.gone:
             self.dismiss(member)
         self.desk.pump()
+        self.desk.flush()  # cancelled ones go nowhere from here: perhaps they were the last that a join() waits for
 
     # -- health
 

@@ -269,6 +269,7 @@ class Desk:
     def give_up(self, task: Task) -> None:
         """Its handle was cancelled."""
         if task.state.final or task.dropped:
+            self.flush()  # it ended when it was handed out, which tells nobody
             return
         running = task.state is TaskState.RUNNING
         self.limbo.pop(task, None)

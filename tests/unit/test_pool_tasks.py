@@ -2,6 +2,7 @@
 """Real workers: results, errors, and what a task may do to its worker without harming anybody else."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -499,6 +500,31 @@ async def test_cancel_a_running_task_ends_its_worker_only(pool, gate):
             await asyncio.sleep(0.005)
     assert pool.frame("workers")["reason"].dropna().tolist() == ["a running task was cancelled"]
     assert await pool.run(int) == 0
+
+
+async def test_a_join_hears_that_a_cancelled_task_was_taken_back(lonely):
+    (member,) = lonely._crew.members.values()
+    member.link.dispatch = lambda _: None  # on its way for ever: it can only be taken back
+    handle = lonely.submit(int)
+    joining = asyncio.create_task(lonely.join())
+    await asyncio.sleep(0)
+    assert handle.cancel()
+    async with asyncio.timeout(20):
+        await joining
+
+
+async def test_a_join_hears_of_a_future_that_was_cancelled_on_its_way():
+    pool = ProcessPool(ONE)
+    future = pool.executor().submit(int)
+    joining = asyncio.create_task(pool.join())
+    await asyncio.sleep(0)
+    assert concurrent.futures.Future.cancel(future)  # so far another thread has come, when the worker is ready
+    async with asyncio.timeout(20):
+        while not pool.metrics().total_tasks_cancelled:
+            await asyncio.sleep(0.005)
+        future._give_up(future._task)
+        await joining
+    await pool.aclose()
 
 
 async def test_cancelling_the_wait_cancels_the_task(lonely, gate):
