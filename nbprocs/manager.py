@@ -356,11 +356,11 @@ class ProcessManager(Displayable):
     # -- looking
 
     def processes(self) -> tuple[ManagedProcess, ...]:
-        """All that are known: the history, oldest end first, then the live ones."""
+        """All that are known: the history, oldest end first, then the live ones. From any thread."""
         return tuple(self._registry)
 
     def list(self) -> tuple[ProcessInfo, ...]:
-        """A snapshot of all that are known, in order of creation."""
+        """A snapshot of all that are known, in order of creation. From any thread."""
         return tuple(sorted((process.info for process in self._registry), key=lambda info: info.created_at))
 
     @property

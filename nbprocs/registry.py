@@ -67,7 +67,9 @@ class Slots:
         waiters, self._waiters = self._waiters, deque()
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(Closed("the manager was closed while this start waited for a slot"))
+                waiter.set_exception(
+                    Closed("the manager was closed while this start waited for a slot", hint="create another ProcessManager")
+                )
 
 
 class Registry:

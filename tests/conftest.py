@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nbprocs.testing import Snapshot, leaked, warm
+from nbprocs.testing import leaked_tasks as left_running
 from tests import blocking as blocking_calls
-from tests import leaks as leak_checks
 
 SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]  # real children take their time
 settings.register_profile("nbprocs", deadline=None, suppress_health_check=SLOW_CHECKS, print_blob=True)
@@ -44,16 +45,16 @@ def loop_mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm() -> None:
-    leak_checks.warm()
+    warm()
 
 
 @pytest.fixture(autouse=True)
 def leaks(_warm: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails when the test leaves a child, thread, descriptor or comm behind."""
-    before = leak_checks.Snapshot.take()
+    before = Snapshot.take()
     yield
     request.node.funcargs.clear()  # pytest holds what the fixtures gave until later: a manager there keeps the files of its history open
-    if found := leak_checks.leaked(before):
+    if found := leaked(before):
         pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
 
 
@@ -66,7 +67,7 @@ async def _own_loop(loop_mode: str) -> AsyncIterator[None]:
         loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     before = asyncio.all_tasks()
     yield
-    if found := await leak_checks.leaked_tasks(before):
+    if found := await left_running(before):
         pytest.fail("left running:\n  " + "\n  ".join(found), pytrace=False)
 
 

@@ -77,6 +77,11 @@ class Leash:
         finally:
             os.close(theirs)
 
+    @property
+    def descriptors(self) -> set[int]:
+        """What it keeps open in this process."""
+        return {fd for fd in (self._pipe, self._table) if fd is not None}
+
     def hold(self, identity: Identity) -> int:
         """Put a child on the leash; returns its place for release()."""
         with self._lock:

@@ -12,7 +12,6 @@ import sys
 import time
 
 GRACE = 0.7  # seconds between SIGTERM and SIGKILL: all must be over within two seconds
-EARLY = 200  # ticks
 QUIET = 2  # empty looks in a row: a fork may have been under way during the first
 GIVE_UP = 20.0  # seconds after which only what the system itself holds can be left
 RECORD = struct.Struct("=qd")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks as leaks_module
+from nbprocs.testing import spare
 from tests.browser.server import CHROMIUM, FLAGS, Kind, Server, missing, serve
 
 HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Kind
         def get(kind: Kind) -> Server:
             if kind not in started:
                 started[kind] = stack.enter_context(serve(kind, tmp_path_factory.mktemp(kind)))
-                leaks_module.KEPT.add(started[kind].process.pid)
+                spare(started[kind].process.pid)
             return started[kind]
 
         yield get

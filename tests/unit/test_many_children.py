@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from nbprocs import ProcessManager
-from tests.leaks import Snapshot
+from nbprocs.testing import Snapshot
 
 MANY, WIDTH = 10_000, 8
 
