@@ -382,8 +382,8 @@ async def test_the_dashboard_notebook_in_jupyterlab(lab: Any) -> None:
         if cell.cell_type == "code":
             await page.run(number)
     view = page.page.locator(".nb-dashboard").first
-    await expect(row(view, "waves")).to_contain_text("paused")
-    await expect(row(view, "leak")).to_contain_text("terminated")
+    await expect(row(view, "compress")).to_contain_text("paused")
+    await expect(row(view, "parse")).to_contain_text("terminated")
 
 
 @pytest.mark.slow
