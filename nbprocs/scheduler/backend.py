@@ -36,6 +36,7 @@ class Job:
     env_vars: dict[str, str | None] = field(default_factory=dict)
     timeout: float | None = None  # seconds; the backend ends the whole tree after it
     shell: bool = False
+    named: bool = False  # the name is the task's own, not its command line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 from nbprocs.engine.home import Home, Tasks
-from nbprocs.errors import ProcessError, StartupFailed, error_from_result
+from nbprocs.errors import NameInUse, ProcessError, StartupFailed, error_from_result
 from nbprocs.manager import ProcessManager
 from nbprocs.model import ProcessConfig
 from nbprocs.process import ManagedProcess
@@ -81,7 +81,10 @@ class LocalBackend:
             timeout=job.timeout,
             shell=job.shell,
         )
-        process = await self.manager.spawn(config)
+        try:
+            process = await self.manager.spawn(config, name=job.name if job.named else None)
+        except NameInUse:  # tasks may share a name, and with processes; live processes don't
+            process = await self.manager.spawn(config)
         self._running[job.id] = process
         report(Started(pid=process.pid, host=self._host, process=process))
         if job.id in self._cancelled:

@@ -239,6 +239,7 @@ class Runner:
             env_vars=env,
             timeout=self.timeout(entry),
             shell=options.shell,
+            named=options.name is not None,
         )
         self._running[entry.key] = entry
         self._backend(entry).start(job, lambda event: self._heard(entry, run, event))

@@ -135,6 +135,18 @@ async def test_your_own_manager_stays_open() -> None:
             TaskScheduler(manager=pm, backend=sch.runner.backend)
 
 
+async def test_a_process_has_the_name_of_its_task_where_that_is_free() -> None:
+    async with ProcessManager() as pm, TaskScheduler(manager=pm) as sch:
+        handles = [sch.schedule(*SLEEPER, name="train"), sch.schedule(*SLEEPER, name="train"), sch.schedule(*SLEEPER)]
+        for handle in handles:
+            await line_of(handle)
+        names = sorted(info.name for info in pm.list())
+        assert names.count("train") == 1
+        assert len(set(names)) == 3
+        for handle in handles:
+            handle.cancel()
+
+
 async def test_a_manager_at_its_limit_fails_the_start_clearly() -> None:
     async with ProcessManager(max_concurrent=1) as pm, TaskScheduler(SchedulerConfig(max_retries=5, retry_delay=0.01), manager=pm) as sch:
         blocker = await pm.spawn(*SLEEPER)
