@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from nbprocs.display import text
+from nbprocs.display import table, text
 from nbprocs.model import ProcessInfo
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ def frame_of(infos: Iterable[ProcessInfo]) -> pd.DataFrame:
 
 def table_html(title: str, infos: Iterable[ProcessInfo]) -> str:
     """The youngest fifty as a table, everything escaped."""
-    rows = "".join(
-        f"<tr><td>{text(info.name)}</td><td>{info.status}</td><td>{info.pid}</td><td>{info.execution_time:.1f} s</td>"
-        f"<td><code>{text(info.config.display, limit=120)}</code></td><td>{text(info.last_line, limit=80)}</td></tr>"
+    rows = (
+        (
+            text(info.name), str(info.status), str(info.pid), f"{info.execution_time:.1f} s",
+            f"<code>{text(info.config.display, limit=120)}</code>", text(info.last_line, limit=80),
+        )
         for info in list(infos)[-_ROWS:]
-    )
-    head = "<tr><th>name</th><th>status</th><th>pid</th><th>time</th><th>command</th><th>last line</th></tr>"
-    return f"<div>{text(title)}<table>{head}{rows}</table></div>"
+    )  # fmt: skip
+    return f"<div>{text(title)}{table(('name', 'status', 'pid', 'time', 'command', 'last line'), rows)}</div>"

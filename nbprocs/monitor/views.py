@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.display import text
+from nbprocs.display import table, text
 from nbprocs.monitor.history import COUNTS, METRICS, Series, Snapshot
 from nbprocs.monitor.model import Alert, ProcessMetrics, Scope, State
 
@@ -101,16 +101,17 @@ def _plain(value: Any) -> Any:
 
 def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> str:
     """Static HTML: the latest samples and the open alerts."""
-    rows = "".join(
-        f"<tr><td>{text(m.name, limit=60)}</td><td>{m.state}</td><td>{_cell(m.memory_usage_mb, 1)}</td>"
-        f"<td>{_cell(m.memory_percent, 1)}</td><td>{_cell(m.cpu_percent, 0)}</td>"
-        f"<td>{_cell(m.file_descriptors, 0)}</td><td>{_cell(m.processes, 0)}</td></tr>"
+    rows = (
+        (
+            text(m.name, limit=60), str(m.state), _number(m.memory_usage_mb, 1), _number(m.memory_percent, 1), _number(m.cpu_percent, 0),
+            _number(m.file_descriptors, 0), _number(m.processes, 0),
+        )
         for m in found
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("name", "state", "MiB", "% of memory", "CPU %", "descriptors", "processes"))
+    )  # fmt: skip
+    head = ("name", "state", "MiB", "% of memory", "CPU %", "descriptors", "processes")
     lines = "".join(f"<div>{alert.severity}: {text(alert.message, limit=200)}</div>" for alert in alerts)
-    return f"<div>{text(heading)}{lines}<table><tr>{head}</tr>{rows}</table></div>"
+    return f"<div>{text(heading)}{lines}{table(head, rows)}</div>"
 
 
-def _cell(value: float | None, digits: int) -> str:
+def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"

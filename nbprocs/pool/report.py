@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from nbprocs.display import text
+from nbprocs.display import table, text
 from nbprocs.pool.crew import Crew
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.member import Member
@@ -138,12 +138,10 @@ def summary(name: str, figures: PoolMetrics, most: int, *, closed: bool) -> str:
 def html(title: str, infos: Iterable[WorkerInfo]) -> str:
     """A static table of workers."""
     now = datetime.now(UTC)
-    rows = "".join(_row(info, now) for info in list(infos)[:_SHOWN])
-    head = "".join(f"<th>{name}</th>" for name in ("worker", "state", "pid", "tasks", "holds", "age"))
-    return f"<div>{text(title)}<table><tr>{head}</tr>{rows}</table></div>"
+    rows = (_row(info, now) for info in list(infos)[:_SHOWN])
+    return f"<div>{text(title)}{table(('worker', 'state', 'pid', 'tasks', 'holds', 'age'), rows)}</div>"
 
 
-def _row(info: WorkerInfo, now: datetime) -> str:
+def _row(info: WorkerInfo, now: datetime) -> list[str]:
     age = f"{(now - info.created_at).total_seconds():.0f} s"
-    cells = (info.name, info.state.value, info.pid or "", info.done, len(info.tasks), age)
-    return "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>"
+    return [text(content) for content in (info.name, info.state.value, info.pid or "", info.done, len(info.tasks), age)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nbprocs.display import text
+from nbprocs.display import table, text
 from nbprocs.events import Subscribers
 from nbprocs.recovery.model import Step, StepKind
 
@@ -80,8 +80,8 @@ class Journal:
 
     def html(self) -> str:
         """The stories as a static table."""
-        rows = "".join(f"<tr><td><b>{text(name)}</b></td><td>{_html(self._told(name))}</td></tr>" for name in self.names())
-        return f"<table>{rows}</table>" if rows else "<div>nothing has happened yet</div>"
+        rows = [(f"<b>{text(name)}</b>", _html(self._told(name))) for name in self.names()]
+        return table((), rows) if rows else "<div>nothing has happened yet</div>"
 
     def _told(self, name: str) -> list[Step]:
         return [step for step in self if step.name == name and step.kind in _TOLD]

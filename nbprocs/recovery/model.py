@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from nbprocs.display import Displayable, text
+from nbprocs.display import Displayable, table, text
 from nbprocs.errors import ExecutionTimeout, OutOfMemory, ProcessCrashed, ProcessError, ProcessFailed, RestartsExhausted
 from nbprocs.model import signal_name
 
@@ -75,15 +75,14 @@ class RecoveryReport(Displayable):
         return f"<RecoveryReport {self.name}: {end} after {self.attempts} attempt{'s' * (self.attempts != 1)}: {did}>"
 
     def _html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{text(a.action)}</td><td>{'ok' if a.ok else 'failed'}</td><td>{text(a.detail, limit=300)}</td>"
-            f"<td>{a.waited:.2f} s</td><td>{a.seconds:.2f} s</td></tr>"
+        rows = (
+            (text(a.action), "ok" if a.ok else "failed", text(a.detail, limit=300), f"{a.waited:.2f} s", f"{a.seconds:.2f} s")
             for a in self.actions
         )
         end = "recovered" if self.recovered else "not recovered"
         why = text(str(self.error).partition("\n")[0], limit=300)
-        head = "<tr><th>action</th><th>outcome</th><th>detail</th><th>waited</th><th>took</th></tr>"
-        return f"<div><b>{text(self.name)}</b>: {end}, {self.seconds:.2f} s after: {why}</div><table>{head}{rows}</table>"
+        shown = table(("action", "outcome", "detail", "waited", "took"), rows)
+        return f"<div><b>{text(self.name)}</b>: {end}, {self.seconds:.2f} s after: {why}</div>{shown}"
 
 
 class StepKind(StrEnum):

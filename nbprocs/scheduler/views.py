@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nbprocs.display import Displayable, text
+from nbprocs.display import Displayable, table, text
 from nbprocs.scheduler.backend import Ended
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
@@ -165,15 +165,13 @@ class Views(Displayable):
         running = self.runner.running()
         waiting = [e for e in at_once(lambda: itertools.islice(self.runner.queue, _SHOWN)) if e.run is None]
         ended = at_once(lambda: itertools.islice(reversed(self.runner.finished.values()), _SHOWN))
-        rows = "".join(self._row(entry) for entry in (running + waiting + ended)[:_SHOWN])
-        head = "<tr><th>task</th><th>priority</th><th>state</th><th>tries</th></tr>"
-        return f"<div><b>TaskScheduler</b> {text(', '.join(facts))}<table>{head}{rows}</table></div>"
+        rows = table(("task", "priority", "state", "tries"), map(self._row, (running + waiting + ended)[:_SHOWN]))
+        return f"<div><b>TaskScheduler</b> {text(', '.join(facts))}{rows}</div>"
 
     @staticmethod
-    def _row(entry: Entry) -> str:
+    def _row(entry: Entry) -> tuple[str, ...]:
         tries = entry.retries + 1 if entry.run is not None or entry.outcome is not None else 0
-        cells = (text(entry.label, limit=80), text(priority_name(entry.priority)), entry.state.value, str(tries))
-        return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        return text(entry.label, limit=80), text(priority_name(entry.priority)), entry.state.value, str(tries)
 
 
 def at_once(look: Callable[[], Iterable[Entry]]) -> list[Entry]:

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nbprocs.display import plain, text
+from nbprocs.display import cell, plain, text
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.monitor import Alert, ProcessMonitor
 from nbprocs.widgets.base import Host, Part, View
-from nbprocs.widgets.record import MUTED, cell, sparkline
+from nbprocs.widgets.record import MUTED, sparkline
 from nbprocs.widgets.sampling import Readings, readings_of
 from nbprocs.widgets.wire import Delta
 

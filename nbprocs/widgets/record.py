@@ -7,15 +7,14 @@ white and on black.
 import re
 from collections.abc import Iterable, Sequence
 
-from nbprocs.display import text
+from nbprocs.display import cell, text
 from nbprocs.model import ProcessInfo, ProcessStatus, signal_name
 from nbprocs.redact import one_line
 
-__all__ = ["badge", "bytes_text", "cell", "command_html", "duration", "ending", "lines_html", "process_html", "sparkline", "table_html"]
+__all__ = ["badge", "bytes_text", "command_html", "duration", "ending", "lines_html", "process_html", "sparkline", "table_html"]
 
 MUTED = "color:var(--jp-ui-font-color2,#6e7781)"
 MONO = "font-family:var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,monospace);font-size:12px"
-CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top;white-space:nowrap"
 _COLOURS = {
     "starting": "#9a6700",
     "running": "#1a7f37",
@@ -74,12 +73,6 @@ def command_html(command: str, *, limit: int) -> str:
     """
     short = re.sub(r"^(?:/|[A-Za-z]:\\)[^\s'\"]*[/\\](?=[^\s'\"/\\])", "", command)
     return f'<code style="{MONO};background:none;padding:0;white-space:nowrap">{text(one_line(short, limit=limit))}</code>'
-
-
-def cell(content: str, *, kind: str = "td", style: str = "") -> str:
-    """A cell of a table, to the left whatever the page's style says; a head with ``kind="th"``."""
-    scope = ' scope="col"' if kind == "th" else ""
-    return f'<{kind}{scope} style="{CELL}{style}">{content}</{kind}>'
 
 
 def status_word(info: ProcessInfo) -> str:
