@@ -26,11 +26,13 @@ __all__ = ["Budget", "Journal", "OutputPane", "PanePart"]
 RATE = 256_000  # bytes a second to the front ends
 BURST = 128_000  # bytes at once after a pause
 REFILL = 256_000  # bytes of each stream that a new front end gets
-PAGE = 1_000_000  # bytes read when paging back
+PAGE = 500_000  # bytes of a page, at most: with _ROWS lines, wrapped at 80 columns, the 20,000 rows of the terminal hold it
+_ROWS = 10_000  # lines of a page
 FILE_PART = 2_000_000  # bytes in one message of a download
 FILE_LIMIT = 1 << 30
 _LIVE_EVERY = 0.5  # seconds
 _LINE = 500  # how far a cut may move to fall on a line's end
+_AFTER = 2000  # bytes shown below what was found
 
 
 class Budget:
@@ -280,17 +282,42 @@ class PanePart(Part):
 
     @op(stream=choice(*(s.value for s in Stream)), before=number(0, 2**53))
     def page(self, stream: str, before: float) -> Delta:
-        """The part of the log that ends at a position, cut at a line's end."""
+        """The part of the log that ends at a position, cut at a line's end, and no more than the terminal can hold."""
         log = self._log(Stream(stream))
         until = max(min(int(before), log.end), log.start)
         at, data = _bytes(log, max(until - PAGE, log.start), until)
         if at > log.start and (cut := data.find(b"\n", 0, _LINE)) >= 0:
             at, data = at + cut + 1, data[cut + 1 :]
+        if data.count(b"\n") > _ROWS:
+            cut = len(data.rsplit(b"\n", _ROWS + 1)[0]) + 1
+            at, data = at + cut, data[cut:]
         return Delta(content={"at": at, "end": until, "first": log.start, "last": log.end}, buffers=(data,))
+
+    @op(stream=choice(*(s.value for s in Stream)), text=text(1000), before=number(0, 2**53), exact=flag)
+    async def find(self, stream: str, text: str, before: float = 2**53, *, exact: bool = False) -> Delta:
+        """The page around the last place before a position where the log has a text; without a buffer where there is none.
+
+        The terminal holds the last lines only; this looks through all of the log, a page a turn of the loop. Without ``exact`` the
+        case of ASCII letters does not matter.
+        """
+        log, wanted = self._log(Stream(stream)), text.encode() if exact else text.encode().lower()
+        end = min(int(before), log.end)
+        while wanted and end > log.start:
+            begin = max(end - PAGE, log.start)
+            at, data = _bytes(log, begin, end)
+            if (found := (data if exact else data.lower()).rfind(wanted)) >= 0:
+                place = at + found + len(wanted)
+                _, below = _bytes(log, place, min(place + _AFTER, log.end))
+                return self.page(stream, place + (below.rfind(b"\n") + 1 or len(below)))
+            if begin == log.start:
+                break
+            end = begin + len(wanted) - 1  # it may lie across two pages
+            await asyncio.sleep(0)
+        return Delta(content={"at": 0, "end": 0, "first": log.start, "last": log.end})
 
 
 class OutputPane(View):
-    """A terminal with the output of one process: follows, searches, wraps or not, sends to stdin, downloads the whole log.
+    """A terminal with the output of one process: follows, searches the whole log, wraps or not, sends to stdin, downloads the log.
 
     >>> async with ProcessManager() as pm:
     ...     OutputPane(await pm.spawn("cat", stdin=True), height=200).close()

@@ -150,6 +150,31 @@ async def test_the_pane_follows_searches_wraps_and_talks(app: Any, tmp_path: Pat
     await expect(view).to_contain_text("completed · exit 0")
 
 
+async def test_a_search_reaches_what_the_terminal_no_longer_holds(lab: Any) -> None:
+    code = "for i in range(200_000): print('a needle' if i in (20_000, 90_000) else f'line {i}')"
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn(sys.executable, '-c', {code!r})\n_ = await proc.wait()\nproc"])
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("line 199999")
+    search = view.get_by_label("Search in the output")
+    await search.fill("Needle")
+    await expect(view.locator(".nb-found")).to_contain_text("none here")
+    await search.press("Enter")
+    await expect(view.locator(".nb-found")).to_have_text("not in the log")  # an upper case letter means that case matters
+    await search.fill("needle")
+    await search.press("Enter")
+    await expect(screen(view)).to_contain_text("line 90001")
+    await expect(view.locator(".nb-found")).to_have_text("1/1")
+    await search.press("Shift+Enter")
+    await expect(screen(view)).to_contain_text("line 20001")
+    await expect(view.locator(".nb-found")).to_have_text("1/1")
+    await search.press("Shift+Enter")
+    await expect(view.locator(".nb-found")).to_have_text("no earlier match")
+    await page.shot("pane-search")
+    await search.press("Escape")
+    await expect(screen(view)).to_contain_text("line 199999")
+
+
 async def test_the_form_from_empty_to_running(lab: Any) -> None:
     page = await lab.open(cells=[f"{START}from IPython.display import display\ndisplay(nbprocs.SpawnForm(pm), nbprocs.ProcessTable(pm))"])
     await page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])

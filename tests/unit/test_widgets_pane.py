@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nbprocs import ProcessManager, Stream
 from nbprocs.widgets import OutputPane
-from nbprocs.widgets.output_pane import BURST, FILE_PART, RATE, Budget, Journal, newest
+from nbprocs.widgets.output_pane import BURST, FILE_PART, PAGE, RATE, Budget, Journal, newest
 from tests.unit.widgets_kit import settled, shown
 
 segments = st.lists(st.tuples(st.sampled_from(Stream), st.integers(1, 50)), max_size=20)
@@ -136,6 +136,38 @@ async def test_the_whole_log_can_be_fetched_and_paged() -> None:
             assert got[page["data"]["at"] - 1 : page["data"]["at"]] == b"\n"
             first = await tab.call("pane", "page", stream="stdout", before=10)
             assert first["data"]["at"] == 0
+
+
+async def test_the_whole_log_can_be_searched_from_its_end() -> None:
+    async with ProcessManager() as pm:
+        code = "for i in range(300_000): print('Needle' if i in (7, 250_000) else i)"
+        process = await pm.spawn(sys.executable, "-c", code)
+        await process.wait()
+        log = process.stdout.getvalue()
+        with shown(OutputPane(process)) as tab:
+            await tab.hello()
+
+            async def find(**args: object) -> tuple[dict[str, int], bytes]:
+                reply = await tab.call("pane", "find", **args)
+                assert reply["ok"], reply
+                buffers = tab.buffers[tab.heard.index(reply)]
+                return reply["data"], buffers[0] if buffers else b""
+
+            last, page = await find(stream="stdout", text="needle")
+            assert log[last["at"] : last["end"]] == page
+            assert page.rfind(b"Needle") > len(page) - 2100
+            assert log[: last["end"]].rfind(b"Needle") == log.rfind(b"Needle")
+            first, page = await find(stream="stdout", text="Needle", exact=True, before=last["at"])
+            assert first["at"] == 0 < last["at"]
+            assert page.count(b"\n") <= 10_001
+            assert page.startswith(b"0\n1\n2\n3\n4\n5\n6\nNeedle\n8\n")
+            assert (await find(stream="stdout", text="needle", exact=True))[1] == b""
+            assert (await find(stream="stderr", text="needle"))[1] == b""
+            assert (await find(stream="stdout", text=""))[1] == b""
+            across = log[len(log) - PAGE - 9 : len(log) - PAGE + 9]
+            found, page = await find(stream="stdout", text=across.decode())
+            assert across in page
+            assert found["end"] < len(log)
 
 
 async def test_nothing_is_left_when_it_is_closed_while_the_process_lives() -> None:

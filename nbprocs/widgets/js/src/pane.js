@@ -36,7 +36,10 @@ export class Pane {
       oninput: () => this.search(1, true),
       onkeydown: (event) => {
         if (event.key === "Enter") this.search(event.shiftKey ? -1 : 1);
-        if (event.key === "Escape") this.endSearch();
+        else if (event.key === "Escape") this.endSearch();
+        else return;
+        event.preventDefault();
+        event.stopPropagation(); // shift+enter would run the cell
       },
     });
     this.matches = h("span.nb-matches", {}, button("up", "Previous match", () => this.search(-1)), button("down", "Next match", () => this.search(1)));
@@ -114,7 +117,8 @@ export class Pane {
     term.loadAddon(this.fit);
     term.loadAddon(this.finder);
     this.finder.onDidChangeResults?.(({ resultIndex, resultCount }) => {
-      say(this.found, this.find.value ? (resultCount ? `${resultIndex + 1}/${resultCount}` : "none") : "");
+      this.match = resultIndex;
+      say(this.found, this.find.value ? (resultCount ? `${resultIndex + 1}/${resultCount}` : "none here; ⏎ searches the log") : "");
     });
     term.open(this.screen);
     term.attachCustomKeyEventHandler((event) => this.terminalKey(event));
@@ -288,10 +292,29 @@ export class Pane {
     this.root.classList.toggle("nb-searching", Boolean(text));
     if (!text) return this.endSearch();
     this.setFollow(false);
-    const decorations = { matchBackground: "#f2cc60", matchOverviewRuler: "#f2cc60", activeMatchBackground: "#ff9632", activeMatchColorOverviewRuler: "#ff9632" };
-    const options = { incremental, decorations, caseSensitive: text !== text.toLowerCase() };
-    if (incremental || direction < 0) this.finder.findPrevious(text, options);
-    else this.finder.findNext(text, options);
+    const options = searchOptions(text, incremental);
+    // On a page that the log was searched for, "previous" of its first match is the next page's affair.
+    const further = direction < 0 && this.paged !== undefined && this.match === 0;
+    const hit = !further && (incremental || direction < 0 ? this.finder.findPrevious(text, options) : this.finder.findNext(text, options));
+    if (!hit && !incremental) this.searchLog(text, further ? this.paged : undefined);
+  }
+
+  /** What the terminal does not hold, the log may: show the page of the last match before a position. */
+  async searchLog(text, before) {
+    try {
+      for (const stream of before === undefined ? ["stdout", "stderr"] : [this.pagedOf]) {
+        const args = { stream, text, exact: exactly(text), ...(before === undefined ? {} : { before }) };
+        const { data, buffers } = await this.context.connection.call(this.part, "find", args);
+        if (this.gone || this.find.value !== text) return;
+        if (buffers.length) {
+          this.showPage(stream, data, buffers, () => this.finder.findPrevious(text, searchOptions(text, false)));
+          return;
+        }
+      }
+      say(this.found, before === undefined ? "not in the log" : "no earlier match");
+    } catch (error) {
+      this.context.notice(error.message, "error");
+    }
   }
 
   endSearch() {
@@ -306,20 +329,25 @@ export class Pane {
   // -- the log
 
   async pageBack() {
-    const stream = this.ends?.stdout ? "stdout" : "stderr";
+    const stream = this.paged === undefined ? (this.ends?.stdout ? "stdout" : "stderr") : this.pagedOf;
     const before = this.paged ?? Math.max(0, (this.ends?.[stream] ?? 0) - 256_000);
     try {
       const { data, buffers } = await this.context.connection.call(this.part, "page", { stream, before });
       if (!buffers.length || data.at >= data.end) return this.context.notice("This is the beginning of the log.");
-      this.paged = data.at;
-      this.setFollow(false);
-      this.term.reset();
-      this.streams = new Streams();
-      this.mark(`bytes ${data.at.toLocaleString()} to ${data.end.toLocaleString()} of ${stream}; the arrow pages further back, follow returns`);
-      this.term.write(this.streams.text(stream, octets(buffers[0])));
+      this.showPage(stream, data, buffers);
     } catch (error) {
       this.context.notice(error.message, "error");
     }
+  }
+
+  showPage(stream, data, buffers, then) {
+    this.setFollow(false);
+    this.paged = data.at;
+    this.pagedOf = stream;
+    this.term.reset();
+    this.streams = new Streams();
+    this.mark(`bytes ${data.at.toLocaleString()} to ${data.end.toLocaleString()} of ${stream}; the arrow pages further back, follow returns`);
+    this.term.write(this.streams.text(stream, octets(buffers[0])), then);
   }
 
   async download() {
@@ -375,6 +403,16 @@ export class Pane {
     this.themes?.disconnect();
     this.term?.dispose();
   }
+}
+
+/** Upper case in what is searched for means that case matters. */
+function exactly(text) {
+  return text !== text.toLowerCase();
+}
+
+function searchOptions(text, incremental) {
+  const decorations = { matchBackground: "#f2cc60", matchOverviewRuler: "#f2cc60", activeMatchBackground: "#ff9632", activeMatchColorOverviewRuler: "#ff9632" };
+  return { incremental, decorations, caseSensitive: exactly(text) };
 }
 
 /** Output may colour, but not take the terminal over: no other screen, no mouse, no bracketed paste, no links, no clipboard, no title. */
