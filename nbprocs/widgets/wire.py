@@ -16,7 +16,7 @@ does not fit becomes a :class:`BadMessage`, which turns into an error reply and 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "BadMessage",
@@ -39,6 +39,7 @@ _ID_LIMIT = 80
 _ARGS_LIMIT = 20
 
 Check = Callable[[str, Any], Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class BadMessage(ValueError):
@@ -190,10 +191,10 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def op(**checks: Check) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def op(**checks: Check) -> Callable[[F], F]:
     """Mark a part's method as callable by front ends, with a check for each argument. An argument that is not sent keeps its default."""
 
-    def mark(method: Callable[..., Any]) -> Callable[..., Any]:
+    def mark(method: F) -> F:
         method.__checks__ = checks  # type: ignore[attr-defined]
         return method
 
