@@ -4,27 +4,20 @@ An out-of-memory kill looks like any other SIGKILL from outside; only the counte
 in ``memory.oom_control`` on v1).
 """
 
-import os
-
 __all__ = ["OomWatch"]
 
 
 def _read(path: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except OSError:
         return b""
-    try:
-        return os.read(fd, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
 
 
 def _own_files() -> list[str]:
     files = []
-    for line in os.fsdecode(_read("/proc/self/cgroup")).splitlines():
+    for line in _read("/proc/self/cgroup").decode(errors="surrogateescape").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             files.append(f"/sys/fs/cgroup{path}/memory.events")
@@ -50,8 +43,9 @@ class OomWatch:
     """
 
     def __init__(self) -> None:
-        self._path = next((path for path in _own_files() if _kills(path) is not None), "")
-        self._seen = _kills(self._path)
+        counters = ((path, _kills(path)) for path in _own_files())
+        found: tuple[str, int | None] = next((counter for counter in counters if counter[1] is not None), ("", None))
+        self._path, self._seen = found
 
     def explains(self) -> bool:
         """Whether a SIGKILL that just came was the system's, for memory. Each kill counts once."""
