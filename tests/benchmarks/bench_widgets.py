@@ -6,6 +6,7 @@ The first pixel needs Chromium and Playwright, as the browser tests do; only tho
 """
 
 import asyncio
+import functools
 import os
 import resource
 import subprocess
@@ -381,19 +382,9 @@ def stopwatch(tmp_path: Path) -> Iterator[Stopwatch]:
 def test_first_pixel(bench: Any, stopwatch: Stopwatch) -> None:
     row = "JupyterLab, a fresh kernel, from Shift+Enter"
     bare = {"the smallest anywidget": lambda: stopwatch.painted(BARE, ".bare")}
-    bench.row(
-        f"{row} to the first pixel of a dashboard",
-        ours=lambda: stopwatch.painted(EMPTY, ".nb-view .nb-section"),
-        peers=bare,
-        ceiling=1.5,
-        unit="s",
-        rounds=5,
-    )
-    bench.row(
-        f"{row} to a started process's row in a dashboard",
-        ours=lambda: stopwatch.painted(BUSY, ".nb-view .nb-space .nb-row"),
-        peers=bare,
-        ceiling=1.5,
-        unit="s",
-        rounds=5,
-    )
+    for what, code, wanted in (
+        ("the first pixel of a dashboard", EMPTY, ".nb-view .nb-section"),
+        ("a started process's row in a dashboard", BUSY, ".nb-view .nb-space .nb-row"),
+    ):
+        ours = functools.partial(stopwatch.painted, code, wanted)
+        bench.row(f"{row} to {what}", ours=ours, peers=bare, ceiling=1.5, unit="s", rounds=5)
