@@ -13,12 +13,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     recovery
 #     monitor   scheduler
 #     pool
-#     manager
-#     supervision
-#     startup
-#     registry  readiness  events  snapshots
-#     process
-#     talk
+#     processes
 #     engine
 #     policy
 #     display
@@ -49,7 +44,6 @@ from nbprocs.errors import (
     Unhealthy,
     UnknownProcess,
 )
-from nbprocs.manager import ProcessManager
 from nbprocs.model import (
     EventKind,
     ProcessConfig,
@@ -60,13 +54,14 @@ from nbprocs.model import (
     Stream,
     TaskPriority,
 )
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 
 __version__ = "0.1.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
-    "nbprocs.readiness": ("LogLine", "Port", "Url"),
+    "nbprocs.processes.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
     "nbprocs.pool": (
         "CommandWorker",
@@ -155,7 +150,7 @@ if TYPE_CHECKING:
         WorkerInfo,
         WorkerState,
     )
-    from nbprocs.readiness import LogLine, Port, Url
+    from nbprocs.processes.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
         DoNothing,
         ErrorHandler,

@@ -38,7 +38,7 @@ def modules() -> list[ModuleType]:
     names = [found.name for found in pkgutil.walk_packages(nbprocs.__path__, "nbprocs.")]
     return [
         nbprocs,
-        *(importlib.import_module(name) for name in names if not name.endswith(("_main", ".worker")) and "node_modules" not in name),
+        *(importlib.import_module(name) for name in names if not name.endswith("_main") and "node_modules" not in name),
     ]
 
 

@@ -26,7 +26,6 @@ from nbprocs.display import Displayable
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
-from nbprocs.events import Subscribers
 from nbprocs.monitor.alerts import Transition, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
@@ -41,7 +40,8 @@ from nbprocs.monitor.roster import Roster, look_up
 from nbprocs.monitor.sampler import Sample, Sampler
 from nbprocs.monitor.targets import Target
 from nbprocs.monitor.views import alert_frame, metrics_of, summary_frame, table_html, wide_frame
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.events import Subscribers
+from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nbprocs.engine.home import Home, log
-from nbprocs.readiness import Port, Url
+from nbprocs.processes.readiness import Port, Url
 
 __all__ = ["Prober", "as_question", "ask"]
 

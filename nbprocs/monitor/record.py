@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from nbprocs.engine.home import Tasks
-from nbprocs.manager import ProcessManager
 from nbprocs.model import ProcessConfig, ProcessResult
 from nbprocs.monitor.monitor import ProcessMonitor
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
     import pandas as pd

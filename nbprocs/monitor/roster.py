@@ -24,7 +24,7 @@ from nbprocs.monitor.model import State
 from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.sampler import Ask, GroupAsk
 from nbprocs.monitor.targets import Group, Tallies, Tally, Target, end_state, failed
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["Roster", "look_up"]
 

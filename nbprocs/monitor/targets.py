@@ -8,7 +8,7 @@ from nbprocs.engine.table import Identity
 from nbprocs.model import ProcessInfo, ProcessStatus
 from nbprocs.monitor.history import Series
 from nbprocs.monitor.model import State
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "end_state", "failed"]
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from nbprocs.pool.worker import ATOMS, MAIN, dumps
+from nbprocs.pool.worker_main import ATOMS, MAIN, dumps
 
 __all__ = ["Codec", "Function"]
 

@@ -9,11 +9,11 @@ from typing import Any
 from nbprocs.engine.home import Tasks
 from nbprocs.engine.table import read_row
 from nbprocs.errors import CommunicationError, tail_text
-from nbprocs.manager import ProcessManager
 from nbprocs.model import ProcessConfig
 from nbprocs.pool.python import Listener, Sent
-from nbprocs.pool.worker import ERROR, READY, VALUE
-from nbprocs.process import ManagedProcess
+from nbprocs.pool.worker_main import ERROR, READY, VALUE
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 from nbprocs.redact import mask_command
 
 __all__ = ["CommandLink", "CommandWorker", "End", "answer_in"]

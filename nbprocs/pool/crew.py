@@ -16,7 +16,6 @@ from collections.abc import Callable
 from nbprocs.engine.home import Home, Tasks, log
 from nbprocs.engine.table import read_row
 from nbprocs.errors import Closed, CommunicationError, ProcessError, StartupFailed, StopFailed, error_from_os
-from nbprocs.manager import ProcessManager
 from nbprocs.model import signal_name
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.member import Member
@@ -25,7 +24,8 @@ from nbprocs.pool.outcome import crashed
 from nbprocs.pool.python import Link, Listener
 from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, hung, leave_reason
 from nbprocs.pool.task import Task
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["Crew"]
 

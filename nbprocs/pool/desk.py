@@ -22,7 +22,7 @@ from nbprocs.pool.dispatch import STALE, Dispatcher, Lane
 from nbprocs.pool.model import TaskState
 from nbprocs.pool.outcome import Outcome, read
 from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
-from nbprocs.pool.worker import MANY, READY, STOPPED, VALUE, Message
+from nbprocs.pool.worker_main import MANY, READY, STOPPED, VALUE, Message
 
 if TYPE_CHECKING:
     from nbprocs.pool.crew import Crew

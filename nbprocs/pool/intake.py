@@ -23,7 +23,7 @@ from nbprocs.pool.crew import Crew
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.model import PoolConfig, PythonWorker
 from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
-from nbprocs.pool.worker import dumps
+from nbprocs.pool.worker_main import dumps
 
 __all__ = ["UNSET", "How", "Intake", "Unset", "setup_of", "title_of"]
 

@@ -11,8 +11,8 @@ from nbprocs.pool.model import WorkerState
 from nbprocs.pool.outcome import raised, timed_out
 from nbprocs.pool.python import Link
 from nbprocs.pool.task import Task
-from nbprocs.pool.worker import READY, Message
-from nbprocs.process import ManagedProcess
+from nbprocs.pool.worker_main import READY, Message
+from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
     from nbprocs.pool.crew import Crew

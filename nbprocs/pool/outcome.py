@@ -15,7 +15,7 @@ from nbprocs.errors import (
 )
 from nbprocs.model import ProcessResult, signal_name
 from nbprocs.pool.model import RemoteError, RemoteTraceback
-from nbprocs.pool.worker import ERROR, PICKLED, STOPPED, VALUE, Message
+from nbprocs.pool.worker_main import ERROR, PICKLED, STOPPED, VALUE, Message
 
 __all__ = ["Outcome", "crashed", "raised", "read", "timed_out"]
 

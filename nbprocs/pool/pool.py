@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from nbprocs.display import Displayable
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
-from nbprocs.manager import ProcessManager
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool import report
@@ -37,6 +36,7 @@ from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.python import Link, Listener, PythonLink
 from nbprocs.pool.task import TaskHandle
+from nbprocs.processes.manager import ProcessManager
 
 if TYPE_CHECKING:
     import pandas as pd

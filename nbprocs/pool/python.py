@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nbprocs.engine.channel import Channel, SharedPage
-from nbprocs.manager import ProcessManager
 from nbprocs.model import ProcessConfig
-from nbprocs.pool import worker as child
+from nbprocs.pool import worker_main as child
 from nbprocs.pool.codec import Codec
 from nbprocs.pool.dispatch import DEEPEST
 from nbprocs.pool.model import PythonWorker
 from nbprocs.pool.task import Task
 from nbprocs.pool.wire import Decoder, frame
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["Link", "Listener", "PythonLink", "Sent"]
 
-# The child's sys.modules gets worker.py under a private name, and its __main__ stays empty, as it is in a fresh interpreter.
+# The child's sys.modules gets worker_main.py under a private name, and its __main__ stays empty, as it is in a fresh interpreter.
 _BOOT = (
     "import sys;from importlib.util import module_from_spec as m,spec_from_file_location as f;"
     "p,*a=sys.argv[1:];s=f('nbprocs_worker',p);w=m(s);sys.modules[s.name]=w;s.loader.exec_module(w);sys.argv[1:]=[];w.main(*map(int,a))"
@@ -32,7 +32,7 @@ class Listener(Protocol):
     """Who is told what a worker says; all calls come on the home loop."""
 
     def answers(self, messages: list[Any]) -> None:
-        """(kind, number, nanoseconds, payload[, buffers]) each, kinds as in nbprocs.pool.worker."""
+        """(kind, number, nanoseconds, payload[, buffers]) each, kinds as in nbprocs.pool.worker_main."""
 
     def returned(self, numbers: list[int]) -> None:
         """These were withdrawn unstarted."""
@@ -78,7 +78,7 @@ class Link(Protocol):
 
 
 class PythonLink:
-    """See the drawing in nbprocs.pool.worker."""
+    """See the drawing in nbprocs.pool.worker_main."""
 
     deepest = DEEPEST
 

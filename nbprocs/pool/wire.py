@@ -1,6 +1,6 @@
 """The parent's end of the wire: bytes in, messages out. Pure: no socket, no loop.
 
-A frame is ``header | lengths of the buffers | body | buffers``; the body is a marshalled message (see nbprocs.pool.worker, which owns
+A frame is ``header | lengths of the buffers | body | buffers``; the body is a marshalled message (see nbprocs.pool.worker_main, which owns
 the format because the child loads that file alone). Large buffers are received straight into their final place.
 """
 
@@ -8,7 +8,7 @@ import marshal
 from typing import Any
 
 from nbprocs.errors import CommunicationError
-from nbprocs.pool.worker import HEADER, LENGTH, frame
+from nbprocs.pool.worker_main import HEADER, LENGTH, frame
 
 __all__ = ["Decoder", "frame"]
 

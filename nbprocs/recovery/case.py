@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbprocs.errors import ProcessError, ProcessFailed, RestartsExhausted, error_from_result
-from nbprocs.manager import ProcessManager
 from nbprocs.policy import Life
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, Step, StepKind
 from nbprocs.recovery.rules import Plan

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 from nbprocs.display import Displayable, text
 from nbprocs.engine.home import Tasks, hops
 from nbprocs.errors import Closed, ProcessError, ProcessFailed, RestartsExhausted, UnknownProcess, error_from_result
-from nbprocs.manager import ProcessManager
 from nbprocs.model import EventKind, ProcessEvent, ProcessStatus
 from nbprocs.policy import RetryPolicy
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 from nbprocs.recovery.callbacks import Callbacks
 from nbprocs.recovery.case import Case, Episode, Surroundings
 from nbprocs.recovery.journal import Journal

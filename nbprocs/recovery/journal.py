@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nbprocs.display import table, text
-from nbprocs.events import Subscribers
+from nbprocs.processes.events import Subscribers
 from nbprocs.recovery.model import Step, StepKind
 
 if TYPE_CHECKING:

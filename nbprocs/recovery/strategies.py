@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from nbprocs.errors import ProcessError, RestartsExhausted
-from nbprocs.manager import ProcessManager
 from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
 from nbprocs.pool.model import PoolConfig, PoolMetrics
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 from nbprocs.recovery import notify
 from nbprocs.recovery.model import Outcome, RecoveryStrategy
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Unhealthy
-from nbprocs.process import ManagedProcess
-from nbprocs.readiness import Probe, as_probe
+from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.readiness import Probe, as_probe
 from nbprocs.recovery.rules import matches
 
 __all__ = ["AlertLike", "AlertSource", "AlertTrigger", "Liveness"]

@@ -7,7 +7,7 @@
                   ◄── report(Started) ─────────┤   at most once
                   ◄── report(Ended) ───────────┘   exactly once, whatever happens
 
-A backend that passes ``check_backend`` (nbprocs.scheduler.conformance) works with the scheduler.
+A backend that passes ``check_backend`` (nbprocs.testing.conformance) works with the scheduler.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.model import After, Attempt, Condition, ScheduledTask, TaskState
 
 if TYPE_CHECKING:
-    from nbprocs.process import ManagedProcess
+    from nbprocs.processes.process import ManagedProcess
     from nbprocs.scheduler.scheduler import TaskScheduler
 
 __all__ = ["TaskHandle"]

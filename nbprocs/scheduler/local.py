@@ -5,9 +5,9 @@ import socket
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import NameInUse, ProcessError, StartupFailed, error_from_result
-from nbprocs.manager import ProcessManager
 from nbprocs.model import ProcessConfig
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
 from nbprocs.scheduler.backend import Ended, Job, Report, Started
 
 __all__ = ["LocalBackend"]

@@ -21,8 +21,8 @@ from typing import Any
 
 from nbprocs.engine.home import Home, log
 from nbprocs.errors import Closed, ProcessError
-from nbprocs.events import Subscribers
 from nbprocs.policy import RetryPolicy
+from nbprocs.processes.events import Subscribers
 from nbprocs.scheduler.backend import Backend, Ended, Job, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.errors import StoreError

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nbprocs.engine.home import Home, hops
 from nbprocs.errors import UnknownProcess
-from nbprocs.manager import ProcessManager
 from nbprocs.model import TaskPriority
+from nbprocs.processes.manager import ProcessManager
 from nbprocs.scheduler.backend import Backend
 from nbprocs.scheduler.batch import Batch
 from nbprocs.scheduler.calls import Pool, PoolBackend

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbprocs.display import plain
 from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, ResourceExhausted, StartupFailed
-from nbprocs.readiness import LogLine, Port, Url
+from nbprocs.processes.readiness import LogLine, Port, Url
 from nbprocs.redact import is_secret_name, mask_text
 from nbprocs.widgets.base import Part, View
 from nbprocs.widgets.record import MONO, MUTED

@@ -22,7 +22,7 @@ import pytest
 
 from nbprocs import ProcessManager
 from nbprocs.scheduler import SchedulerConfig, TaskScheduler, TaskState
-from nbprocs.scheduler.conformance import FakeBackend
+from nbprocs.testing.conformance import FakeBackend
 
 COUNT = 100_000
 MANY = 1_000_000
@@ -104,7 +104,7 @@ def test_schedule_durable(bench) -> None:
 RESIDENT = f"""
 import asyncio, gc, os
 from nbprocs.scheduler import TaskScheduler
-from nbprocs.scheduler.conformance import FakeBackend
+from nbprocs.testing.conformance import FakeBackend
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -113,7 +113,7 @@ FORBIDDEN = {
     r"except:|except Exception:\s*\n\s*pass": (),
     r"\b(create_task|ensure_future)\(": ("engine/home.py",),
     r"^\s*(import|from) (subprocess|fcntl|pty|termios)\b": ("engine/",),
-    r"^\s*(import|from) (ipywidgets|anywidget|IPython)\b": ("widgets/", "magics.py"),
+    r"^\s*(import|from) (ipywidgets|anywidget|IPython)\b": ("widgets/", "magics/"),
     r"nest_asyncio|set_event_loop_policy|get_child_watcher|asyncio\.wait_for|asyncio\.shield": (),
     r"preexec_fn\s*=": (),
 }

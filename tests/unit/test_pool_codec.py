@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nbprocs.pool.codec import Codec
-from nbprocs.pool.worker import dumps
+from nbprocs.pool.worker_main import dumps
 
 
 def notebook(source: str) -> dict:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nbprocs.errors import CommunicationError
 from nbprocs.pool.wire import Decoder, frame
-from nbprocs.pool.worker import HEADER
+from nbprocs.pool.worker_main import HEADER
 
 ATOM = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 MESSAGE = st.tuples(st.integers(0, 6), st.integers(0, 2**40), st.recursive(ATOM, lambda inner: st.lists(inner, max_size=4).map(tuple)))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nbprocs.engine.channel import SharedPage
-from nbprocs.pool import python, worker
+from nbprocs.pool import python
+from nbprocs.pool import worker_main as worker
 from nbprocs.pool.wire import Decoder, frame
 
 

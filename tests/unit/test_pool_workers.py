@@ -14,8 +14,8 @@ import pytest
 
 from nbprocs.engine.home import Home
 from nbprocs.errors import ResourceExhausted, StartupFailed
-from nbprocs.manager import ProcessManager
 from nbprocs.pool import PoolConfig, ProcessPool, PythonWorker
+from nbprocs.processes.manager import ProcessManager
 
 
 async def until(condition, seconds=20):

@@ -22,7 +22,7 @@ from nbprocs.scheduler import (
     TaskScheduler,
     TaskState,
 )
-from nbprocs.scheduler.conformance import FakeBackend
+from nbprocs.testing.conformance import FakeBackend
 
 
 class Clock:

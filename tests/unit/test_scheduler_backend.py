@@ -8,7 +8,7 @@ import pytest
 from nbprocs.engine.home import Home
 from nbprocs.pool import PoolConfig, ProcessPool
 from nbprocs.scheduler import Ended, Job, LocalBackend, PoolBackend, Started, TaskScheduler
-from nbprocs.scheduler.conformance import FakeBackend, check_backend
+from nbprocs.testing.conformance import FakeBackend, check_backend
 from tests.children import SLEEPER, python_child
 
 COMMANDS = {

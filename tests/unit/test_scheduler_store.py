@@ -25,7 +25,7 @@ from nbprocs.scheduler import (
     TaskScheduler,
     TaskState,
 )
-from nbprocs.scheduler.conformance import FakeBackend
+from nbprocs.testing.conformance import FakeBackend
 from tests.unit.test_scheduler import FAILED, Clock, World
 
 

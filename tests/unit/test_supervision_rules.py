@@ -9,7 +9,7 @@ from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, NameInUse, ProcessCrashed, RestartsExhausted, StartupFailed
 from nbprocs.model import EventKind, ProcessConfig, ProcessResult, ProcessStatus
 from nbprocs.policy import BreakerState, CircuitBreaker, RestartPolicy
-from nbprocs.supervision import Supervisor
+from nbprocs.processes.supervision import Supervisor
 from nbprocs.testing import FakeClock
 
 POLICY = RestartPolicy(max_restarts=3, initial_delay=1, jitter=False, window=100)

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["Registry", "Slots"]
 

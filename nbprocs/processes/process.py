@@ -52,8 +52,8 @@ from nbprocs.model import (
     ended_status,
     signal_name,
 )
+from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
-from nbprocs.talk import Talk
 
 __all__ = ["ManagedProcess", "Owner"]
 

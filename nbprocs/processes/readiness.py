@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from nbprocs.engine.output import LineReader
 from nbprocs.model import Stream
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["LogLine", "Port", "Probe", "Ready", "Url", "as_probe", "until_ready"]
 

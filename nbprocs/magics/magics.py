@@ -35,11 +35,11 @@ from IPython.display import display
 
 from nbprocs.engine.home import Tasks, hops
 from nbprocs.errors import ProcessError, error_from_result
-from nbprocs.manager import ProcessManager
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessResult
 from nbprocs.policy import RetryPolicy
-from nbprocs.process import ManagedProcess
-from nbprocs.readiness import LogLine, Port, Ready, Url
+from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.readiness import LogLine, Port, Ready, Url
 
 __all__ = ["CellProcess", "ProcessMagics", "load_ipython_extension", "manager", "parse_ready", "unload_ipython_extension"]
 

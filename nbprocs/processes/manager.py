@@ -34,19 +34,19 @@ from nbprocs.errors import (
     ProcessError,
     error_from_result,
 )
-from nbprocs.events import EventStream, Subscriber
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
-from nbprocs.process import ManagedProcess
-from nbprocs.registry import Registry, Slots
-from nbprocs.snapshots import frame_of, table_html
-from nbprocs.startup import Launch, become_ready, build_config, feed, start_error
+from nbprocs.processes.events import EventStream, Subscriber
+from nbprocs.processes.frames import frame_of, table_html
+from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.registry import Registry, Slots
+from nbprocs.processes.starting import Launch, become_ready, build_config, feed, start_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.policy import RestartPolicy, RetryPolicy
-    from nbprocs.readiness import Ready
-    from nbprocs.supervision import Supervisor
+    from nbprocs.processes.readiness import Ready
+    from nbprocs.processes.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
 
@@ -107,7 +107,7 @@ class ProcessManager(Displayable):
     @functools.cached_property
     def supervisor(self) -> Supervisor[ManagedProcess]:
         """What keeps supervised processes alive. Loaded when it is first needed: most managers supervise nothing."""
-        from nbprocs.supervision import Supervisor  # noqa: PLC0415 - a fifth of the package's import time
+        from nbprocs.processes.supervision import Supervisor  # noqa: PLC0415 - a fifth of the package's import time
 
         return Supervisor(self)
 

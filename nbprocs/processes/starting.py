@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
 from nbprocs.model import ProcessConfig
-from nbprocs.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
-    from nbprocs.readiness import Probe, Ready
+    from nbprocs.processes.readiness import Probe, Ready
 
 __all__ = ["Launch", "become_ready", "build_config", "feed", "start_error"]
 
@@ -33,7 +33,7 @@ class Launch:
         """What ``ready`` stands for. Raises TypeError for what can't be one."""
         if self.ready is None:
             return None
-        from nbprocs.readiness import as_probe  # noqa: PLC0415 - loaded where it is used: import must stay light
+        from nbprocs.processes.readiness import as_probe  # noqa: PLC0415 - loaded where it is used: import must stay light
 
         return as_probe(self.ready)
 
@@ -79,7 +79,7 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
 
 async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
     """Wait until its probe passes. If it does not in time, or the wait is cancelled, the process is stopped; raises NotReady."""
-    from nbprocs.readiness import until_ready  # noqa: PLC0415 - loaded with the probe
+    from nbprocs.processes.readiness import until_ready  # noqa: PLC0415 - loaded with the probe
 
     why = f"was not ready within {seconds:g} s"
     stopping = None
