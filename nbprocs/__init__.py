@@ -19,7 +19,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     display
 #     errors
 #     model
-#     redact
+#     redact   guard
 
 import importlib
 import sys

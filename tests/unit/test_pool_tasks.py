@@ -166,7 +166,7 @@ async def test_an_exception_comes_with_its_remote_traceback(pool):
     assert isinstance(caught.value.__cause__, RemoteTraceback)
     text = str(caught.value.__cause__)
     assert "in inner" in text
-    assert "worker.py" not in text
+    assert "worker_main.py" not in text
 
 
 @pytest.mark.parametrize("name", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration", "StopAsyncIteration"])

@@ -1,0 +1,91 @@
+"""The one guard around what is the user's: callbacks, and what exceptions and objects answer when they are shown.
+
+Nothing that such an object does may reach our control flow: a callback that calls ``sys.exit()`` must not end the loop it is called on,
+an exception whose ``__str__`` raises must not lose its task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+__all__ = ["add_note", "call", "guarded", "repr_of", "text_of", "told"]
+
+log = logging.getLogger("nbprocs")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Log whatever is raised inside, SystemExit and KeyboardInterrupt too, and go on. ``what`` names it: "a done callback of web".
+
+    >>> with guarded("a callback of the example"):
+    ...     raise SystemExit(3)
+    """
+    try:
+        yield
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the user's code: none of its ends may be ours
+        told(what, error)
+
+
+def told(what: str, error: BaseException) -> None:
+    """Log an error of the user's code with its traceback, also one that can't be shown."""
+    try:
+        log.error("%s failed", what, exc_info=error)
+    except Exception:  # noqa: BLE001 - its __str__ raises
+        log.error("%s failed: %s", what, text_of(error))  # noqa: TRY400 - its traceback can't be written
+
+
+def call(what: str, callback: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Call it; what it raises is logged under ``what``, and None returned.
+
+    >>> call("the example", len, [1, 2])
+    2
+    >>> call("the example", len, 5)
+    """
+    try:
+        return callback(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001 - as above
+        told(what, error)
+        return None
+
+
+def repr_of(thing: object) -> str:
+    """``repr``, or what can be said where that raises.
+
+    >>> repr_of("x")
+    "'x'"
+    """
+    try:
+        return repr(thing)
+    except BaseException as error:  # noqa: BLE001 - the user's __repr__
+        return f"<{type(thing).__name__} whose repr raises {type(error).__name__}>"
+
+
+def text_of(error: BaseException) -> str:
+    """``Type: message`` of an exception, or what can be said where its ``__str__`` raises.
+
+    >>> text_of(ValueError("no"))
+    'ValueError: no'
+    """
+    name = type(error).__name__
+    try:
+        message = str(error)
+    except BaseException as problem:  # noqa: BLE001 - the user's __str__
+        return f"{name} (its text can't be shown: {type(problem).__name__})"
+    return f"{name}: {message}" if message else name
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """``error.add_note``, where the exception lets itself be annotated (a frozen dataclass does not).
+
+    >>> error = ValueError("no"); add_note(error, "in task 3"); error.__notes__
+    ['in task 3']
+    """
+    with contextlib.suppress(BaseException):
+        error.add_note(note)
