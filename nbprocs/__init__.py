@@ -45,6 +45,7 @@ from nbprocs.errors import (
     UnknownProcess,
 )
 from nbprocs.model import (
+    EndReason,
     EventKind,
     ProcessConfig,
     ProcessEvent,
@@ -238,6 +239,7 @@ __all__ = [
     "Dashboard",
     "DependencyFailed",
     "DoNothing",
+    "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",

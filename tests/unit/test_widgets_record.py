@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs.model import ProcessConfig, ProcessInfo, ProcessStatus
+from nbprocs.model import EndReason, ProcessConfig, ProcessInfo, ProcessStatus
 from nbprocs.widgets import record
 
 
@@ -30,7 +30,7 @@ def test_it_says_what_ran_how_it_ended_and_how_long_it_took() -> None:
 
 
 def test_signals_have_names() -> None:
-    assert record.ending(info(exit_code=None, signal=9, reason="timeout")) == "SIGKILL (timeout)"
+    assert record.ending(info(exit_code=None, signal=9, reason=EndReason.TIMEOUT)) == "SIGKILL (timeout)"
     assert record.ending(info(status=ProcessStatus.RUNNING)) == ""
 
 
