@@ -43,6 +43,7 @@ from nbprocs.errors import (
     StopFailed,
     Unhealthy,
     UnknownProcess,
+    WorkerLost,
 )
 from nbprocs.model import (
     EventKind,
@@ -310,6 +311,7 @@ __all__ = [
     "UnknownProcess",
     "Url",
     "WorkerInfo",
+    "WorkerLost",
     "WorkerState",
     "record",
     "replay",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -381,6 +382,11 @@ class ManagedProcess(Talk):
     def pid(self) -> int | None:
         """Its process id; None while it has none. After its end the number may be somebody else's."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def host(self) -> str:
+        """The name of the machine that it runs on."""
+        return socket.gethostname()
 
     @property
     def identity(self) -> Identity:
