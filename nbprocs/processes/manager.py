@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from nbprocs.display import Displayable
+from nbprocs.display import Displayable, Html
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
 from nbprocs.engine.leash import leash
@@ -394,7 +394,7 @@ class ProcessManager(Displayable):
         state = ", closed" if self._closed else ""
         return f"<ProcessManager: {self.live}{limit} live, {ended} ended{state}>"
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         return table_html(repr(self), self.list())
 
     # -- events

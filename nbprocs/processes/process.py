@@ -21,7 +21,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from nbprocs.display import text
+from nbprocs.display import Html, text
 from nbprocs.engine.child import (
     Child,
     Engine,
@@ -429,6 +429,5 @@ class ManagedProcess(Talk):
         paused, what = " paused" if self.paused else "", one_line(self.config.display)
         return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
-    def _html_(self) -> str:
-        rows = text(self.tail(), limit=4000)
-        return f"<div><code>{text(repr(self))}</code><pre>{rows}</pre></div>"
+    def _html_(self) -> Html:
+        return Html("<div><code>{}</code><pre>{}</pre></div>").format(text(repr(self)), text(self.tail(), limit=4000))
