@@ -46,6 +46,7 @@ from nbprocs.errors import (
     WorkerLost,
 )
 from nbprocs.model import (
+    EndReason,
     EventKind,
     ProcessConfig,
     ProcessEvent,
@@ -58,7 +59,7 @@ from nbprocs.model import (
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
@@ -239,6 +240,7 @@ __all__ = [
     "Dashboard",
     "DependencyFailed",
     "DoNothing",
+    "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
