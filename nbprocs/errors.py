@@ -183,7 +183,7 @@ class WorkerLost(ProcessCrashed):
     ``expected`` tells a worker that was taken away on purpose (scaled down, retired, preempted, at its walltime): a scheduler then runs
     the task again without counting it as a retry.
 
-    >>> WorkerLost("the worker of job is gone", worker="tcp://10.0.0.7:4711", host="node7", expected=True).reason
+    >>> WorkerLost("the worker of job is gone", worker="tcp://10.0.0.7:4711", host="node7", expected=True).reason.value
     'worker taken away'
     """
 
@@ -197,7 +197,7 @@ class WorkerLost(ProcessCrashed):
         self.worker = worker
         self.host = host
         self.expected = expected
-        self.reason = "worker taken away" if expected else "worker lost"
+        self.reason = EndReason.WORKER_TAKEN_AWAY if expected else EndReason.WORKER_LOST
 
 
 class ExecutionTimeout(ProcessError, TimeoutError):

@@ -92,6 +92,8 @@ class EndReason(StrEnum):
 
     TIMEOUT = "timeout"  # its time ran out; its whole tree was killed
     OUT_OF_MEMORY = "out of memory"  # the system killed it
+    WORKER_LOST = "worker lost"  # the machine or worker of a cluster that ran it is gone
+    WORKER_TAKEN_AWAY = "worker taken away"  # the same on purpose: scaled down, retired, preempted, at its walltime
     STOPPED = "stopped"  # its owner asked for its end; as the others below
     KILLED = "stopped: killed"
     INTERRUPTED = "stopped: interrupted"  # the cell that started it was, before anybody else knew the process
@@ -103,12 +105,12 @@ class EndReason(StrEnum):
     @property
     def stopped(self) -> bool:
         """Whether its owner asked for its end; nobody should start such a process again by itself."""
-        return self not in (EndReason.TIMEOUT, EndReason.OUT_OF_MEMORY)
+        return self.value.startswith("stopped")
 
     @property
     def by_us(self) -> bool:
         """Whether we ended it, at its owner's wish or because its time had run out."""
-        return self is not EndReason.OUT_OF_MEMORY
+        return self.stopped or self is EndReason.TIMEOUT
 
 
 def signal_name(number: int) -> str:
