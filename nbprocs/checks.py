@@ -90,10 +90,10 @@ def text(argument: str, value: object) -> str:
 
 
 def name(argument: str, value: object) -> str:
-    """A name: one line of text that is not blank."""
+    """A name: text that is not blank."""
     found = text(argument, value)
-    if not found.strip() or any(char < " " or char == "\x7f" for char in found):
-        refuse(ValueError, argument, "a name: one line of text that is not blank", value)
+    if not found.strip() or "\0" in found:
+        refuse(ValueError, argument, "a name: text that is not blank", value)
     return found
 
 
