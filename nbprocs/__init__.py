@@ -47,6 +47,7 @@ from nbprocs.errors import (
     UnknownProcess,
 )
 from nbprocs.model import (
+    EndReason,
     EventKind,
     ProcessConfig,
     ProcessEvent,
@@ -59,7 +60,7 @@ from nbprocs.model import (
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
@@ -240,6 +241,7 @@ __all__ = [
     "Dashboard",
     "DependencyFailed",
     "DoNothing",
+    "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",

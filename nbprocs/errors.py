@@ -28,7 +28,7 @@ import errno
 import os
 from typing import Any
 
-from nbprocs.model import ProcessResult, signal_name
+from nbprocs.model import EndReason, ProcessResult, signal_name
 
 __all__ = [
     "Closed",
@@ -145,18 +145,18 @@ class NotReady(StartupFailed):
 
 
 class ProcessFailed(ProcessError):
-    """It ran and ended with a non-zero exit status; ``reason`` tells an end that was not its own ("stopped", "out of memory").
+    """It ran and ended with a non-zero exit status; ``reason`` tells an end that was not its own.
 
     >>> ProcessFailed("job failed with exit status 3", exit_code=3).exit_code
     3
     """
 
-    reason: str | None = None
+    reason: EndReason | None = None
 
     @property
     def stopped(self) -> bool:
         """Whether its owner asked for its end; nobody should start such a process again by itself."""
-        return self.reason is not None and self.reason.startswith("stopped")
+        return self.reason is not None and self.reason.stopped
 
 
 class ProcessCrashed(ProcessFailed):
@@ -347,13 +347,13 @@ def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessErr
 
 
 def _classified(result: ProcessResult, *, took: str, fields: dict[str, Any]) -> ProcessError:
-    if result.reason == "timeout":
+    if result.reason is EndReason.TIMEOUT:
         hint = "give it more time with timeout=, or find out what it waits for with its last output"
         return ExecutionTimeout(f"{result.name} ran out of time {took} and was killed with its whole tree", hint=hint, **fields)
-    if result.reason == "out of memory":
+    if result.reason is EndReason.OUT_OF_MEMORY:
         hint = "lower its memory use, or run fewer at a time"
         return OutOfMemory(f"{result.name} was killed by the system {took}: out of memory", hint=hint, **fields)
-    if result.reason is not None and result.reason.startswith("stopped"):
+    if result.reason is not None and result.reason.stopped:
         return ProcessFailed(f"{result.name} was stopped {took}", **fields)
     if result.signal is not None:
         hint = "a segmentation fault is a bug in the program; SIGKILL from outside is often the out-of-memory killer"

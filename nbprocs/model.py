@@ -19,6 +19,7 @@ from nbprocs.redact import one_line
 
 __all__ = [
     "TRANSITIONS",
+    "EndReason",
     "EventKind",
     "ProcessConfig",
     "ProcessEvent",
@@ -80,6 +81,34 @@ def ended_status(*, exit_code: int | None, signal: int | None, stopped_by_us: bo
     return ProcessStatus.FAILED
 
 
+class EndReason(StrEnum):
+    """Why a process ended, where its end was not its own. The values are the words that are shown and stored.
+
+    >>> EndReason.INTERRUPTED.stopped, EndReason.TIMEOUT.stopped, str(EndReason.OUT_OF_MEMORY)
+    (True, False, 'out of memory')
+    """
+
+    TIMEOUT = "timeout"  # its time ran out; its whole tree was killed
+    OUT_OF_MEMORY = "out of memory"  # the system killed it
+    STOPPED = "stopped"  # its owner asked for its end; as the others below
+    KILLED = "stopped: killed"
+    INTERRUPTED = "stopped: interrupted"  # the cell that started it was, before anybody else knew the process
+    RESTARTED = "stopped: restarted"
+    REPLACED = "stopped: replaced"
+    NOT_READY = "stopped: not ready"
+    MANAGER_CLOSED = "stopped: manager closed"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its owner asked for its end; nobody should start such a process again by itself."""
+        return self not in (EndReason.TIMEOUT, EndReason.OUT_OF_MEMORY)
+
+    @property
+    def by_us(self) -> bool:
+        """Whether we ended it, at its owner's wish or because its time had run out."""
+        return self is not EndReason.OUT_OF_MEMORY
+
+
 def signal_name(number: int) -> str:
     """``SIGKILL`` for 9; ``signal 77`` for a number without a name."""
     try:
@@ -131,7 +160,7 @@ class ProcessResult:
     stderr_source: SupportsBytes = field(default=b"", repr=False, compare=False)
     execution_time: float = 0.0  # seconds from start to exit, by the monotonic clock
     status: ProcessStatus = ProcessStatus.COMPLETED
-    reason: str | None = None  # "timeout", "stopped", "out of memory", … or None for an end of its own
+    reason: EndReason | None = None  # None: an end of its own
     dropped_bytes: int = 0  # output that neither memory nor the spill file could hold
     peak_rss: int | None = None  # bytes, of the process itself, as the kernel accounted it at the exit
     cpu_time: float | None = None  # seconds, user + system, with the children it waited for
@@ -196,7 +225,7 @@ class ProcessInfo:
     ready: bool = False  # its readiness probe has passed (True at once without one)
     paused: bool = False
     restarts: int = 0  # how many predecessors of the same lineage there were
-    reason: str | None = None
+    reason: EndReason | None = None
     stdout_bytes: int = 0  # written so far
     stderr_bytes: int = 0
     dropped_bytes: int = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbprocs.engine.table import Identity
-from nbprocs.model import ProcessInfo, ProcessStatus
+from nbprocs.model import EndReason, ProcessInfo, ProcessStatus
 from nbprocs.monitor.history import Series
 from nbprocs.monitor.model import State
 from nbprocs.processes.process import ManagedProcess
@@ -116,7 +116,7 @@ class Target:
 
 def failed(info: ProcessInfo) -> bool:
     """Whether an end counts as an error. One that we stopped counts as neither, unless its time had run out."""
-    return info.status is ProcessStatus.FAILED or (info.status is ProcessStatus.TERMINATED and info.reason == "timeout")
+    return info.status is ProcessStatus.FAILED or (info.status is ProcessStatus.TERMINATED and info.reason is EndReason.TIMEOUT)
 
 
 def end_state(info: ProcessInfo) -> State:

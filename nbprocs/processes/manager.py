@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from nbprocs.checks import data, flag, refuse
 from nbprocs.config import Command, Data, Options, Word, config_from, takes_config
-from nbprocs.display import Displayable
+from nbprocs.display import Displayable, Html
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
 from nbprocs.engine.leash import leash
@@ -34,7 +34,7 @@ from nbprocs.errors import (
     ProcessError,
     error_from_result,
 )
-from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
+from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.process import ManagedProcess
@@ -114,7 +114,7 @@ class ProcessManager(Displayable):
     # -- start
 
     def _unwanted(self, process: ManagedProcess) -> None:
-        self.tasks.start(process.end("stopped: interrupted", grace=self.grace), name=f"stop {process.name}")
+        self.tasks.start(process.end(EndReason.INTERRUPTED, grace=self.grace), name=f"stop {process.name}")
 
     @takes_config
     @hops_or_undo(_unwanted)
@@ -201,7 +201,7 @@ class ProcessManager(Displayable):
             self.heard(EventKind.FAILED, process, error=error)
             raise error from cause
         if self._closed:  # closed while the loop was starting it
-            await process.end("stopped: manager closed", grace=self.grace)
+            await process.end(EndReason.MANAGER_CLOSED, grace=self.grace)
             self._check_open()
         return process
 
@@ -296,7 +296,7 @@ class ProcessManager(Displayable):
         held = self.supervisor.hold(process.id)
         try:
             if process.status.live:
-                await process.end_by_task("stopped: restarted", grace=self.grace if grace is None else grace)
+                await process.end_by_task(EndReason.RESTARTED, grace=self.grace if grace is None else grace)
             new = await self.respawn(process)
         except BaseException as error:
             if held is not None:
@@ -324,7 +324,7 @@ class ProcessManager(Displayable):
         self._registry.swap(old, new)
         unwanted = held is not None and not self.supervisor.give(held, new)
         if old.status.live:
-            await old.end_by_task("stopped: replaced", grace=self.grace if grace is None else grace)
+            await old.end_by_task(EndReason.REPLACED, grace=self.grace if grace is None else grace)
         if unwanted:
             await new.stop(self.grace)
         return new
@@ -375,7 +375,7 @@ class ProcessManager(Displayable):
         state = ", closed" if self._closed else ""
         return f"<ProcessManager: {self.live}{limit} live, {ended} ended{state}>"
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         return table_html(repr(self), self.list())
 
     # -- events
@@ -463,7 +463,7 @@ class ProcessManager(Displayable):
             await self.supervisor.aclose()
         live = self._registry.live
         for process in live:
-            process.blame("stopped: manager closed")
+            process.blame(EndReason.MANAGER_CLOSED)
         started = [process.root for process in self._registry if process.pid is not None]
         left = await end_trees([Root(token=self.token, since=self._since), *started], grace=grace)  # also what ended ones left behind
         for process in () if left else live:

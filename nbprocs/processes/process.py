@@ -21,7 +21,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from nbprocs.display import text
+from nbprocs.display import Html, text
 from nbprocs.engine.child import (
     Child,
     Engine,
@@ -39,6 +39,7 @@ from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, Out
 from nbprocs.engine.table import Identity, present
 from nbprocs.engine.tree import Root, check_ended, end_trees
 from nbprocs.model import (
+    EndReason,
     EventKind,
     ProcessConfig,
     ProcessInfo,
@@ -114,7 +115,7 @@ class ManagedProcess(Talk):
         self._child: Child | None = None
         self._slot: int | None = None
         self._reaped_at: float | None = None
-        self._reason: str | None = None  # why we stopped it
+        self._reason: EndReason | None = None  # why we stopped it
         self._endings = 0  # how many stops are under way
         self._drained = False
         self.paused = False
@@ -178,7 +179,7 @@ class ManagedProcess(Talk):
             self._timer.cancel()
         killed = how.signal == _SIGKILL or how.exit_code == 128 + _SIGKILL  # the second is a shell's word for the first
         if self._reason is None and killed and self._owner.oom.explains():
-            self._reason = "out of memory"
+            self._reason = EndReason.OUT_OF_MEMORY
 
     def drained(self) -> None:
         """All that will ever come has come. While its tree is being ended the result waits for that: a wait must not return before."""
@@ -194,7 +195,7 @@ class ManagedProcess(Talk):
         self.stdout.close()
         self.stderr.close()
         self.ended_at = datetime.now(UTC)
-        stopped = self._reason is not None and self._reason != "out of memory"
+        stopped = self._reason is not None and self._reason.by_us
         self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped, success=self.config.success_codes))
         self.paused = False
         self.result = ProcessResult(
@@ -280,22 +281,22 @@ class ManagedProcess(Talk):
         raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
         """
         self._owner.let_go(self)
-        return await self.end_by_task("stopped", grace=grace)
+        return await self.end_by_task(EndReason.STOPPED, grace=grace)
 
     @hops
     async def kill(self) -> ProcessResult:
         """SIGKILL to the whole tree at once; otherwise as stop."""
         self._owner.let_go(self)
-        return await self.end_by_task("stopped: killed", grace=0.0)
+        return await self.end_by_task(EndReason.KILLED, grace=0.0)
 
-    async def end_by_task(self, reason: str, *, grace: float) -> ProcessResult:
+    async def end_by_task(self, reason: EndReason, *, grace: float) -> ProcessResult:
         """The stop without a word about supervision, for the manager's restart."""
         # A task of its own, not awaited directly: an interrupt of the cell must not leave the tree half ended.
         task = self._owner.tasks.start(self.end(reason, grace=grace), name=f"stop {self.name}")
         await asyncio.wait({task})
         return task.result()
 
-    async def end(self, reason: str, *, grace: float) -> ProcessResult:
+    async def end(self, reason: EndReason, *, grace: float) -> ProcessResult:
         """The stop itself, for code of ours that is a task already."""
         self.blame(reason)
         self._endings += 1
@@ -315,7 +316,7 @@ class ManagedProcess(Talk):
         if self._child is not None and group_exists(self._child.pid):  # cheap, where a scan of the process table is not
             check_ended(await end_trees([self.root], grace=grace), name=self.name, process_id=self.id)
 
-    def blame(self, reason: str) -> None:
+    def blame(self, reason: EndReason) -> None:
         """From now on its end is our doing."""
         if self.status.live and self._reason is None and (self._child is None or self._child.exit is None):
             self._reason = reason
@@ -326,7 +327,7 @@ class ManagedProcess(Talk):
         return Root(token=self._token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
 
     def _out_of_time(self) -> None:
-        self._owner.tasks.start(self.end("timeout", grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")
+        self._owner.tasks.start(self.end(EndReason.TIMEOUT, grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")
 
     # -- signals
 
@@ -419,6 +420,5 @@ class ManagedProcess(Talk):
         paused, what = " paused" if self.paused else "", one_line(self.config.display)
         return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
-    def _html_(self) -> str:
-        rows = text(self.tail(), limit=4000)
-        return f"<div><code>{text(repr(self))}</code><pre>{rows}</pre></div>"
+    def _html_(self) -> Html:
+        return Html("<div><code>{}</code><pre>{}</pre></div>").format(text(repr(self)), text(self.tail(), limit=4000))

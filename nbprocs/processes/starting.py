@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
-from nbprocs.model import ProcessConfig
+from nbprocs.model import EndReason, ProcessConfig
 from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float,
                 why = "ended before it was ready"
     finally:
         if not process.ready:
-            stopping = tasks.start(process.end("stopped: not ready", grace=grace), name=f"stop {process.name}")
+            stopping = tasks.start(process.end(EndReason.NOT_READY, grace=grace), name=f"stop {process.name}")
     if stopping is not None:
         await asyncio.wait({stopping})
         raise _not_ready(process, why)

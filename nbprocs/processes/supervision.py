@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 
 from nbprocs.engine.home import Home, Tasks, log
 from nbprocs.errors import Closed, NameInUse, ProcessError, RestartsExhausted, error_from_result
-from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
+from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
 from nbprocs.policy import CircuitBreaker, Fatal, Finished, Life, RestartPolicy, decide_restart, restart_policy
 
 __all__ = ["Keeper", "Supervised", "Supervisor"]
@@ -226,7 +226,7 @@ class Supervisor(Generic[P]):
             return
         lineage.cancel_timer()
         result = process.result
-        if self._closed or result is None or (process.status is ProcessStatus.TERMINATED and result.reason != "timeout"):
+        if self._closed or result is None or (process.status is ProcessStatus.TERMINATED and result.reason is not EndReason.TIMEOUT):
             self._lineages.pop(process.id, None)  # its owner wanted its end
             return
         error = error_from_result(result)

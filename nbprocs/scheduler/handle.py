@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.display import Displayable, text
+from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Home, hops
 from nbprocs.errors import Closed, tail_text
 from nbprocs.model import ProcessResult, Stream
@@ -238,7 +238,8 @@ class TaskHandle(Displayable):
         tries = f", attempt {len(self.attempts) + (entry.run is not None)}" if entry.retries else ""
         return f"<TaskHandle {self.id} {entry.label}: {entry.state}{took}{tries}>"
 
-    def _html_(self) -> str:
-        reason = "" if self._entry.state.final or self._entry.state is TaskState.RUNNING else f"<div>{text(self.why())}</div>"
-        tail = text(self.tail(), limit=4000)
-        return f"<div><code>{text(repr(self))}</code>{reason}{f'<pre>{tail}</pre>' if tail else ''}</div>"
+    def _html_(self) -> Html:
+        waits = not self._entry.state.final and self._entry.state is not TaskState.RUNNING
+        reason = Html("<div>{}</div>").format(text(self.why())) if waits else ""
+        tail = Html("<pre>{}</pre>").format(text(shown, limit=4000)) if (shown := self.tail()) else ""
+        return Html("<div><code>{}</code>{}{}</div>").format(text(repr(self)), reason, tail)

@@ -12,7 +12,7 @@ from typing import Any
 
 from nbprocs import errors
 from nbprocs.errors import ProcessError, error_from_result
-from nbprocs.model import ProcessResult, ProcessStatus
+from nbprocs.model import EndReason, ProcessResult, ProcessStatus
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.model import Attempt, Condition, TaskState
 from nbprocs.scheduler.options import encode
@@ -112,7 +112,7 @@ def read_result(attempt: Attempt, out: bytes | None, err: bytes | None, dropped:
         stderr_source=err or b"",
         execution_time=attempt.execution_time or 0.0,
         status=ends.get(attempt.outcome, ProcessStatus.TERMINATED),
-        reason=attempt.reason,
+        reason=next((known for known in EndReason if known == attempt.reason), None),  # an attempt has words of its own, too
         dropped_bytes=dropped or 0,
         peak_rss=attempt.peak_rss,
         cpu_time=attempt.cpu_time,

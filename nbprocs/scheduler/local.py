@@ -5,7 +5,7 @@ import socket
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import NameInUse, ProcessError, StartupFailed, error_from_result
-from nbprocs.model import ProcessConfig
+from nbprocs.model import EndReason, ProcessConfig
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.scheduler.backend import Ended, Job, Report, Started
@@ -90,10 +90,11 @@ class LocalBackend:
         if job.id in self._cancelled:
             self._stop(process, self._cancelled[job.id])
         result = await process.wait()
-        if job.id in self._cancelled or result.reason == "timeout":
+        if job.id in self._cancelled or result.reason is EndReason.TIMEOUT:
             # The process has gone; the rest of its tree may still be on its way. This returns when nobody of it is left.
             await process.stop(grace=self._cancelled.get(job.id, _TIMEOUT_GRACE))
-        return Ended(result=result, error=error_from_result(result), stopped=job.id in self._cancelled and result.reason != "timeout")
+        stopped = job.id in self._cancelled and result.reason is not EndReason.TIMEOUT
+        return Ended(result=result, error=error_from_result(result), stopped=stopped)
 
     def cancel(self, job_id: str, *, grace: float) -> None:
         """Stop the process and its tree."""

@@ -23,6 +23,7 @@ from nbprocs.errors import (
     RestartsExhausted,
     StartupFailed,
 )
+from nbprocs.model import EndReason
 from nbprocs.policy import RetryPolicy
 from nbprocs.testing import FakeClock, instant_waits
 from tests.strategies import retry_policies
@@ -146,7 +147,7 @@ class TestFilters:
 
     def test_stopped_by_its_owner(self):
         error = ProcessCrashed("stopped", signal=15)
-        error.reason = "stopped"
+        error.reason = EndReason.STOPPED
         assert not RetryPolicy().retryable(error)
 
     def test_exit_codes(self):

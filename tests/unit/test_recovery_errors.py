@@ -24,7 +24,7 @@ from nbprocs.errors import (
     error_from_os,
     error_from_result,
 )
-from nbprocs.model import ProcessResult, ProcessStatus
+from nbprocs.model import EndReason, ProcessResult, ProcessStatus
 from tests.children import SLEEPER, python_child
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ProcessError)]
@@ -88,9 +88,9 @@ def ended(**fields):
         (ended(exit_code=1), ProcessFailed, "exit status 1"),
         (ended(exit_code=137), ProcessFailed, "SIGKILL ended its command (128 + 9)"),
         (ended(signal=11), ProcessCrashed, "SIGSEGV"),
-        (ended(signal=9, reason="out of memory"), OutOfMemory, "out of memory"),
-        (ended(signal=9, reason="timeout", status=ProcessStatus.TERMINATED), ExecutionTimeout, "ran out of time"),
-        (ended(signal=15, reason="stopped", status=ProcessStatus.TERMINATED), ProcessFailed, "was stopped"),
+        (ended(signal=9, reason=EndReason.OUT_OF_MEMORY), OutOfMemory, "out of memory"),
+        (ended(signal=9, reason=EndReason.TIMEOUT, status=ProcessStatus.TERMINATED), ExecutionTimeout, "ran out of time"),
+        (ended(signal=15, reason=EndReason.STOPPED, status=ProcessStatus.TERMINATED), ProcessFailed, "was stopped"),
     ],
     ids=["exit", "shell", "signal", "memory", "timeout", "stopped"],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, NameInUse, ProcessCrashed, RestartsExhausted, StartupFailed
-from nbprocs.model import EventKind, ProcessConfig, ProcessResult, ProcessStatus
+from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessResult, ProcessStatus
 from nbprocs.policy import BreakerState, CircuitBreaker, RestartPolicy
 from nbprocs.processes.supervision import Supervisor
 from nbprocs.testing import FakeClock
@@ -49,7 +49,7 @@ class FakeProcess:
         self.end(signal=11)
 
     async def stop(self, *, grace=5.0):
-        self.end(signal=15, status=ProcessStatus.TERMINATED, reason="stopped")
+        self.end(signal=15, status=ProcessStatus.TERMINATED, reason=EndReason.STOPPED)
         return self.result
 
 
@@ -164,7 +164,7 @@ async def test_stopped_by_its_owner_is_not_restarted(keeper, clock):
 
 
 async def test_out_of_time_is_a_failure_and_exit_0_is_not(keeper, clock):
-    keeper.spawn("slow").end(signal=9, status=ProcessStatus.TERMINATED, reason="timeout")
+    keeper.spawn("slow").end(signal=9, status=ProcessStatus.TERMINATED, reason=EndReason.TIMEOUT)
     assert keeper.delays == [1]
     keeper.spawn("job").end(exit_code=0, status=ProcessStatus.COMPLETED)
     assert keeper.delays == [1]
