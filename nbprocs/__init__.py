@@ -19,7 +19,9 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     display
 #     errors
 #     model
-#     redact   guard
+#     config
+#     checks   redact
+#     guard
 
 import importlib
 import sys
