@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from nbprocs.display import Displayable
+from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.model import TaskPriority
@@ -398,5 +398,5 @@ class ProcessPool(Displayable):
     def __repr__(self) -> str:
         return report.summary(self.name, self.metrics(), self.config.most, closed=self.closed)
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         return report.html(repr(self), self.workers())
