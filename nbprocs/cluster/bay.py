@@ -29,7 +29,7 @@ from nbprocs.guard import text_of
 from nbprocs.pool import PoolConfig, ProcessPool
 from nbprocs.pool.model import usable_cpus
 from nbprocs.processes.manager import ProcessManager
-from nbprocs.scheduler.backend import Job, Report
+from nbprocs.scheduler.backend import Ended, Job, Report, Started
 from nbprocs.scheduler.calls import PoolBackend
 from nbprocs.scheduler.local import LocalBackend
 from nbprocs.scheduler.slots import GPU, Gpus
@@ -138,8 +138,8 @@ class Bay:
             named=order.named,
         )
 
-        def heard(event: Any) -> None:
-            if not hasattr(event, "pid"):
+        def heard(event: Started | Ended) -> None:
+            if isinstance(event, Ended):
                 self._gpus.give(key)
             report(event)
 
@@ -168,9 +168,10 @@ class Bay:
                 return {"error": f"this worker's nbprocs knows no operation {op!r}", "kind": "version"}
             if op in ("end", "hello"):
                 return await handler(self, **given)
-            session = self.sessions.get(given.pop("session"))
+            name = given.pop("session")
+            session = self.sessions.get(name)
             if session is None:
-                return {"error": "this worker knows no such session", "kind": "unknown", "life": self.facts.life}
+                return {"error": "this worker knows no such session", "kind": "fenced" if name in self._fenced else "unknown"}
             return await handler(self, session, **given)
         except (ProcessError, OSError, ValueError, TypeError, KeyError) as error:
             return {"error": error.message if isinstance(error, ProcessError) else text_of(error), "kind": "failed"}
@@ -205,8 +206,12 @@ class Bay:
         self._drop(session)
         return {}
 
-    async def _end(self, prefix: str, but: str, since: float) -> dict[str, Any]:
+    async def _end(self, session: str, prefix: str, since: float) -> dict[str, Any]:
         """The fence: on return nothing of another session with this prefix runs, nor will."""
+        return {"ended": await self.end_others(prefix, but=session, since=since)}
+
+    async def end_others(self, prefix: str, *, but: str, since: float) -> int:
+        """End what other sessions of this queue have, and refuse those that are older than this one; how many were ended."""
         self._keepers[prefix] = (but, since)
         ended = [s for s in self.sessions.values() if s.name != but and prefix and s.prefix == prefix]
         for session in ended:
@@ -218,7 +223,7 @@ class Bay:
             await asyncio.wait(stops)
         for session in ended:
             self._drop(session)
-        return {"ended": len(ended)}
+        return len(ended)
 
     _ops: dict[str, Callable[..., Any]] = {  # noqa: RUF012 - never changed
         "hello": _hello, "put": _put, "blob": _blob, "stop": _stop, "signal": _signal, "pull": _pull, "bye": _bye, "end": _end,

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,19 +18,22 @@ from typing import Any
 from nbprocs.cluster.calls import pickled_call
 from nbprocs.cluster.files import described
 from nbprocs.cluster.ledger import Ledger, Wish
-from nbprocs.cluster.link import Link
+from nbprocs.cluster.link import Link, LinkDown
 from nbprocs.cluster.peer import Peer
 from nbprocs.cluster.remote import RemoteProcess
 from nbprocs.cluster.wire import ended_from, lost, order_to
 from nbprocs.engine.home import Home, Tasks, log
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import ProcessError, StartupFailed
 from nbprocs.guard import text_of
 from nbprocs.redact import is_secret_name
 from nbprocs.scheduler.backend import Ended, Job, Report, Started
+from nbprocs.scheduler.slots import GPU
 
 __all__ = ["Fleet"]
 
-_GPU = "gpu"
+_CLOSING = 10.0  # seconds for the ends of all jobs
+_GOODBYE = 2.0  # seconds for a last word to a worker
 
 
 @dataclass(slots=True)
@@ -68,6 +72,7 @@ class Fleet:
         self._jobs: dict[str, _Running] = {}
         self._paths: dict[str, str] = {}  # hash -> a file that has it
         self._placing = False
+        self._idle: Waiters[None] = Waiters()
 
     # -- jobs
 
@@ -109,8 +114,12 @@ class Fleet:
                 return
         folder = job.working_dir or ((job.folder or os.getcwd()) if self._shared else None)  # noqa: PTH109 - text for the wire
         running.order = order_to(job, working_dir=folder, files=files, call=call)
-        kind = "" if call is not None else "\0".join((str(job.command), *map(str, job.args)))
-        self.ledger.add(Wish(id=job.id, priority=job.priority, gpus=dict(job.resources).get(_GPU, 0.0), kind=kind))
+        self._enlist(running)
+
+    def _enlist(self, running: _Running) -> None:
+        job = running.job
+        kind = "" if callable(job.command) else "\0".join((str(job.command), *map(str, job.args)))
+        self.ledger.add(Wish(id=job.id, priority=job.priority, gpus=dict(job.resources).get(GPU, 0.0), kind=kind))
         self.want()
 
     def cancel(self, job_id: str, *, grace: float) -> None:
@@ -158,6 +167,8 @@ class Fleet:
         if running.process is not None:
             running.process.close()
         running.report(ended)
+        if not self._jobs:
+            self._idle.wake(None)
         self.want()
 
     def fail_all(self, error: Callable[[Job], ProcessError]) -> None:
@@ -195,7 +206,7 @@ class Fleet:
 
     async def fence_on(self, peer: Peer) -> bool:
         """End there what other sessions of this queue have; False if it is lost meanwhile."""
-        return await peer.ask("end", prefix=self.prefix, but=self.session, since=self.since) is not None
+        return await peer.ask("end", prefix=self.prefix, since=self.since) is not None
 
     def unfit(self, peer: Peer, why: str) -> None:
         """It can't be used: everything that waits is told. From its peer."""
@@ -208,10 +219,11 @@ class Fleet:
         self.ledger.close(peer.address, closed=not again or peer.leaving is not None)
         self.want()
 
-    def lost(self, peer: Peer, *, expected: bool, why: str) -> None:
+    def lost(self, peer: Peer, *, expected: bool, why: str, fenced: bool = False) -> None:
         """It is gone, and nothing of it runs. From its peer."""
         if peer.gone:
             return
+        self.fenced = self.fenced or fenced
         left = self.ledger.lose(peer.address)
         self._drop(peer)
         log.log(20 if expected else 30, "worker %s is gone: %s (%d jobs)", peer.name, why, len(left))
@@ -247,12 +259,7 @@ class Fleet:
         if running.cancelled is not None:
             self._end(job_id, Ended(stopped=True))
         else:
-            self._prepare_again(running)
-
-    def _prepare_again(self, running: _Running) -> None:
-        job = running.job
-        self.ledger.add(Wish(id=job.id, priority=job.priority, gpus=dict(job.resources).get(_GPU, 0.0)))
-        self.want()
+            self._enlist(running)
 
     def refused(self, job_id: str, why: str) -> None:
         """A worker does not take it. From its peer."""
@@ -340,15 +347,27 @@ class Fleet:
     # -- the end
 
     async def aclose(self) -> None:
-        """End every job; on return nothing runs, as far as the workers can be reached, and each has reported."""
+        """End every job; on return each has reported. Takes at most 10 s: a worker that can't be reached by then ends its jobs by itself."""
         for job_id in list(self._jobs):
             self.cancel(job_id, grace=1.0)
-        while self._jobs:
-            await asyncio.sleep(0.01)
-        for peer in list(self.peers.values()):
-            await peer.aclose()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                while self._jobs:
+                    await self._idle.wait()
+        for job_id in list(self._jobs):
+            self._end(job_id, Ended(stopped=True))
+        peers = [self._tasks.start(self._leave(peer), name=f"leave {peer.address}") for peer in self.peers.values()]
+        if peers:
+            await asyncio.wait(peers)
         self.peers.clear()
         await self._tasks.aclose()
+
+    async def _leave(self, peer: Peer) -> None:
+        """Tell it that nothing more will come."""
+        if peer.silent_since is None:
+            with contextlib.suppress(LinkDown):
+                await peer.link.call("bye", session=self.session, limit=_GOODBYE)
+        await peer.aclose()
 
 
 def _secrets(job: Job) -> list[str]:

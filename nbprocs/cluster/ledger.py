@@ -152,6 +152,16 @@ class Ledger:
         if worker in self.places:
             self.places[worker].slots = slots
 
+    def spare(self, worker: str) -> bool:
+        """Take a free slot of a worker out of use; False if it has none. A worker that is not known has only what is to be given up."""
+        place = self.places.get(worker)
+        if place is None:
+            return True
+        if place.free <= 0:
+            return False
+        place.slots -= 1
+        return True
+
     def close(self, worker: str, *, closed: bool = True) -> None:
         """Hand it nothing more: it leaves, or does not answer; or do again."""
         if worker in self.places:

@@ -55,6 +55,13 @@ class Peer:
         """For people: name and address."""
         return self.address if self.facts is None else f"{self.facts.name} ({self.address})"
 
+    @property
+    def state(self) -> str:
+        """For people."""
+        if self.facts is None:
+            return "joining"
+        return "leaving" if self.leaving is not None else "silent" if self.silent_since is not None else "joined"
+
     def begin(self) -> None:
         """Say hello, then send and pull until it is gone."""
         self._tasks.start(self._live(), name=f"worker {self.address}")
@@ -83,7 +90,7 @@ class Peer:
         self._wake.wake(None)
 
     async def _live(self) -> None:
-        hello = await self._until_heard("hello")
+        hello = await self.ask("hello")
         if hello is None:
             return
         facts = {name: value for name, value in hello.items() if name in Facts.__dataclass_fields__}
@@ -103,19 +110,19 @@ class Peer:
                 continue
             if self._stops:
                 stops = dict(self._stops)
-                if await self._until_heard("stop", jobs=stops) is not None:
+                if await self.ask("stop", jobs=stops) is not None:
                     self._stops = {key: grace for key, grace in self._stops.items() if key not in stops}
             elif self._jobs:
                 await self._send_jobs()
             else:
                 job_id, what = self._signals.popleft()
-                answer = await self._until_heard("signal", id=job_id, what=what)
+                answer = await self.ask("signal", id=job_id, what=what)
                 if answer and "error" in answer:
                     log.warning("%s of %s did nothing: %s", what, job_id, answer["error"])
 
     async def _send_jobs(self) -> None:
         jobs = [self._jobs[i] for i in range(min(len(self._jobs), _BATCH))]
-        answer = await self._until_heard("put", prefix=self._fleet.prefix, jobs=jobs)
+        answer = await self.ask("put", prefix=self._fleet.prefix, jobs=jobs)
         if answer is None:
             return
         for _ in jobs:
@@ -131,7 +138,7 @@ class Peer:
         try:
             while not last:
                 data, last = await asyncio.to_thread(parts, path, offset)
-                answer = await self._until_heard("blob", digest=digest, offset=offset, data=data, last=last)
+                answer = await self.ask("blob", digest=digest, offset=offset, data=data, last=last)
                 if answer is None or "error" in answer:
                     raise OSError("the worker is gone" if answer is None else answer["error"])
                 offset += len(data)
@@ -143,11 +150,13 @@ class Peer:
 
     async def _pull(self) -> None:
         while not self.gone:
-            answer = await self._until_heard("pull", extra=_WAIT, ack=self._ack, wait=_WAIT, room=_ROOM)
+            answer = await self.ask("pull", extra=_WAIT, ack=self._ack, wait=_WAIT, room=_ROOM)
             if answer is None:
                 return
             if "error" in answer:
-                self._fleet.lost(self, expected=False, why="its process was started again, or gave this kernel up")
+                fenced = answer.get("kind") == "fenced"
+                why = "another kernel goes on with this queue" if fenced else "its process was started again, or gave this kernel up"
+                self._fleet.lost(self, expected=False, why=why, fenced=fenced)
                 return
             if answer["number"] == self._ack + 1:
                 self._ack += 1
@@ -157,7 +166,7 @@ class Peer:
 
     # -- whether it lives
 
-    async def _until_heard(self, op: str, *, extra: float = 0.0, **given: Any) -> dict[str, Any] | None:
+    async def ask(self, op: str, *, extra: float = 0.0, **given: Any) -> dict[str, Any] | None:
         """Try until there is an answer; None once the worker is lost, which the fleet has been told then."""
         tries = 0
         while not self.gone:

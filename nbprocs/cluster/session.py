@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.run import Run, RunState
@@ -38,6 +38,7 @@ class Session:
         self.runs: dict[str, Run] = {}
         self.window = Window(self._extra)
         self.leaving: tuple[bool, str] | None = None
+        self.on_close: list[Callable[[], object]] = []
         self._bay = bay
         self._told = 0  # slots
         self._waiting: list[tuple[int, int, Run]] = []
@@ -207,6 +208,8 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self.window.close()
+        for callback in self.on_close:
+            callback()
 
 
 def _remember(memory: OrderedDict[str, Any], key: str, value: Any) -> None:
