@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.display import table, text
+from nbprocs.display import Html, joined, table, text
 from nbprocs.monitor.history import COUNTS, METRICS, Series, Snapshot
 from nbprocs.monitor.model import Alert, ProcessMetrics, Scope, State
 
@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
 
 
-def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> str:
+def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> Html:
     """Static HTML: the latest samples and the open alerts."""
     rows = (
         (
@@ -109,8 +109,8 @@ def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, head
         for m in found
     )  # fmt: skip
     head = ("name", "state", "MiB", "% of memory", "CPU %", "descriptors", "processes")
-    lines = "".join(f"<div>{alert.severity}: {text(alert.message, limit=200)}</div>" for alert in alerts)
-    return f"<div>{text(heading)}{lines}{table(head, rows)}</div>"
+    lines = joined(Html("<div>{}: {}</div>").format(alert.severity, text(alert.message, limit=200)) for alert in alerts)
+    return Html("<div>{}{}{}</div>").format(text(heading), lines, table(head, rows))
 
 
 def _number(value: float | None, digits: int) -> str:
