@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import psutil
@@ -31,6 +31,7 @@ __all__ = [
     "Child",
     "Engine",
     "Exit",
+    "Label",
     "Listener",
     "Spec",
     "child_environment",
@@ -48,15 +49,42 @@ Engine = Literal["posix", "portable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What to start, complete: the environment is the child's whole environment."""
+class Label:
+    """What the shim says about a process in its status answer: it must be able to answer while the kernel is blocked."""
 
-    argv: tuple[str, ...]
+    id: str = ""
+    name: str = ""
+    command: str | None = None  # masked; None: the shim masks the argument vector itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What to start, complete: the environment is the child's whole environment.
+
+    A field that an engine can't honour makes ``start`` raise ValueError: nothing is ignored.
+    """
+
+    argv: tuple[str | bytes, ...]
+    executable: str | bytes | None = None  # what is really run, where that is not argv[0]; searched along PATH like it
     env: Mapping[str, str] | Mapping[bytes, bytes]
-    cwd: str | None = None
-    stdin: bool = False
+    cwd: str | bytes | None = None
+    stdin: bool | int = False  # False: /dev/null; True: a pipe for write(); a number: that descriptor
+    stdout: int | None = None  # None: captured; a number: written to that descriptor
+    stderr: int | None = None
+    merge_stderr: bool = False  # stderr goes where stdout goes
     pty: bool = False
     inherit: tuple[int, ...] = ()
+    umask: int | None = None
+    nice: int | None = None  # added to the kernel's own niceness
+    rlimits: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # resource.RLIMIT_… -> (soft, hard)
+    user: str | int | None = None
+    group: str | int | None = None
+    extra_groups: tuple[str | int, ...] | None = None
+    stop_signal: int = signal.SIGTERM
+    stop_scope: Literal["tree", "leader"] = "tree"  # "leader": the rest of the tree is asked only after the grace
+    timeout: float | None = None  # seconds; then the whole tree is ended
+    grace: float = 0.5  # seconds between stop_signal and SIGKILL when its time is up
+    label: Label = field(default_factory=Label)
 
     @property
     def path(self) -> str | None:
@@ -64,6 +92,20 @@ class Spec:
         env: Mapping[Any, str | bytes] = self.env
         found = env.get(b"PATH", env.get("PATH"))
         return None if found is None else os.fsdecode(found)
+
+    @property
+    def pipes_stdin(self) -> bool:
+        """Whether its stdin is a pipe of ours."""
+        return self.stdin is True
+
+    def refuse(self, *names: str, why: str) -> None:
+        """Raise ValueError if one of these fields says something else than its default."""
+        for name in names:
+            default = Spec.__dataclass_fields__[name].default
+            value = getattr(self, name)
+            if value != default and value not in ((), {}):
+                msg = f"{name}={value!r}: {why}"
+                raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

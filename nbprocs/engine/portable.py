@@ -6,7 +6,6 @@ check holds both to it.
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -66,7 +65,7 @@ class PortableChild:
         self._transport = transport
         self._protocol = protocol
         self._listener = listener
-        self._open = {1, 2}
+        self._open = {fd for fd in (1, 2) if transport.get_pipe_transport(fd) is not None}
         self._writing = asyncio.Lock()
         self._drain: asyncio.TimerHandle | None = None
         self._finished = False
@@ -163,18 +162,23 @@ async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
     if spec.pty:
         msg = "this event loop can't give a process a pseudo-terminal; use background=True, or pty=False"
         raise ValueError(msg)
+    spec.refuse("nice", "rlimits", "timeout", "stop_signal", "stop_scope", why="this event loop starts processes without it")
     options: dict[str, Any] = {"cwd": spec.cwd, "env": dict(spec.env)}
+    if spec.executable is not None:
+        options["executable"] = spec.executable
     if sys.platform == "win32":
+        spec.refuse("umask", "user", "group", "extra_groups", "inherit", why="Windows has nothing of the kind")
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
-        options["start_new_session"] = True
-        options["pass_fds"] = spec.inherit
-    stdin = subprocess.PIPE if spec.stdin else subprocess.DEVNULL
-    argv = (os.fspath(spec.argv[0]), *spec.argv[1:])
+        options |= {"start_new_session": True, "pass_fds": spec.inherit, "user": spec.user, "group": spec.group}
+        options |= {"extra_groups": spec.extra_groups, "umask": -1 if spec.umask is None else spec.umask}
+    stdin = subprocess.DEVNULL if spec.stdin is False else subprocess.PIPE if spec.pipes_stdin else spec.stdin
+    stdout = subprocess.PIPE if spec.stdout is None else spec.stdout
+    stderr = subprocess.STDOUT if spec.merge_stderr else subprocess.PIPE if spec.stderr is None else spec.stderr
     loop = asyncio.get_running_loop()
     with _signals_not_ignored():
         transport, protocol = await loop.subprocess_exec(
-            lambda: _Protocol(listener), *argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+            lambda: _Protocol(listener), *spec.argv, stdin=stdin, stdout=stdout, stderr=stderr, **options
         )
     child = PortableChild(transport, protocol, listener=listener)
     loop.call_soon(child.begin)  # after the starter has taken the child in: its exit must not be heard before its start

@@ -41,6 +41,7 @@ _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
 _RSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
 _IGNORABLE = tuple(s for s in signal.valid_signals() if s not in {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ})
 _RESET = [*_IGNORABLE, signal.SIGPIPE, signal.SIGXFSZ]
+_LACKS = "this way to start a process does not have it"
 _CD = 'cd -- "$1" && shift && exec "$@"'  # posix_spawn has no working directory in Python
 
 
@@ -64,6 +65,13 @@ class PosixChild:
 
     def __init__(self, spec: Spec, *, listener: Listener) -> None:
         """Start it. On return it runs; on an error no descriptor and no process is left."""
+        spec.refuse(
+            "executable", "stdout", "stderr", "merge_stderr", "umask", "nice", "rlimits", "user", "group", "extra_groups", why=_LACKS
+        )
+        spec.refuse("timeout", "stop_signal", "stop_scope", why=_LACKS)
+        if not isinstance(spec.stdin, bool):
+            msg = f"stdin={spec.stdin}: {_LACKS}"
+            raise ValueError(msg)  # noqa: TRY004 - a descriptor is the right type, only not to be had here
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._readers: dict[int, Stream] = {}
@@ -349,12 +357,14 @@ def _posix_spawn(spec: Spec, actions: list[tuple[object, ...]]) -> int:
 
 def _command_in(spec: Spec) -> tuple[str, tuple[str, ...]]:
     """The program's path and its argument vector, behind a shell that changes the directory where one is asked for."""
-    program = _find(spec.argv[0], spec.cwd, spec.path)
-    if spec.cwd is None:
-        return program, spec.argv
-    if not os.path.isdir(spec.cwd):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), spec.cwd)
-    return "/bin/sh", ("sh", "-c", _CD, "sh", spec.cwd, os.path.abspath(os.path.join(spec.cwd, program)), *spec.argv[1:])
+    argv = tuple(map(os.fsdecode, spec.argv))
+    cwd = None if spec.cwd is None else os.fsdecode(spec.cwd)
+    program = _find(argv[0], cwd, spec.path)
+    if cwd is None:
+        return program, argv
+    if not os.path.isdir(cwd):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), cwd)
+    return "/bin/sh", ("sh", "-c", _CD, "sh", cwd, os.path.abspath(os.path.join(cwd, program)), *argv[1:])
 
 
 _found: dict[tuple[str, str | None, str | None], tuple[str, float]] = {}  # the last program found, and until when that counts

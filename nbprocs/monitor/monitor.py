@@ -22,7 +22,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from nbprocs.display import Displayable
+from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
@@ -476,7 +476,7 @@ class ProcessMonitor(Displayable):
         state = ", closed" if self._closed else ""
         return f"<ProcessMonitor: {targets} watched, {len(self._book.history):,} samples, {open_ones} open alerts{state}>"
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         return table_html(self._metrics()[:SUMMARY_MOST], self.alerts(open_only=True), heading=repr(self))
 
 

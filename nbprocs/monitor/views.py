@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.display import table, text
+from nbprocs.display import Html, joined, table, text
 from nbprocs.monitor.history import Series, Snapshot
 from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope, State
 from nbprocs.monitor.model import Alert
@@ -79,14 +79,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
 
 
-def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> str:
+def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> Html:
     """Static HTML: the latest samples and the open alerts."""
     shown = {name: metric for name, metric in METRICS.items() if metric.head}
     numbers = ([_number(getattr(m, name), metric.digits) for name, metric in shown.items()] for m in found)
     rows = ((text(m.name, limit=60), str(m.state), *cells) for m, cells in zip(found, numbers, strict=True))
     head = ("name", "state", *(metric.head for metric in shown.values()))
-    lines = "".join(f"<div>{alert.severity}: {text(alert.message, limit=200)}</div>" for alert in alerts)
-    return f"<div>{text(heading)}{lines}{table(head, rows)}</div>"
+    lines = joined(Html("<div>{}: {}</div>").format(alert.severity, text(alert.message, limit=200)) for alert in alerts)
+    return Html("<div>{}{}{}</div>").format(text(heading), lines, table(head, rows))
 
 
 def _number(value: float | None, digits: int) -> str:

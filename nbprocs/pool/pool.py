@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from nbprocs.display import Displayable
+from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.model import TaskPriority
@@ -209,7 +209,11 @@ class ProcessPool(Displayable):
         if priority is not TaskPriority.NORMAL or timeout is not UNSET or retries is not None:
             how = self._intake.how(priority, timeout, retries)
         handle = self._intake.handle()
-        self._intake.submit(handle, function, args, kwargs, how)
+        try:
+            self._intake.submit(handle, function, args, kwargs, how)
+        except BaseException:  # closed, or interrupted while it was pickled
+            handle.cancel()
+            raise
         return handle
 
     async def run(self, function: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
@@ -398,5 +402,5 @@ class ProcessPool(Displayable):
     def __repr__(self) -> str:
         return report.summary(self.name, self.metrics(), self.config.most, closed=self.closed)
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         return report.html(repr(self), self.workers())

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from nbprocs.display import table, text
+from nbprocs.display import Html, table, text
 from nbprocs.pool.crew import Crew
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.member import Member
@@ -135,13 +135,13 @@ def summary(name: str, figures: PoolMetrics, most: int, *, closed: bool) -> str:
     )
 
 
-def html(title: str, infos: Iterable[WorkerInfo]) -> str:
+def html(title: str, infos: Iterable[WorkerInfo]) -> Html:
     """A static table of workers."""
     now = datetime.now(UTC)
     rows = (_row(info, now) for info in list(infos)[:_SHOWN])
-    return f"<div>{text(title)}{table(('worker', 'state', 'pid', 'tasks', 'holds', 'age'), rows)}</div>"
+    return Html("<div>{}{}</div>").format(text(title), table(("worker", "state", "pid", "tasks", "holds", "age"), rows))
 
 
-def _row(info: WorkerInfo, now: datetime) -> list[str]:
+def _row(info: WorkerInfo, now: datetime) -> list[Html]:
     age = f"{(now - info.created_at).total_seconds():.0f} s"
     return [text(content) for content in (info.name, info.state.value, info.pid or "", info.done, len(info.tasks), age)]

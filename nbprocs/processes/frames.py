@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from nbprocs.display import table, text
+from nbprocs.display import Html, table, text
 from nbprocs.model import ProcessInfo
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ def frame_of(infos: Iterable[ProcessInfo]) -> pd.DataFrame:
     return frame.astype(_KINDS)
 
 
-def table_html(title: str, infos: Iterable[ProcessInfo]) -> str:
+def table_html(title: str, infos: Iterable[ProcessInfo]) -> Html:
     """The youngest fifty as a table, everything escaped."""
     rows = (
         (
             text(info.name), str(info.status), str(info.pid), f"{info.execution_time:.1f} s",
-            f"<code>{text(info.config.display, limit=120)}</code>", text(info.last_line, limit=80),
+            Html("<code>{}</code>").format(text(info.config.display, limit=120)), text(info.last_line, limit=80),
         )
         for info in list(infos)[-_ROWS:]
     )  # fmt: skip
-    return f"<div>{text(title)}{table(('name', 'status', 'pid', 'time', 'command', 'last line'), rows)}</div>"
+    head = ("name", "status", "pid", "time", "command", "last line")
+    return Html("<div>{}{}</div>").format(text(title), table(head, rows))

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from nbprocs.display import Displayable, text
+from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Tasks, hops
 from nbprocs.errors import Closed, ProcessError, ProcessFailed, RestartsExhausted, UnknownProcess, error_from_result
 from nbprocs.model import EventKind, ProcessEvent, ProcessStatus
@@ -407,8 +407,8 @@ class ErrorHandler(Displayable):
         closed = ", closed" if self._closed else ""
         return f"<ErrorHandler: {len(self.journal)} steps of {names} name{'s' * (names != 1)}, {len(self._cases)} recovering{closed}>"
 
-    def _html_(self) -> str:
-        return f"<div>{text(repr(self))}{self.journal.html()}</div>"
+    def _html_(self) -> Html:
+        return Html("<div>{}{}</div>").format(text(repr(self)), self.journal.html())
 
     # -- end
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nbprocs.display import table, text
+from nbprocs.display import Html, joined, table, text
 from nbprocs.processes.events import Subscribers
 from nbprocs.recovery.model import Step, StepKind
 
@@ -78,10 +78,10 @@ class Journal:
         """All names in the record, in the order of their first rows."""
         return tuple(dict.fromkeys(step.name for step in self))
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The stories as a static table."""
-        rows = [(f"<b>{text(name)}</b>", _html(self._told(name))) for name in self.names()]
-        return table((), rows) if rows else "<div>nothing has happened yet</div>"
+        rows = [(Html("<b>{}</b>").format(text(name)), _html(self._told(name))) for name in self.names()]
+        return table((), rows) if rows else Html("<div>nothing has happened yet</div>")
 
     def _told(self, name: str) -> list[Step]:
         return [step for step in self if step.name == name and step.kind in _TOLD]
@@ -96,8 +96,8 @@ def _word(step: Step) -> str:
     return str(step.kind)
 
 
-def _html(steps: Iterable[Step]) -> str:
+def _html(steps: Iterable[Step]) -> Html:
     told = list(steps)
-    more = [f"<i>{len(told) - _SHOWN} earlier</i>"] if len(told) > _SHOWN else []
-    words = [f'<span style="color:{_COLOUR.get(step.kind, "inherit")}">{text(_word(step), limit=120)}</span>' for step in told[-_SHOWN:]]
-    return " → ".join(more + words)
+    more = [Html("<i>{} earlier</i>").format(len(told) - _SHOWN)] if len(told) > _SHOWN else []
+    word = Html('<span style="color:{}">{}</span>')
+    return joined(more + [word.format(_COLOUR.get(step.kind, "inherit"), text(_word(step), limit=120)) for step in told[-_SHOWN:]], " → ")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from nbprocs.display import Displayable, table, text
+from nbprocs.display import Displayable, Html, table, text
 from nbprocs.errors import ExecutionTimeout, OutOfMemory, ProcessCrashed, ProcessError, ProcessFailed, RestartsExhausted
 from nbprocs.model import signal_name
 
@@ -74,7 +74,7 @@ class RecoveryReport(Displayable):
         did = "; ".join(str(action) for action in self.actions) or "nothing was done"
         return f"<RecoveryReport {self.name}: {end} after {self.attempts} attempt{'s' * (self.attempts != 1)}: {did}>"
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         rows = (
             (text(a.action), "ok" if a.ok else "failed", text(a.detail, limit=300), f"{a.waited:.2f} s", f"{a.seconds:.2f} s")
             for a in self.actions
@@ -82,7 +82,7 @@ class RecoveryReport(Displayable):
         end = "recovered" if self.recovered else "not recovered"
         why = text(str(self.error).partition("\n")[0], limit=300)
         shown = table(("action", "outcome", "detail", "waited", "took"), rows)
-        return f"<div><b>{text(self.name)}</b>: {end}, {self.seconds:.2f} s after: {why}</div>{shown}"
+        return Html("<div><b>{}</b>: {}, {:.2f} s after: {}</div>{}").format(text(self.name), end, self.seconds, why, shown)
 
 
 class StepKind(StrEnum):

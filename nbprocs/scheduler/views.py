@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nbprocs.display import Displayable, table, text
+from nbprocs.display import Displayable, Html, table, text
 from nbprocs.scheduler.backend import Ended
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
@@ -154,7 +154,7 @@ class Views(Displayable):
         }
         return graph([(e.key, e.label, e.state.value) for e in entries], edges, ax=ax)
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         status = self.status()
         facts = [f"{status.queued_tasks:,} queued", f"{status.running_tasks} of {status.max_concurrent} running"]
         facts += [
@@ -166,7 +166,7 @@ class Views(Displayable):
         waiting = [e for e in at_once(lambda: itertools.islice(self.runner.queue, _SHOWN)) if e.run is None]
         ended = at_once(lambda: itertools.islice(reversed(self.runner.finished.values()), _SHOWN))
         rows = table(("task", "priority", "state", "tries"), map(self._row, (running + waiting + ended)[:_SHOWN]))
-        return f"<div><b>TaskScheduler</b> {text(', '.join(facts))}{rows}</div>"
+        return Html("<div><b>TaskScheduler</b> {}{}</div>").format(text(", ".join(facts)), rows)
 
     @staticmethod
     def _row(entry: Entry) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import anywidget
 import traitlets
 
-from nbprocs.display import plain
+from nbprocs.display import Html, joined, plain
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
 from nbprocs.widgets.pacing import pacer_of
@@ -77,9 +77,9 @@ class Part(abc.ABC):
         """What changed since the last one; None for nothing."""
         return None
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The static record."""
-        return ""
+        return Html()
 
     def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
         """Call back when the record says something new: after an end, or with ``live`` after every change. Returns what ends it.
@@ -351,15 +351,15 @@ class View(anywidget.AnyWidget):
         """Short and the same in every run: a saved notebook is compared by it."""
         return f"<{type(self).__name__}>"
 
-    def _html_(self) -> str:
+    def _html_(self) -> Html:
         """The static record of its parts."""
-        return "".join(self._parts[name].html() for name in self._fixed)
+        return joined(self._parts[name].html() for name in self._fixed)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live view, with the static record beside it."""
         bundle: Any = super()._repr_mimebundle_(**kwargs) or {}
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        return {**data, "text/plain": repr(self), "text/html": self._html_()}
+        return {**data, "text/plain": repr(self), "text/html": str(self._html_())}
 
 
 def _pack(deltas: Mapping[str, Delta]) -> tuple[dict[str, Any], tuple[bytes, ...]]:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nbprocs.display import plain
+from nbprocs.display import Html, plain
 from nbprocs.pool import ProcessPool, WorkerInfo
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.wire import Delta, number, op
@@ -97,7 +97,7 @@ class PoolPart(Part):
             content["figures"], content["rate"] = self._figures, self._rates[-1]
         return Delta(content=content, size=400 + 120 * len(content.get("u", ()))) if content else None
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The pool's own static form."""
         return self._pool._html_()
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nbprocs.display import cell, plain, text
+from nbprocs.display import Html, cell, joined, plain, text
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.monitor import Alert, ProcessMonitor
 from nbprocs.widgets.base import Host, Part, View
@@ -148,17 +148,17 @@ class ChartsPart(Part):
             return None
         return Delta(content=content, size=size)
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The static record: a sparkline a process, and the alerts. What was measured counts, also while nobody looks."""
         measured = [line for info in self._manager.list() if len((line := self._recorded(info)).points) > 1]
-        rows = "".join(map(_row, measured[-_IN_RECORD:]))
+        rows = joined(map(_row, measured[-_IN_RECORD:]))
         known = self._alerts.values() if self._monitor is None else self._monitor.alerts()
-        alerts = "".join(f"<li>{text(str(a.severity))}: {text(a.message, limit=200)}</li>" for a in list(known)[-10:])
+        alerts = joined(Html("<li>{}: {}</li>").format(text(a.severity), text(a.message, limit=200)) for a in list(known)[-10:])
         if not rows and not alerts:
-            return f'<div style="{MUTED}">no measurements yet</div>'
-        head = "".join(cell(name, kind="th", style=f";{MUTED}") for name in ("", "CPU", "memory"))
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
-        return table + (f"<ul>{alerts}</ul>" if alerts else "")
+            return Html('<div style="{}">no measurements yet</div>').format(MUTED)
+        head = joined(cell(name, kind="th", style=f";{MUTED}") for name in ("", "CPU", "memory"))
+        table = Html("<table><tr>{}</tr>{}</table>").format(head, rows) if rows else Html()
+        return table + (Html("<ul>{}</ul>").format(alerts) if alerts else "")
 
     def _recorded(self, info: ProcessInfo) -> Line:
         line = self._lines.get(info.id)
@@ -187,15 +187,16 @@ class ChartsPart(Part):
         return stop
 
 
-def _row(line: Line) -> str:
+def _row(line: Line) -> Html:
     points = list(line.points)  # at once: it may grow on another thread
     cpu = [point[1] or 0.0 for point in points]
     memory = [point[2] or 0.0 for point in points]
-    return (
-        f"<tr>{cell(f'<b>{text(line.name)}</b>')}"
-        f"{cell(sparkline(cpu[-120:], label=f'CPU of {line.name}', top=max(100.0, *cpu)) + f' {cpu[-1]:.0f} %')}"
-        f"{cell(sparkline(memory[-120:], label=f'memory of {line.name}') + f' {memory[-1]:.1f} MiB')}</tr>"
+    cells = (
+        Html("<b>{}</b>").format(text(line.name)),
+        sparkline(cpu[-120:], label=f"CPU of {line.name}", top=max(100.0, *cpu)) + f" {cpu[-1]:.0f} %",
+        sparkline(memory[-120:], label=f"memory of {line.name}") + f" {memory[-1]:.1f} MiB",
     )
+    return Html("<tr>{}</tr>").format(joined(map(cell, cells)))
 
 
 def _once(call: Callable[[], None], *, after: int) -> Callable[[], None]:

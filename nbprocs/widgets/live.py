@@ -120,7 +120,9 @@ def publish(shown: Any) -> None:
     def write(*, update: bool) -> None:
         bundle = shown._repr_mimebundle_()
         if view is not None:
-            bundle["text/html"] = view._html_()  # the views' records read in every theme, and on GitHub; a model's own form is for the rest
+            bundle["text/html"] = str(
+                view._html_()
+            )  # the views' records read in every theme, and on GitHub; a model's own form is for the rest
         if mode() != "widgets":
             bundle.pop(_WIDGET, None)
         publish_display_data(bundle, transient={"display_id": identity}, update=update)  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nbprocs.display import plain
+from nbprocs.display import Html, plain
 from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
 from nbprocs.widgets.base import Host, Part, View
@@ -227,7 +227,7 @@ class PanePart(Part):
         """The process has ended."""
         return not self._process.status.live
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The static record."""
         return process_html(self._process.info, output=self._process.tail(10))
 

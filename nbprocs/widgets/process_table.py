@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from nbprocs.display import plain
+from nbprocs.display import Html, plain
 from nbprocs.errors import ProcessError, UnknownProcess
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.widgets.base import Host, Part, View
@@ -219,7 +219,7 @@ class TablePart(Part):
         """The manager was closed."""
         return self._closed_manager
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The static record."""
         return table_html(self._manager.list())
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nbprocs.display import plain
+from nbprocs.display import Html, plain
 from nbprocs.errors import ProcessError
 from nbprocs.model import TaskPriority
 from nbprocs.scheduler import ScheduledTask, SchedulerEvent, TaskEventKind, TaskScheduler, TaskState
@@ -182,7 +182,7 @@ class QueuePart(Part):
         """The scheduler was closed."""
         return bool(self._scheduler.status().closed)
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The scheduler's own static form."""
         return self._scheduler._html_()
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nbprocs.display import plain
+from nbprocs.display import Html, joined, plain
 from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, ResourceExhausted, StartupFailed
 from nbprocs.processes.readiness import LogLine, Port, Url
 from nbprocs.redact import is_secret_name, mask_text
@@ -187,14 +187,13 @@ class FormPart(Part):
         new, self._new = self._new, []
         return Delta(content={"+": new}) if new else None
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """What ran by it; the form itself is of no use on paper."""
         if not self._history:
-            return f'<div style="{MUTED}">a form to start processes</div>'
-        from nbprocs.display import text as escaped  # noqa: PLC0415 - `text` is the check here
-
-        lines = "".join(f"<li><code style='{MONO}'>{escaped(mask_text(line), limit=200)}</code></li>" for line in self._history[-10:])
-        return f'<div style="{MUTED}">started by form:<ul>{lines}</ul></div>'
+            return Html('<div style="{}">a form to start processes</div>').format(MUTED)
+        line = Html('<li><code style="{}">{}</code></li>')
+        lines = joined(line.format(MONO, plain(mask_text(one), limit=200)) for one in self._history[-10:])
+        return Html('<div style="{}">started by form:<ul>{}</ul></div>').format(MUTED, lines)
 
     @op(text=text(2000), cwd=text(4096))
     def complete(self, text: str, cwd: str = "") -> list[dict[str, str]]:
@@ -216,10 +215,11 @@ class FormPart(Part):
     @op(**_CHECKS)
     def check(self, **fields: Any) -> dict[str, Any]:
         """The Python line, or what is wrong with which field."""
+        secret = [name for name in fields.get("env", {}) if is_secret_name(name)]
         try:
-            return {"line": python_line(fields), "secret": [name for name in fields.get("env", {}) if is_secret_name(name)]}
+            return {"line": python_line(fields), "secret": secret}
         except Refused as error:
-            return {"error": plain(error), "field": error.field, "secret": []}
+            return {"error": plain(error), "field": error.field, "secret": secret}
 
     @op(**_CHECKS)
     async def run(self, **fields: Any) -> dict[str, Any]:

@@ -150,6 +150,27 @@ async def test_the_pane_follows_searches_wraps_and_talks(app: Any, tmp_path: Pat
     await expect(view).to_contain_text("completed · exit 0")
 
 
+HOSTILE_OUTPUT = """import sys, time
+for final in '@LMPSTXZIb':
+    sys.stdout.write(f'x\\x1b[999999999{final}\\x9b2147483647{final}')
+sys.stdout.write('a' + '\\u0301' * 200_000 + '\\x1b[?1049h\\x1b[2J\\x1b[H' + 'b\\x1b[D\\u0301' * 20_000)
+print('\\x1b[m\\nstill here', flush=True)
+time.sleep(1000)
+"""
+
+
+async def test_hostile_output_does_not_freeze_the_page(lab: Any) -> None:
+    page = await lab.open(
+        cells=[f"{START}proc = await pm.spawn(sys.executable, '-c', {HOSTILE_OUTPUT!r}, env_vars={{'PYTHONUTF8': '1'}})\nproc"]
+    )
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("still here", timeout=10_000)
+    began = await page.page.evaluate("performance.now()")
+    await view.get_by_role("button", name="Wrap long lines").click()
+    assert await page.page.evaluate("performance.now()") - began < 3000
+
+
 async def test_a_search_reaches_what_the_terminal_no_longer_holds(lab: Any) -> None:
     code = "for i in range(200_000): print('a needle' if i in (20_000, 90_000) else f'line {i}')"
     page = await lab.open(cells=[f"{START}proc = await pm.spawn(sys.executable, '-c', {code!r})\n_ = await proc.wait()\nproc"])

@@ -110,8 +110,12 @@ async def test_a_wrong_field_is_said_while_typing() -> None:
         with shown(SpawnForm(pm)) as tab:
             await tab.hello()
             data = (await tab.call("form", "check", command="x", timeout="never", env={"API_KEY": "k"}))["data"]
-            assert (data["field"], data["secret"]) == ("timeout", [])
+            assert (data["field"], data["secret"]) == ("timeout", ["API_KEY"])
             assert (await tab.call("form", "check", command="x", env={"API_KEY": "k"}))["data"]["secret"] == ["API_KEY"]
+            for wrong in ({"timeout": "soon"}, {"command": ""}, {"ready": "port", "ready_value": "x"}, {"command": "'"}):
+                data = (await tab.call("form", "check", **({"command": "x", "env": {"API_KEY": "k", "A": "b"}} | wrong)))["data"]
+                assert data["error"]
+                assert data["secret"] == ["API_KEY"]
 
 
 async def test_completions(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

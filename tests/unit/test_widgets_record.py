@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbprocs import display
+from nbprocs.display import Html
 from nbprocs.model import EndReason, ProcessConfig, ProcessInfo, ProcessStatus
 from nbprocs.widgets import record
 
@@ -43,6 +45,19 @@ def test_nothing_from_outside_becomes_markup(output: str, name: str, args: list[
     assert "<style" not in html
 
 
+def test_marks_by_the_thousand_are_cut() -> None:
+    html = record.lines_html("e\u0301 a" + "\u0301" * 200_000 + "\nnext", width=1000)
+    assert "e\u0301 a\u0301" in html
+    assert len(html) < 1000
+    assert "next" in html
+
+
+def test_what_is_not_html_is_escaped_wherever_it_is_put() -> None:
+    assert display.table(["<a>"], [["<b>", Html("<i>c</i>"), 5]]).count("&lt;") == 2
+    assert display.joined(["<a>", Html("<b>")], "&") == "&lt;a&gt;&amp;<b>"
+    assert "&lt;a&gt;" in display.cell("<a>")
+
+
 def test_progress_bars_show_their_last_state_and_old_lines_are_counted() -> None:
     html = record.lines_html("".join(f"line {i}\n" for i in range(30)) + "10%\r50%\r100%\r\n", lines=5)
     assert "26 earlier lines" in html
@@ -61,10 +76,10 @@ def test_a_command_is_one_line_and_its_program_a_name() -> None:
     def shown(command: str) -> str:
         return re.sub(r"<[^>]*>", "", record.command_html(command, limit=40))
 
-    assert shown("/opt/venv/bin/python -c 'import os\nos.abort()'") == "python -c &#x27;import os os.abort()&#x27;"
+    assert shown("/opt/venv/bin/python -c 'import os\nos.abort()'") == "python -c &#39;import os os.abort()&#39;"
     assert shown("ls /usr/bin/env") == "ls /usr/bin/env"
     assert shown(r"C:\Python\python.exe x.py") == "python.exe x.py"
-    assert shown("'/a b/python' x.py") == "&#x27;/a b/python&#x27; x.py"
+    assert shown("'/a b/python' x.py") == "&#39;/a b/python&#39; x.py"
     assert shown("/") == "/"
     assert shown("/usr/bin/x " + "y" * 100) == "x " + "y" * 37 + "…"
 
@@ -72,5 +87,5 @@ def test_a_command_is_one_line_and_its_program_a_name() -> None:
 def test_a_sparkline_needs_two_values_and_stays_in_its_box() -> None:
     assert record.sparkline([1.0], label="x") == ""
     drawn = record.sparkline([0, 200, 50], label='a "label"', top=100)
-    assert "&quot;label&quot;" in drawn
+    assert "&#34;label&#34;" in drawn
     assert all(0 <= float(v) <= 90 for v in re.findall(r"[\d.]+(?=[, ])", drawn.split('points="')[1].split('"')[0]))

@@ -102,7 +102,8 @@ export class Form {
 
   addVariable(focus) {
     const name = h("input.nb-input", { type: "text", placeholder: "NAME", "aria-label": "Variable name", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
-    const value = h("input.nb-input", { type: "text", placeholder: "value", "aria-label": "Variable value", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    // hidden until the kernel has said that such a name keeps no secret
+    const value = h("input.nb-input", { type: "password", placeholder: "value", "aria-label": "Variable value", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
     const row = h("div.nb-envrow", {}, name, h("span", { "aria-hidden": "true" }, "="), value);
     row.append(button("close", "Remove the variable", () => (row.remove(), this.changed())));
     row.pair = { name, value };
@@ -136,14 +137,15 @@ export class Form {
   async check() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const values = this.values();
-    if (!values.command.trim()) {
-      this.showErrors();
-      return this.showLine("");
-    }
+    const empty = !values.command.trim();
+    if (empty) this.showErrors();
+    if (empty) this.showLine("");
+    if (empty && !Object.keys(values.env).length) return;
     try {
       const { data } = await this.context.connection.call(this.part, "check", values);
       if (turn !== this.turn) return; // typed on, or started meanwhile: that answer counts
       this.maskSecrets(data.secret);
+      if (empty) return;
       this.showErrors(data.field, data.error);
       this.showLine(data.line ?? "");
     } catch (error) {

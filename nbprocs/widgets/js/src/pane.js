@@ -1,6 +1,7 @@
 // The output pane: a terminal filled from the kernel's log. The toolbar works before the terminal is there.
 
 import { button, bytes, clock, h, say, seconds, set, short } from "./dom.js";
+import { guard } from "./guard.js";
 import { asset, octets } from "./protocol.js";
 import { Streams } from "./streams.js";
 
@@ -111,7 +112,7 @@ export class Pane {
     });
     const font = getComputedStyle(this.root).getPropertyValue("--jp-code-font-family").trim();
     term.options.fontFamily = font || "ui-monospace, SFMono-Regular, Menlo, monospace";
-    refuseTakeovers(term);
+    guard(term);
     this.fit = new FitAddon();
     this.finder = new SearchAddon({ highlightLimit: 500 });
     term.loadAddon(this.fit);
@@ -413,15 +414,6 @@ function exactly(text) {
 function searchOptions(text, incremental) {
   const decorations = { matchBackground: "#f2cc60", matchOverviewRuler: "#f2cc60", activeMatchBackground: "#ff9632", activeMatchColorOverviewRuler: "#ff9632" };
   return { incremental, decorations, caseSensitive: exactly(text) };
-}
-
-/** Output may colour, but not take the terminal over: no other screen, no mouse, no bracketed paste, no links, no clipboard, no title. */
-export function refuseTakeovers(term) {
-  const refused = new Set([9, 47, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 1047, 1048, 1049, 2004]);
-  for (const final of ["h", "l"]) {
-    term.parser.registerCsiHandler({ prefix: "?", final }, (params) => params.flat().some((p) => refused.has(p)));
-  }
-  for (const code of [0, 1, 2, 4, 8, 10, 11, 12, 52, 104, 110, 111, 112]) term.parser.registerOscHandler(code, () => true);
 }
 
 /** The terminal's colours from JupyterLab's own variables. */

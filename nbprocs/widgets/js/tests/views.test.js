@@ -162,6 +162,22 @@ describe("the form", () => {
     expect(input.value).toBe("");
   });
 
+  it("shows a value only when the kernel says that it is no secret, whatever is wrong elsewhere", async () => {
+    vi.useFakeTimers();
+    const { el, model } = form();
+    el.querySelector('[aria-label="Add a variable"]').click();
+    const [name, value] = el.querySelectorAll(".nb-envrow input");
+    expect(value.type).toBe("password");
+    name.value = "API_KEY";
+    name.dispatchEvent(new Event("input"));
+    vi.advanceTimersByTime(300);
+    vi.useRealTimers();
+    model.reply(model.last("check"), { error: "name a program", field: "command", secret: ["API_KEY"] });
+    await frame();
+    expect(value.type).toBe("password");
+    model.reply(model.last("check"), { error: "name a program", field: "command", secret: [] });
+  });
+
   it("hides the value of a secret", async () => {
     vi.useFakeTimers();
     const { el, model } = form();
