@@ -8,7 +8,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
 #
-#     magics
+#     magics   server
 #     widgets
 #     recovery
 #     monitor   scheduler
