@@ -11,6 +11,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     magics   server
 #     widgets
 #     recovery
+#     cluster
 #     monitor   scheduler
 #     pool
 #     processes
@@ -98,6 +99,7 @@ _LAZY = {
         "TaskInterrupted",
         "TaskScheduler",
     ),
+    "nbprocs.cluster": ("DaskBackend",),
     "nbprocs.monitor": (
         "Alert",
         "AlertSeverity",
@@ -130,6 +132,7 @@ _LAZY = {
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
+    from nbprocs.cluster import DaskBackend
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -240,6 +243,7 @@ __all__ = [
     "CommunicationError",
     "Condition",
     "Dashboard",
+    "DaskBackend",
     "DependencyFailed",
     "DoNothing",
     "EndReason",

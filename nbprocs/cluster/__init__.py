@@ -11,4 +11,6 @@ Layers inside, each imports only from below::
     wire  link  files                       what travels, and by what way
 """
 
-__all__: list[str] = []
+from nbprocs.cluster.dask import DaskBackend
+
+__all__ = ["DaskBackend"]

@@ -12,8 +12,9 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,9 @@ _HISTORY = 16  # processes that the manager keeps by itself; the runs hold what 
 
 def facts_here(*, name: str, cpus: int | None = None, memory: int = 0, gpus: int = 0, timeout: float = 30.0) -> Facts:
     """What this process can say of itself."""
-    from nbprocs import __version__  # noqa: PLC0415 - the package imports this module
-
     return Facts(
         protocol=PROTOCOL,
-        version=__version__,
+        version=str(getattr(sys.modules["nbprocs"], "__version__", "")),  # not imported: the package imports this module
         host=socket.gethostname(),
         name=name,
         pid=os.getpid(),
@@ -225,7 +224,7 @@ class Bay:
             self._drop(session)
         return len(ended)
 
-    _ops: dict[str, Callable[..., Any]] = {  # noqa: RUF012 - never changed
+    _ops: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {  # noqa: RUF012 - never changed
         "hello": _hello, "put": _put, "blob": _blob, "stop": _stop, "signal": _signal, "pull": _pull, "bye": _bye, "end": _end,
     }  # fmt: skip
 

@@ -147,7 +147,7 @@ class DaskLink:
     async def _listed(self) -> bool:
         try:
             async with asyncio.timeout(_ASK):
-                known = await self._client.scheduler.identity(n_workers=-1)
+                known = await self._client.scheduler.identity()
         except (OSError, CommClosedError, TimeoutError, RuntimeError, AttributeError):
             return False
         return self._address in known["workers"]

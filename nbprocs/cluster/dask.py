@@ -59,8 +59,8 @@ class DaskBackend:
     Every slot (thread) of a worker runs one task at a time. Commands and functions are processes of the worker's nbprocs: live output,
     cancelling that ends the whole tree, timeouts and GPUs work as on this machine. Raises StartupFailed where ``distributed`` is missing.
 
-    >>> sch = TaskScheduler(backend=DaskBackend(workers=1, threads=2))  # doctest: +SKIP
-    >>> (await sch.schedule("echo", "hello")).text  # doctest: +SKIP
+    >>> async with TaskScheduler(backend=DaskBackend(workers=1, threads=2)) as sch:
+    ...     (await sch.schedule("echo", "hello")).text
     'hello\n'
     """
 
@@ -218,7 +218,13 @@ class DaskBackend:
         address, security = await self._address()
         try:
             client = distributed.Client(
-                address, asynchronous=True, set_as_default=False, name="nbprocs", security=security, timeout=_CONNECT, direct_to_workers=False
+                address,
+                asynchronous=True,
+                set_as_default=False,
+                name="nbprocs",
+                security=security,
+                timeout=_CONNECT,
+                direct_to_workers=False,
             )
             await client
         except (OSError, ValueError, TypeError, ImportError) as error:
@@ -317,7 +323,7 @@ class DaskBackend:
         self._recount()
 
     def _wanted(self) -> int:
-        """Slots that are asked for now, or were until a moment ago."""
+        """Slots that are asked for, or were until a moment ago."""
         now = self.home.loop.time()
         self._owed = self._owed and not self._workers.ledger.slots
         most = max(self._asked, self._workers.jobs, int(self._owed))
@@ -394,7 +400,7 @@ class DaskBackend:
     def workers(self) -> pd.DataFrame:
         """The workers that have joined, indexed by address: name, host, slots, running, memory, gpus, state, nbprocs.
 
-        >>> DaskBackend().workers().empty  # doctest: +SKIP
+        >>> DaskBackend().workers().empty
         True
         """
         from nbprocs.cluster.frames import workers_frame  # noqa: PLC0415 - imports pandas

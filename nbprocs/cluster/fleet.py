@@ -347,7 +347,10 @@ class Fleet:
     # -- the end
 
     async def aclose(self) -> None:
-        """End every job; on return each has reported. Takes at most 10 s: a worker that can't be reached by then ends its jobs by itself."""
+        """End every job; on return each has reported.
+
+        Takes at most 12 s: a worker that can't be reached by then ends its jobs by itself.
+        """
         for job_id in list(self._jobs):
             self.cancel(job_id, grace=1.0)
         with contextlib.suppress(TimeoutError):

@@ -40,8 +40,8 @@ class Link(Protocol):
 def certainly_gone(sign: Sign, *, silent: float, unlisted: float | None, timeout: float) -> bool:
     """Whether a worker is lost, after so many seconds of silence and so many since the cluster does not list it (None: it does). Pure.
 
-    A process that has ended takes its trees with it at once. One that can only not be reached ends them by itself when its own connection to
-    the cluster has been dead for ``timeout`` seconds; told any earlier, two copies of a task could run.
+    A process that has ended takes its trees with it at once. One that can only not be reached ends them by itself when its own connection
+    to the cluster has been dead for ``timeout`` seconds; told any earlier, two copies of a task could run.
 
     >>> certainly_gone(Sign.REFUSED, silent=2.0, unlisted=1.0, timeout=30.0)
     True

@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 from nbprocs.errors import ProcessError, StartupFailed
+from nbprocs.model import Stream
 from nbprocs.pool.model import usable_cpus
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
@@ -52,7 +53,7 @@ class OwnCluster:
         try:
             self._scheduler = await self._manager.spawn(
                 sys.executable, "-m", "distributed.cli.dask_scheduler", *quiet, name="dask-scheduler",
-                ready=LogLine(_AT, stream="stderr"), ready_timeout=_PATIENCE,
+                ready=LogLine(_AT, stream=Stream.STDERR), ready_timeout=_PATIENCE,
             )  # fmt: skip
         except ProcessError as error:
             raise StartupFailed(f"a Dask scheduler could not be started: {error.message}", last_output=error.last_output) from error

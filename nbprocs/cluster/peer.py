@@ -118,7 +118,7 @@ class Peer:
                 job_id, what = self._signals.popleft()
                 answer = await self.ask("signal", id=job_id, what=what)
                 if answer and "error" in answer:
-                    log.warning("%s of %s did nothing: %s", what, job_id, answer["error"])
+                    log.debug("%s of %s did nothing: %s", what, job_id, answer["error"])
 
     async def _send_jobs(self) -> None:
         jobs = [self._jobs[i] for i in range(min(len(self._jobs), _BATCH))]
@@ -134,17 +134,21 @@ class Peer:
             self._tasks.start(self._send_file(digest), name=f"a file to {self.address}")
 
     async def _send_file(self, digest: str) -> None:
+        problem = "the worker is gone"
         path, offset, last = self._fleet.path_of(digest), 0, False
-        try:
-            while not last:
+        while not last:
+            try:
                 data, last = await asyncio.to_thread(parts, path, offset)
-                answer = await self.ask("blob", digest=digest, offset=offset, data=data, last=last)
-                if answer is None or "error" in answer:
-                    raise OSError("the worker is gone" if answer is None else answer["error"])
-                offset += len(data)
-        except OSError as error:
-            if not self.gone:
-                self._fleet.no_file(self, digest, text_of(error))
+            except OSError as error:
+                problem = text_of(error)
+                break
+            answer = await self.ask("blob", digest=digest, offset=offset, data=data, last=last)
+            problem = "" if answer is None else answer.get("error", "")
+            if answer is None or problem:
+                break
+            offset += len(data)
+        if problem and not self.gone:
+            self._fleet.no_file(self, digest, problem)
 
     # -- what comes from there
 

@@ -38,7 +38,7 @@ def topic_of(session: str) -> str:
 async def carry(key: str, session: str, prefix: str, since: float) -> str:
     """Hold one slot of a worker for a kernel, until it is released. Runs as a Dask task on the worker's loop; it takes no thread."""
     worker = get_worker()
-    station = worker.plugins.get(HANDLER)
+    station: Any = worker.plugins.get(HANDLER)
     if station is None:
         station = Station()
         await worker.plugin_add(station, name=HANDLER, catch_errors=False)  # has no await before the plugin is in its place

@@ -82,7 +82,7 @@ class Window:
         self._waiters.wake(None)
 
     async def pull(self, ack: int, *, wait: float, room: int) -> tuple[int, list[Item]]:
-        """The batch behind ``ack``; ``(ack, [])`` if there is nothing to tell for ``wait`` seconds. A former number: the same batch again."""
+        """The batch behind ``ack``, or the same one again for a former number; ``(ack, [])`` if nothing happens for ``wait`` seconds."""
         if self.batch is not None and ack == self.number:
             self._settle()
         until = time.monotonic() + wait

@@ -127,9 +127,7 @@ def ended_from(outcome: Outcome, *, stdout: Any, stderr: Any, dropped: int = 0) 
         fields = dict(outcome["result"])
         fields["dropped_bytes"] += dropped
         reason = None if outcome["reason"] is None else EndReason(outcome["reason"])
-        result = ProcessResult(
-            **fields, status=ProcessStatus(outcome["status"]), reason=reason, stdout_source=stdout, stderr_source=stderr
-        )
+        result = ProcessResult(**fields, status=ProcessStatus(outcome["status"]), reason=reason, stdout_source=stdout, stderr_source=stderr)
         return Ended(result=result, error=error_from_result(result), stopped=stopped and reason is not EndReason.TIMEOUT)
     if "error" in outcome:
         return Ended(error=load_error(outcome["error"]), stopped=stopped)
@@ -145,7 +143,8 @@ def _value(data: bytes, *, stopped: bool) -> Ended:
             return Ended(result=pickle.loads(payload), stopped=stopped)  # noqa: S301
     except Exception as cause:  # noqa: BLE001 - whatever the value's own code raises when it is rebuilt
         problem = CommunicationError(
-            f"the result came, but can't be rebuilt here: {text_of(cause)}", hint="what a function returns must be importable in this kernel"
+            f"the result came, but can't be rebuilt here: {text_of(cause)}",
+            hint="what a function returns must be importable in this kernel",
         )
         problem.__cause__ = cause
         return Ended(error=problem, stopped=stopped)

@@ -41,7 +41,7 @@ class LoopbackLink:
             await asyncio.sleep(faults.random.random() * 0.02)
         if faults.hit(faults.double) and op != "pull":
             self.tasks.start(self._again(op, given), name="doubled")
-        answer = await self.bay.call(op, **{**given})
+        answer = await self.bay.call(op, **given)
         if faults.cut or faults.hit(faults.lose_answer):
             raise LinkDown("the answer was lost")
         return answer
