@@ -10,7 +10,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #
 #     magics
 #     widgets
-#     recovery
+#     recovery  runs
 #     monitor   scheduler
 #     pool
 #     processes
@@ -57,6 +57,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import set_recorder_factory
 
 __version__ = "0.2.0"
 
@@ -211,6 +212,14 @@ def load_ipython_extension(shell: Any) -> None:
 def unload_ipython_extension(shell: Any) -> None:
     """``%unload_ext nbprocs``: the magics go."""
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
+
+
+def _record_runs(runs: Any) -> Any:
+    """The first ``runs=``: what records is loaded."""
+    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
+
+
+set_recorder_factory(_record_runs)
 
 
 def _show_live(model: object) -> None:
