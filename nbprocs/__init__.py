@@ -123,6 +123,17 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs": (
+        "NotRerunnable",
+        "RunDiff",
+        "RunHistory",
+        "RunRecord",
+        "RunsConfig",
+        "RunsError",
+        "RunsTooNew",
+        "runs",
+        "set_runs",
+    ),
     "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
 }
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
@@ -168,6 +179,7 @@ if TYPE_CHECKING:
         ScaleUp,
         Sequence,
     )
+    from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -262,6 +274,7 @@ __all__ = [
     "Misfire",
     "NameInUse",
     "NotReady",
+    "NotRerunnable",
     "NotifyAdmin",
     "OutOfMemory",
     "Outcome",
@@ -299,6 +312,12 @@ __all__ = [
     "RestartsExhausted",
     "RetryPolicy",
     "Rule",
+    "RunDiff",
+    "RunHistory",
+    "RunRecord",
+    "RunsConfig",
+    "RunsError",
+    "RunsTooNew",
     "ScaleDown",
     "ScaleUp",
     "ScheduledTask",
@@ -324,4 +343,6 @@ __all__ = [
     "WorkerState",
     "record",
     "replay",
+    "runs",
+    "set_runs",
 ]

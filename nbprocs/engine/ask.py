@@ -13,12 +13,12 @@ __all__ = ["ask"]
 def ask(
     argv: Sequence[str], *, cwd: str | None = None, timeout: float = 2.0, limit: int = 16 << 20, env: Mapping[str, str] | None = None
 ) -> bytes | None:
-    """The standard output of a command, at most ``limit`` bytes of it; None where it fails, is not there or takes over ``timeout`` seconds.
+    r"""The standard output of a command, at most ``limit`` bytes of it; None where it fails, is missing or takes longer than ``timeout`` s.
 
     It blocks: never call it on a loop. ``env`` is added to this process's environment.
 
     >>> ask(["echo", "hello"])
-    b'hello\\n'
+    b'hello\n'
     >>> ask(["no-such-program"])
     """
     try:

@@ -24,35 +24,31 @@ class RecordsRuns(Protocol):
 
 
 Factory = Callable[[Any], RecordsRuns]
-_factory: Factory | None = None
-_kernel: Any = None
+_installed: dict[str, Any] = {"factory": None, "kernel": None}  # one per interpreter
 
 
 def set_recorder_factory(factory: Factory | None) -> None:
     """Install what makes a recorder of a ``runs=`` argument. One per interpreter."""
-    global _factory
-    _factory = factory
+    _installed["factory"] = factory
 
 
 def set_kernel_runs(runs: Any) -> None:
     """Where managers record that don't say; None: nowhere."""
-    global _kernel
-    _kernel = runs
+    _installed["kernel"] = runs
 
 
 def kernel_runs() -> Any:
     """What ``set_kernel_runs`` said last."""
-    return _kernel
+    return _installed["kernel"]
 
 
 def recorder_for(runs: Any) -> RecordsRuns | None:
     """The recorder of a manager: None and True stand for the kernel's history, False for none. Raises what the factory raises."""
-    wanted = _kernel if runs is None or runs is True else runs
-    if wanted is None or wanted is False or _factory is None:
-        return None
-    return _factory(wanted)
+    wanted = _installed["kernel"] if runs is None or runs is True else runs
+    factory: Factory | None = _installed["factory"]
+    return None if wanted is None or wanted is False or factory is None else factory(wanted)
 
 
 def annotate(process: ManagedProcess, **about: Any) -> None:
-    """Say more of a process than it knows itself, for its row: ``task``, ``queued`` (seconds since the epoch), ``parent``. Before its end."""
+    """Say more of a process than it knows, before its end, for its row: ``task``, ``queued`` (seconds since the epoch), ``parent``."""
     process.annotations = {**process.annotations, **about}

@@ -13,10 +13,11 @@ class Cells:
     def __init__(self) -> None:
         self.now: str | None = None
         ipython = sys.modules.get("IPython")
-        self._shell: Any = None if ipython is None else ipython.get_ipython()
+        shell: Any = None if ipython is None else ipython.get_ipython()
+        self._shell = shell
         events = getattr(self._shell, "events", None)
         if events is not None and getattr(self._shell, "kernel", None) is not None:
-            self.now = f"[{self._shell.execution_count}]"  # made in a cell, whose beginning was not heard
+            self.now = f"[{shell.execution_count}]"  # made in a cell, whose beginning was not heard
             events.register("pre_run_cell", self._begins)
             events.register("post_run_cell", self._ends)
 

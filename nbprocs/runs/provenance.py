@@ -77,11 +77,16 @@ class Inputs:
         self._known: OrderedDict[tuple[str, int, int, int], str] = OrderedDict()
         self._latest: dict[str, int] = {}  # path -> time of change, when last seen
 
-    def of(self, words: Sequence[str], folder: str, *, shell: bool, began: float) -> tuple[dict[str, dict[str, Any]], bool]:
-        """By name as given: ``hash``, ``size``; ``late`` where it was written to after the start. And whether one has changed since last seen."""
+    def of(
+        self, words: Sequence[str], folder: str, *, shell: bool, began: float, every: bool = False
+    ) -> tuple[dict[str, dict[str, Any]], bool]:
+        """By name as given: ``hash``, ``size``; ``late`` where it was written to after the start. And whether one has changed meanwhile.
+
+        ``every`` takes each word for a file, not those alone that a command's words can be.
+        """
         found: dict[str, dict[str, Any]] = {}
         fresh = False
-        for word in _candidates(words, shell=shell):
+        for word in words if every else _candidates(words, shell=shell):
             path = os.path.join(folder, word)  # noqa: PTH118 - many words, few of them files
             try:
                 status = os.stat(path)  # noqa: PTH116

@@ -76,8 +76,12 @@ class ManagerRecorder:
         loop = asyncio.get_running_loop()
         written: asyncio.Future[None] = loop.create_future()
 
+        def arrive() -> None:
+            if not written.done():
+                written.set_result(None)
+
         def done() -> None:
-            loop.call_soon_threadsafe(lambda: written.done() or written.set_result(None))
+            loop.call_soon_threadsafe(arrive)
 
         self._writer.leave(done)
         await written

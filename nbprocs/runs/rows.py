@@ -21,6 +21,7 @@ __all__ = ["Note", "RowMaker", "Surroundings", "fingerprint"]
 _AT = {name: at for at, name in enumerate(COLUMNS)}
 _CACHED = 2_048
 _ERROR = 2_000  # characters
+_BEFORE = 1_024  # bytes before the tail that are looked at for secrets
 LOG = 16 << 20  # bytes of a stream that are kept where the whole output is asked for
 _FIELDS = [f.name for f in dataclasses.fields(ProcessConfig) if f.name not in {"name", "working_dir", "env_vars"}]
 _what_runs = operator.attrgetter(*_FIELDS)
@@ -39,6 +40,14 @@ class Note(NamedTuple):
     environ: Environ | None = None  # the kernel's, when the process started
     cell: str | None = None
     error: BaseException | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Command:
+    about: dict[str, Any]
+    display: str
+    hidden: list[str]  # the secrets that were taken out of it
+    key: int = 0  # once it is among the rows
 
 
 class Surroundings:
@@ -73,12 +82,12 @@ class RowMaker:
         self.new_commands: dict[int, tuple[Any, ...]] = {}
         self.new_contexts: dict[int, str] = {}
         self.outputs: list[tuple[int, str, bytes]] = []
-        self._live: dict[str, tuple[int, list[Any]]] = {}  # by the process's id
+        self._live: dict[str, tuple[int, list[Any], Scrubber]] = {}  # by the process's id
         self._repositories = Repositories()
         self._inputs = Inputs()
         self._base: dict[str, str] | None = None  # the kernel's environment when the recording began
         self._environs: OrderedDict[int, tuple[Environ, dict[str, str | None], list[str]]] = OrderedDict()
-        self._commands: OrderedDict[Any, tuple[int, list[str], list[str]]] = OrderedDict()
+        self._commands: OrderedDict[Any, _Command] = OrderedDict()
         self._contexts: OrderedDict[str, int] = OrderedDict()
 
     def written(self) -> None:
@@ -95,29 +104,26 @@ class RowMaker:
 
     def _start(self, note: Note, number: int) -> None:
         process, config = note.process, note.process.config
-        command, words, hidden = self._command(config)
-        difference, secrets = self._environ(note.environ)
-        secrets = [*secrets, *hidden, *secret_values(config.env_vars)]
+        difference, secrets = self._environ(note.environ or {})
+        command, words, scrub = self._command(config, [*secrets, *secret_values(config.env_vars)])
         row: list[Any] = [None] * len(COLUMNS)
         folder = config.working_dir or note.folder
         values = {
-            "id": process.id, "name": Scrubber(secrets).clean(process.name), "command": command, "started": note.at, "state": "running",
+            "id": process.id, "name": scrub.clean(process.name), "command": command, "started": note.at, "state": "running",
             "pid": process.pid, "cell": note.cell,
-            "context": self._context(folder, {**difference, **short_env(config.env_vars)}, words, config, note.at, secrets),
+            "context": self._context(folder, difference, words, config, note.at, scrub),
         }  # fmt: skip
         for name, value in values.items():
             row[_AT[name]] = value
-        self._live[process.id] = number, row
+        self._live[process.id] = number, row, scrub
         self.pending[number] = row
 
     def _end(self, note: Note) -> None:
-        number, row = self._live.pop(note.process.id, (0, None))
-        if row is None:
+        if note.process.id not in self._live:
             return  # it started before the recording
+        number, row, scrub = self._live.pop(note.process.id)
         process, result = note.process, note.process.result
         values: dict[str, Any] = {"ended": note.at, "state": str(process.status), **_annotated(process)}
-        _, secrets = self._environ(note.environ)
-        scrub = Scrubber([*secrets, *self._command(process.config)[2], *secret_values(process.config.env_vars)])
         if result is not None:
             values |= {
                 "exit_code": result.exit_code, "signal": result.signal, "reason": result.reason, "seconds": result.execution_time,
@@ -128,44 +134,46 @@ class RowMaker:
             tail, whole = note.keep
             for stream, log in (("stdout", process.stdout), ("stderr", process.stderr)):
                 if log.end:
-                    values[stream] = scrub.clean(log.tail(tail).decode("utf-8", "replace")) if tail else None
+                    more = log.tail(tail + _BEFORE).decode("utf-8", "replace") if tail else ""  # or half a secret could be left of it
+                    values[stream] = scrub.clean(more)[-tail:] if tail else None
                     if whole:
                         text = scrub.clean(log.tail(LOG).decode("utf-8", "replace"))
                         self.outputs.append((number, stream, zlib.compress(text.encode("utf-8", "replace"), 1)))
         if note.error is not None:
-            values["error"] = scrub.clean(str(note.error)[:_ERROR])
+            values["error"] = scrub.clean(str(note.error))[:_ERROR]
         for name, value in values.items():
             row[_AT[name]] = value
         self.pending[number] = row
 
     # -- what many runs share
 
-    def _command(self, config: ProcessConfig) -> tuple[int, list[str], list[str]]:
-        """Its key, its words as kept, and the secrets that were taken out of them."""
+    def _command(self, config: ProcessConfig, secrets: list[str]) -> tuple[int, list[str], Scrubber]:
+        """Its key, its words as kept, and what takes its secrets out of text."""
         asked = _what_runs(config)
         try:
             known = self._commands.get(asked)
+            kept = True
         except TypeError:  # a list or a mapping among the options
-            asked, known = None, None
+            known, kept = None, False
         if known is None:
-            text, hidden = config_json(config)
-            words = json.loads(text)["words"]
-            display = Scrubber(hidden).clean(config.display)
-            key = _hash(text)
-            self.new_commands[key] = (key, display, text, fingerprint(words), fingerprint(words[:2]))
-            known = key, words, hidden
-            if asked is not None:
+            about, hidden = config_json(config)
+            known = _Command(about, Scrubber(hidden).clean(config.display), hidden)
+            if kept:
                 self._commands[asked] = known
                 if len(self._commands) > _CACHED:
                     self._commands.popitem(last=False)
-        elif known[0] not in self.new_commands:
-            self._commands.move_to_end(asked)
-        return known
+        scrub = Scrubber([*secrets, *known.hidden])
+        if any(scrub.knows(word) for word in known.about["words"]):  # a secret of the environment, written out in the command
+            about = _cleaned(known.about, scrub) | {"left_out": [*known.about.get("left_out", ()), "secrets"]}
+            known = _Command(about, scrub.clean(config.display), known.hidden)
+        if not known.key:
+            text, words = json.dumps(known.about), known.about["words"]
+            known.key = _hash(text)
+            self.new_commands[known.key] = (known.key, known.display, text, fingerprint(words), fingerprint(words[:2]))
+        return known.key, known.about["words"], scrub
 
-    def _environ(self, environ: Environ | None) -> tuple[dict[str, str | None], list[str]]:
+    def _environ(self, environ: Environ) -> tuple[dict[str, str | None], list[str]]:
         """How the kernel's environment differs from that at the beginning, masked; and its secrets."""
-        if environ is None:
-            return {}, next(reversed(self._environs.values()))[2] if self._environs else []
         known = self._environs.get(id(environ))
         if known is None or known[0] is not environ:
             now = {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
@@ -179,14 +187,15 @@ class RowMaker:
         return known[1], known[2]
 
     def _context(
-        self, folder: str, env: dict[str, str | None], words: list[str], config: ProcessConfig, began: float, secrets: list[str]
+        self, folder: str, kernel: dict[str, str | None], words: list[str], config: ProcessConfig, began: float, scrub: Scrubber
     ) -> int:
         inputs, fresh = self._inputs.of(words, folder, shell=config.shell, began=began)
-        about = {"folder": folder, "env": env, "inputs": inputs, "git": self._repositories.state(folder, anew=fresh and bool(inputs))}
+        git = self._repositories.state(folder, anew=fresh and bool(inputs))
+        about = {"folder": folder, "env": short_env(config.env_vars), "kernel": kernel, "inputs": inputs, "git": git}
         text = json.dumps({name: value for name, value in about.items() if value}, sort_keys=True, ensure_ascii=False)
         known = self._contexts.get(text)
         if known is None:
-            clean = json.dumps(_cleaned(json.loads(text), Scrubber(secrets)), sort_keys=True) if secrets else text
+            clean = json.dumps(_cleaned(json.loads(text), scrub), sort_keys=True)
             known = _hash(clean)
             self.new_contexts[known] = clean
             if len(text) < 10_000:  # noqa: PLR2004 - a cache, which must not hold much
@@ -206,6 +215,6 @@ def _cleaned(value: Any, scrub: Scrubber) -> Any:
 
 def _annotated(process: ManagedProcess) -> dict[str, Any]:
     about = process.annotations
-    found = {name: about[name] for name in ("task", "queued", "parent") if name in about}
+    found: dict[str, Any] = {name: about[name] for name in ("task", "queued", "parent") if name in about}
     task = process.config.env_vars.get("NBPROCS_TASK_ID")
     return {"task": task, **found} if task else found

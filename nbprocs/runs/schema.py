@@ -37,7 +37,7 @@ CREATE TABLE commands (
 );
 CREATE INDEX commands_fingerprint ON commands (fingerprint);
 CREATE INDEX commands_family ON commands (family);
-CREATE TABLE contexts (key INTEGER PRIMARY KEY, value TEXT NOT NULL);  -- JSON: folder, env, git, inputs; the key is its hash
+CREATE TABLE contexts (key INTEGER PRIMARY KEY, value TEXT NOT NULL);  -- JSON: folder, env, kernel, git, inputs; the key is its hash
 CREATE TABLE runs (
     key INTEGER PRIMARY KEY,                -- session << 32 | number
     id TEXT NOT NULL, session INTEGER NOT NULL, parent TEXT, name TEXT NOT NULL, command INTEGER NOT NULL, context INTEGER,
@@ -74,7 +74,9 @@ def connect(path: Path, *, migrations: Mapping[int, str] = MIGRATIONS) -> sqlite
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its -wal and -shm files the same mode
         db = sqlite3.connect(path, isolation_level=None, timeout=BUSY / 1000, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
-        raise RunsError(f"the run history {path} can't be opened: {error}", hint="check the folder, its permissions and the free space") from error
+        raise RunsError(
+            f"the run history {path} can't be opened: {error}", hint="check the folder, its permissions and the free space"
+        ) from error
     try:
         found = check(db, path, newest=max(migrations))
         db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -83,7 +85,9 @@ def connect(path: Path, *, migrations: Mapping[int, str] = MIGRATIONS) -> sqlite
             _migrate(db, migrations)
     except sqlite3.Error as error:
         db.close()
-        raise RunsError(f"the run history {path} can't be used: {error}", hint="the file is unchanged: move it away, or restore a copy") from error
+        raise RunsError(
+            f"the run history {path} can't be used: {error}", hint="the file is unchanged: move it away, or restore a copy"
+        ) from error
     except BaseException:
         db.close()
         raise
@@ -135,11 +139,15 @@ def check(db: sqlite3.Connection, path: Path, *, newest: int = VERSION) -> int:
 def readable(path: Path) -> sqlite3.Connection:
     """Open it for reading only. Raises RunsError, also for a file that isn't there; it blocks."""
     if not path.is_file():
-        raise RunsError(f"there is no run history {path}", hint=f"record one: ProcessManager(runs={str(path)!r}) or nbprocs.set_runs({str(path)!r})")
+        raise RunsError(
+            f"there is no run history {path}", hint=f"record one: ProcessManager(runs={str(path)!r}) or nbprocs.set_runs({str(path)!r})"
+        )
     try:
         # Plain "ro" needs the -shm file that a reader in a read-only folder can't make; "immutable" reads what is in the file itself.
         for mode in ("mode=ro", "immutable=1"):
-            db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=BUSY / 1000, check_same_thread=False)
+            db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=BUSY / 1000, check_same_thread=False
+            )
             try:
                 found = check(db, path)
             except sqlite3.OperationalError:
@@ -156,4 +164,6 @@ def readable(path: Path) -> sqlite3.Connection:
             return db
         raise AssertionError  # the loop returns or raises
     except sqlite3.Error as error:
-        raise RunsError(f"the run history {path} can't be read: {error}", hint="is it an SQLite file? restore a copy, or start another") from error
+        raise RunsError(
+            f"the run history {path} can't be read: {error}", hint="is it an SQLite file? restore a copy, or start another"
+        ) from error

@@ -29,6 +29,10 @@ class Scrubber:
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value for value in values if len(value) >= _SHORTEST}, key=len, reverse=True)
 
+    def knows(self, text: str) -> bool:
+        """Whether one of them is in it."""
+        return any(value in text for value in self._values)
+
     def clean(self, text: str) -> str:
         """The text without them, and without what reads like a secret by itself."""
         for value in self._values:
@@ -75,8 +79,8 @@ def short_env(env: Mapping[str, str | None]) -> dict[str, str | None]:
     return kept
 
 
-def config_json(config: ProcessConfig) -> tuple[str, list[str]]:
-    """The config as JSON, without name, folder and environment, and the secrets that were left out of it.
+def config_json(config: ProcessConfig) -> tuple[dict[str, Any], list[str]]:
+    """The config as what JSON can tell, without name, folder and environment, and the secrets that were left out of it.
 
     What can't be told by JSON, and bytes for stdin, are named under ``left_out``: a rerun asks for them.
     """
@@ -109,4 +113,4 @@ def config_json(config: ProcessConfig) -> tuple[str, list[str]]:
             left.append(field.name)
     if left:
         kept["left_out"] = left
-    return json.dumps(kept), hidden_words(argv, words)
+    return kept, hidden_words(argv, words)

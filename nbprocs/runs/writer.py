@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nbprocs.engine.table import identify
@@ -160,7 +160,7 @@ class RunWriter:
 
     @staticmethod
     @contextlib.contextmanager
-    def _transaction(db: sqlite3.Connection):  # type: ignore[no-untyped-def]  # noqa: ANN205 - a context manager
+    def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -194,7 +194,9 @@ class RunWriter:
                     socket.gethostname(), os.getpid(), 0.0 if me is None else me.start, time.time(),
                     os.environ.get("USER"), platform.python_version(), notebook_name(),
                 )  # fmt: skip
-                row = db.execute("INSERT INTO sessions (host, pid, start, began, user, python, notebook) VALUES (?, ?, ?, ?, ?, ?, ?)", about)
+                row = db.execute(
+                    "INSERT INTO sessions (host, pid, start, began, user, python, notebook) VALUES (?, ?, ?, ?, ?, ?, ?)", about
+                )
                 self._session = int(row.lastrowid or 0)
                 _mark_lost(db)
             except BaseException:
@@ -263,9 +265,9 @@ def _finish() -> None:
 
 def _forget() -> None:
     """In a forked child there is no thread that writes, and the file is the parent's."""
-    global _registry_lock
     _writers.clear()
-    _registry_lock = threading.Lock()
+    if _registry_lock.locked():  # by a thread that this child does not have
+        _registry_lock.release()
 
 
 atexit.register(_finish)
