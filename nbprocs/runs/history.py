@@ -1,6 +1,7 @@
 """The history as it is read: filters that make one query, records, a DataFrame. Reading opens the file for a moment and holds nothing."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -299,7 +300,9 @@ def _contexts(db: sqlite3.Connection, wanted: set[Any]) -> dict[int, tuple[str, 
         "SELECT key, json_extract(value, '$.folder'), json_extract(value, '$.git.revision'), json_extract(value, '$.git.dirty')"
         " FROM contexts WHERE key IN (SELECT value FROM json_each(?))"
     )
-    rows = db.execute(query, (json.dumps([key for key in wanted if key is not None]),))
+    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # a folder's name may be no text
+    rows = db.execute(query, (json.dumps([key for key in wanted if key is not None]),)).fetchall()
+    db.text_factory = str
     return {key: (folder or "", revision, None if dirty is None else bool(dirty)) for key, folder, revision, dirty in rows}
 
 

@@ -180,7 +180,8 @@ class RunWriter:
         for number, row in maker.pending.items():
             row[0], row[session_at] = base | number, self._session
             rows.append(row)
-        db.execute(_UPSERT, (json.dumps(rows),))
+        text = json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace").decode()  # bytes that are no text become question marks
+        db.execute(_UPSERT, (text,))
         db.executemany(
             "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", ((base | number, stream, data) for number, stream, data in maker.outputs)
         )
