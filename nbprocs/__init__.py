@@ -10,7 +10,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #
 #     magics   server
 #     widgets
-#     recovery
+#     recovery  runs
 #     cluster
 #     monitor   scheduler
 #     pool
@@ -61,6 +61,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import set_recorder_factory
 
 __version__ = "0.2.0"
 
@@ -127,6 +128,17 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs": (
+        "NotRerunnable",
+        "RunDiff",
+        "RunHistory",
+        "RunRecord",
+        "RunsConfig",
+        "RunsError",
+        "RunsTooNew",
+        "runs",
+        "set_runs",
+    ),
     "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
 }
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
@@ -173,6 +185,7 @@ if TYPE_CHECKING:
         ScaleUp,
         Sequence,
     )
+    from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -219,6 +232,14 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
+def _record_runs(runs: Any) -> Any:
+    """The first ``runs=``: what records is loaded."""
+    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
+
+
+set_recorder_factory(_record_runs)
+
+
 def _show_live(model: object) -> None:
     """The first display of one of our objects in a kernel: the views are loaded and take over."""
     live = importlib.import_module("nbprocs.widgets.live")
@@ -260,6 +281,7 @@ __all__ = [
     "Misfire",
     "NameInUse",
     "NotReady",
+    "NotRerunnable",
     "NotifyAdmin",
     "OutOfMemory",
     "Outcome",
@@ -297,6 +319,12 @@ __all__ = [
     "RestartsExhausted",
     "RetryPolicy",
     "Rule",
+    "RunDiff",
+    "RunHistory",
+    "RunRecord",
+    "RunsConfig",
+    "RunsError",
+    "RunsTooNew",
     "ScaleDown",
     "ScaleUp",
     "ScheduledTask",
@@ -323,4 +351,6 @@ __all__ = [
     "WorkerState",
     "record",
     "replay",
+    "runs",
+    "set_runs",
 ]
