@@ -175,6 +175,8 @@ class Peer:
         tries = 0
         while not self.gone:
             try:
+                if self.silent_since is not None and "wait" in given:
+                    given["wait"] = 0.0  # it is not heard again before there is an answer
                 answer = await self.link.call(op, session=self._fleet.session, limit=_LIMIT + extra, **given)
             except LinkDown:
                 if self.leaving is not None:
