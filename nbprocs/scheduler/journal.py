@@ -151,7 +151,7 @@ def read_result(attempt: Attempt, out: bytes | None, err: bytes | None, dropped:
 
 
 _NUMBER, _WHOLE, _TEXT = (int, float, type(None)), (int, type(None)), (str, type(None))
-_ATTEMPT_TYPES = (
+_ATTEMPT_TYPES: tuple[tuple[type, ...], ...] = (
     *((int,), (int,), (int, float), _NUMBER, _NUMBER, (str,), _WHOLE, _WHOLE, _TEXT),
     *(_NUMBER, _WHOLE, _NUMBER, _WHOLE, _TEXT, _WHOLE, _TEXT),
 )
