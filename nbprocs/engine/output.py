@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from nbprocs.engine.home import log
+from nbprocs.engine.waiting import Waiters
 
 __all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog", "wake"]
 
@@ -59,7 +60,7 @@ class OutputLog:
         self._spill: BinaryIO | None = None
         self._spilled = 0
         self._lock = threading.Lock()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
 
     # -- writing
 
@@ -78,14 +79,14 @@ class OutputLog:
             while self.end - self._first > self.memory_limit and self._chunks:
                 self._evict(self._chunks.popleft())
         if self._waiters:
-            wake(self._waiters)
+            self._waiters.wake(None)
         if self.on_feed is not None:
             self.on_feed(size)
 
     def close(self) -> None:
         """No more will come: every waiting reader goes on. Idempotent."""
         self.closed = True
-        wake(self._waiters)
+        self._waiters.wake(None)
 
     def _evict(self, chunk: bytes) -> None:
         if self._first == self._spilled and self.spill_error is None:
@@ -197,13 +198,7 @@ class OutputLog:
     async def wait(self, position: int) -> None:
         """Until there is a byte behind ``position``, or the log is closed. Only on the loop that feeds it."""
         while self.end <= position and not self.closed:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+            await self._waiters.wait()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
