@@ -29,23 +29,19 @@ from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.table import present
 from nbprocs.engine.tree import Root, check_ended, end_trees
-from nbprocs.errors import (
-    Closed,
-    ProcessError,
-    error_from_result,
-)
+from nbprocs.errors import Closed, NotReady, ProcessError, error_from_result
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, feed, start_error
+from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.policy import RestartPolicy, RetryPolicy
-    from nbprocs.processes.readiness import Ready
+    from nbprocs.processes.readiness import Probe, Ready
     from nbprocs.processes.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
@@ -144,9 +140,17 @@ class ProcessManager(Displayable):
         """
         policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
         config = config_from(command, args, options)
-        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout), wait=flag("wait", wait))
+        launch = Launch(ready=ready, ready_timeout=ready_timeout)
+        process, probe = await self._open(config, launch, wait=flag("wait", wait))
+        began = time.monotonic()
         if policy is not None:
             self.supervisor.attach(process, policy)
+        try:
+            await self._become_ready(process, probe, launch)
+        except NotReady as error:
+            if policy is None:
+                raise
+            return await self.supervisor.first_ready(process, error, seconds=began + launch.ready_timeout - time.monotonic())
         return process
 
     async def _start(
@@ -158,6 +162,26 @@ class ProcessManager(Displayable):
         predecessor: ManagedProcess | None = None,
         name: str | None = None,
     ) -> ManagedProcess:
+        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name)
+        await self._become_ready(process, probe, launch)
+        return process
+
+    async def _become_ready(self, process: ManagedProcess, probe: Probe | None, launch: Launch) -> None:
+        if probe is None:
+            process.mark_ready()
+        else:
+            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
+
+    async def _open(
+        self,
+        config: ProcessConfig,
+        launch: Launch,
+        *,
+        wait: bool,
+        predecessor: ManagedProcess | None = None,
+        name: str | None = None,
+    ) -> tuple[ManagedProcess, Probe | None]:
+        """Start it, and say what it is to be asked before it counts as ready."""
         self._check_open()
         probe = launch.probe()
         wanted = name or config.name
@@ -166,6 +190,8 @@ class ProcessManager(Displayable):
         await self._slots.take(wait=wait, what=wanted or config.command)
         try:
             self._check_open()
+            if probe is not None:
+                probe = await before_start(probe)
             process = await self._launch(config, predecessor, name)
         except BaseException:
             self._slots.free()
@@ -174,11 +200,7 @@ class ProcessManager(Displayable):
             self._launches[process.id] = launch
         if isinstance(config.stdin, bytes):
             self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
-        if probe is None:
-            process.mark_ready()
-        else:
-            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
-        return process
+        return process, probe
 
     async def _launch(self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None) -> ManagedProcess:
         name = name or config.name
@@ -401,12 +423,11 @@ class ProcessManager(Displayable):
         self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0, error: BaseException | None = None
     ) -> None:
         """Publish what happened to a process."""
-        events = self._events
-        if events.heard_by_nobody(kind):
+        if self._events.heard_by_nobody(kind):
             return
         info = None if kind is EventKind.OUTPUT else process.info
         now = time.monotonic()
-        events.publish(
+        self._events.publish(
             ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=now, info=info, stream=stream, size=size, error=error)
         )
 

@@ -33,12 +33,13 @@ from nbprocs.engine.child import (
     signal_group,
     start,
 )
+from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
-from nbprocs.engine.table import Identity, present
-from nbprocs.engine.tree import Root, check_ended, end_trees
+from nbprocs.engine.table import Identity, present, scan
+from nbprocs.engine.tree import Root, check_ended, end_trees, members
 from nbprocs.engine.waiting import Waiters
 from nbprocs.guard import call
 from nbprocs.model import (
@@ -321,6 +322,17 @@ class ManagedProcess(Talk):
     def root(self) -> Root:
         """Its tree, for nbprocs.engine.tree."""
         return Root(token=self._token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
+
+    def ports(self) -> set[int]:
+        """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
+        inodes = listening_inodes()
+        found: set[int] = set()
+        for member in members([self.root], scan()):
+            handle = open_handle(member.pid)
+            if handle is not None:
+                found.update(handle.ports(lambda: inodes) or ())
+                handle.close()
+        return found
 
     def _out_of_time(self) -> None:
         self._owner.tasks.start(self.end(EndReason.TIMEOUT, grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")

@@ -9,6 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.checks import number
 from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
 from nbprocs.model import EndReason, ProcessConfig
@@ -17,7 +18,7 @@ from nbprocs.processes.process import ManagedProcess
 if TYPE_CHECKING:
     from nbprocs.processes.readiness import Probe, Ready
 
-__all__ = ["Launch", "become_ready", "feed", "start_error"]
+__all__ = ["Launch", "become_ready", "before_start", "feed", "start_error"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,10 @@ class Launch:
 
     ready: Ready | None = None
     ready_timeout: float = 30.0  # seconds
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for what is no time."""
+        number("ready_timeout", self.ready_timeout, above=0, what="a positive number of seconds")
 
     def probe(self) -> Probe | None:
         """What ``ready`` stands for. Raises TypeError for what can't be one."""
@@ -65,27 +70,36 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
 
 
+async def before_start(probe: Probe) -> Probe:
+    """The probe as it is to be asked of the start that is about to be made."""
+    from nbprocs.processes import readiness  # noqa: PLC0415 - loaded with the probe
+
+    return await readiness.before_start(probe)
+
+
 async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
     """Wait until its probe passes. If it does not in time, or the wait is cancelled, the process is stopped; raises NotReady."""
     from nbprocs.processes.readiness import until_ready  # noqa: PLC0415 - loaded with the probe
 
-    why = f"was not ready within {seconds:g} s"
+    why, cause = f"was not ready within {seconds:g} s", None
     stopping = None
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 process.ready = await until_ready(process, probe)
                 why = "ended before it was ready"
+    except CommunicationError as error:
+        why, cause = f"was not ready: {error.message}", error.__cause__
     finally:
         if not process.ready:
             stopping = tasks.start(process.end(EndReason.NOT_READY, grace=grace), name=f"stop {process.name}")
     if stopping is not None:
         await asyncio.wait({stopping})
-        raise _not_ready(process, why)
+        raise _not_ready(process, why, getattr(probe, "why", str)()) from cause
     process.mark_ready()
 
 
-def _not_ready(process: ManagedProcess, why: str) -> NotReady:
+def _not_ready(process: ManagedProcess, why: str, hint: str) -> NotReady:
     result = process.result
     return NotReady(
         f"{process.name} {why}",
@@ -95,5 +109,5 @@ def _not_ready(process: ManagedProcess, why: str) -> NotReady:
         exit_code=result.exit_code if result else None,
         signal=result.signal if result else None,
         last_output=process.tail(),
-        hint="its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
+        hint=hint or "its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
     )
