@@ -8,9 +8,9 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
 #
-#     magics
+#     magics   server
 #     widgets
-#     recovery
+#     recovery  runs
 #     monitor   scheduler
 #     pool
 #     processes
@@ -60,6 +60,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import set_recorder_factory
 
 __version__ = "0.2.0"
 
@@ -125,6 +126,17 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs": (
+        "NotRerunnable",
+        "RunDiff",
+        "RunHistory",
+        "RunRecord",
+        "RunsConfig",
+        "RunsError",
+        "RunsTooNew",
+        "runs",
+        "set_runs",
+    ),
     "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
 }
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
@@ -170,6 +182,7 @@ if TYPE_CHECKING:
         ScaleUp,
         Sequence,
     )
+    from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -216,6 +229,14 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
+def _record_runs(runs: Any) -> Any:
+    """The first ``runs=``: what records is loaded."""
+    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
+
+
+set_recorder_factory(_record_runs)
+
+
 def _show_live(model: object) -> None:
     """The first display of one of our objects in a kernel: the views are loaded and take over."""
     live = importlib.import_module("nbprocs.widgets.live")
@@ -256,6 +277,7 @@ __all__ = [
     "Misfire",
     "NameInUse",
     "NotReady",
+    "NotRerunnable",
     "NotifyAdmin",
     "OutOfMemory",
     "Outcome",
@@ -293,6 +315,12 @@ __all__ = [
     "RestartsExhausted",
     "RetryPolicy",
     "Rule",
+    "RunDiff",
+    "RunHistory",
+    "RunRecord",
+    "RunsConfig",
+    "RunsError",
+    "RunsTooNew",
     "ScaleDown",
     "ScaleUp",
     "ScheduledTask",
@@ -319,4 +347,6 @@ __all__ = [
     "WorkerState",
     "record",
     "replay",
+    "runs",
+    "set_runs",
 ]

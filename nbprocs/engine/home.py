@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from nbprocs.errors import Closed
-from nbprocs.guard import guarded
+from nbprocs.guard import told
 
 __all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "hops_or_undo", "log"]
 
@@ -306,12 +306,10 @@ class _Host:
     def __init__(self) -> None:
         self._home: Home | None = None
         self._lock = threading.Lock()
-        self._stopping = False
 
     def start(self) -> Home:
         with self._lock:
             if self._home is None or self._home.loop.is_closed():
-                self._stopping = False
                 ready: list[Home] = []
                 started = threading.Event()
                 threading.Thread(target=self._run, args=(ready, started), name=HOST_THREAD, daemon=True).start()
@@ -328,9 +326,13 @@ class _Host:
             started.set()
 
         loop.run_until_complete(announce())
-        while not self._stopping:
-            with guarded("something on the background loop"):  # sys.exit() in it must end it, not the loop that others live on
+        while True:  # what a user's callback ends must not be everybody's loop: asyncio lets these two through
+            try:
                 loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                told("a callback on the background loop", error)
+            else:
+                break
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
@@ -343,7 +345,6 @@ class _Host:
         """End the thread, for tests. Whatever lives there must be closed before."""
         with self._lock:
             if self._home is not None and not self._home.loop.is_closed():
-                self._stopping = True
                 self._home.loop.call_soon_threadsafe(self._home.loop.stop)
                 for thread in threading.enumerate():
                     if thread.name == HOST_THREAD:

@@ -29,13 +29,14 @@ from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.table import present
 from nbprocs.engine.tree import Root, check_ended, end_trees
-from nbprocs.errors import Closed, NotReady, ProcessError, error_from_result
+from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import recorder_for
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error
+from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error, tries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +61,7 @@ class ProcessManager(Displayable):
         output_limit: bytes of output of a live process kept in memory, a stream; more goes to a temporary file.
         grace: seconds between SIGTERM and SIGKILL where a call doesn't say.
         engine: how children are made; "auto" takes the fastest that the loop can have.
+        runs: the history in which every run becomes a row: a path or a RunsConfig; None: the kernel's (set_runs), False: none.
 
     Raises RuntimeError where no event loop runs and ``background`` is False.
 
@@ -79,7 +81,9 @@ class ProcessManager(Displayable):
         output_limit: int = DEFAULT_MEMORY,
         grace: float = 5.0,
         engine: Engine | Literal["auto"] = "auto",
+        runs: object = None,
     ) -> None:
+        self.recorder = recorder_for(runs)
         self._slots = Slots(max_concurrent)
         home = Home.background() if background else Home.current()
         choice = engine_for(home.loop) if engine == "auto" else engine
@@ -257,26 +261,7 @@ class ProcessManager(Displayable):
         flag("wait", wait)
         if retry is not None and not callable(getattr(retry, "decide", None)):
             refuse(TypeError, "retry", "a RetryPolicy or None", retry)
-        began = time.monotonic()
-        for attempt in itertools.count(1):
-            result = None
-            try:
-                result = await self._run_once(config, given, wait=wait)
-                error = error_from_result(result)
-            except ProcessError as start_error:
-                error = start_error
-            if error is None:
-                break
-            error.attempts = attempt
-            delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
-            if delay is not None:
-                await asyncio.sleep(delay)
-            elif check or result is None:
-                raise error
-            else:
-                break
-        assert result is not None  # noqa: S101 - for the type checker
-        return result
+        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)
@@ -305,8 +290,7 @@ class ProcessManager(Displayable):
     @hops
     async def terminate(self, key: str, *, grace: float | None = None) -> ProcessResult:
         """ManagedProcess.stop of that process, and no supervised restart any more. Raises UnknownProcess, StopFailed."""
-        process = self.get(key)
-        return await process.stop(self.grace if grace is None else grace)
+        return await self.get(key).stop(self.grace if grace is None else grace)
 
     @hops
     async def restart(self, key: str, *, grace: float | None = None) -> ManagedProcess:
@@ -423,6 +407,8 @@ class ProcessManager(Displayable):
         self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0, error: BaseException | None = None
     ) -> None:
         """Publish what happened to a process."""
+        if self.recorder is not None and kind is not EventKind.OUTPUT:
+            self.recorder.heard(kind, process, error)
         if self._events.heard_by_nobody(kind):
             return
         info = None if kind is EventKind.OUTPUT else process.info
@@ -490,6 +476,8 @@ class ProcessManager(Displayable):
         for process in () if left else live:
             await process.wait()
         await self.tasks.aclose()
+        if self.recorder is not None:
+            await self.recorder.aclose()
         self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
         check_ended(left, name="what this manager started")
 

@@ -107,6 +107,7 @@ class ManagedProcess(Talk):
         self.predecessor = predecessor
         self.restarts: int = 0 if predecessor is None else predecessor.restarts + 1
         self.ready = False
+        self.annotations: dict[str, object] = {}  # what others know of it, for a run history
         self.status = ProcessStatus.STARTING
         self.result: ProcessResult | None = None
         self.ended_at: datetime | None = None

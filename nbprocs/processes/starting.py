@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
+import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.checks import number
 from nbprocs.engine.home import Tasks
-from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
-from nbprocs.model import EndReason, ProcessConfig
+from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os, error_from_result
+from nbprocs.model import EndReason, ProcessConfig, ProcessResult
 from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
+    from nbprocs.policy import RetryPolicy
     from nbprocs.processes.readiness import Probe, Ready
 
-__all__ = ["Launch", "become_ready", "before_start", "feed", "start_error"]
+__all__ = ["Launch", "become_ready", "before_start", "feed", "start_error", "tries"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,30 @@ async def feed(process: ManagedProcess, data: bytes) -> None:
     with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
         await process.write_input(data)
         await process.close_stdin()
+
+
+async def tries(once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPolicy | None, check: bool) -> ProcessResult:
+    """Run once, and again by the policy; the result, or the error of the last try if ``check`` says so."""
+    began = time.monotonic()
+    for attempt in itertools.count(1):
+        result = None
+        try:
+            result = await once()
+            error = error_from_result(result)
+        except ProcessError as start_error:
+            error = start_error
+        if error is None:
+            break
+        error.attempts = attempt
+        delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
+        if delay is not None:
+            await asyncio.sleep(delay)
+        elif check or result is None:
+            raise error
+        else:
+            break
+    assert result is not None  # noqa: S101 - for the type checker
+    return result
 
 
 def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:

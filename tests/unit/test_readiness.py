@@ -144,7 +144,7 @@ async def test_a_task_that_exits_does_not_end_the_background_loop(caplog):
         with pytest.raises(SystemExit):
             await pm.run("false", retry=Leaving())
         assert (await pm.run("echo", "on")).text == "on\n"
-    assert "background loop" in caplog.text
+    assert "on the background loop" in caplog.text
 
 
 async def test_a_prompt_without_a_newline_is_a_line():
