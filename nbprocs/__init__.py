@@ -8,9 +8,10 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
 #
-#     magics
+#     magics   server
 #     widgets
-#     recovery
+#     recovery  runs
+#     cluster
 #     monitor   scheduler
 #     pool
 #     processes
@@ -19,7 +20,9 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     display
 #     errors
 #     model
-#     redact   guard
+#     config
+#     checks   redact
+#     guard
 
 import importlib
 import sys
@@ -43,6 +46,7 @@ from nbprocs.errors import (
     StopFailed,
     Unhealthy,
     UnknownProcess,
+    WorkerLost,
 )
 from nbprocs.model import (
     EndReason,
@@ -57,6 +61,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import set_recorder_factory
 
 __version__ = "0.2.0"
 
@@ -95,6 +100,7 @@ _LAZY = {
         "TaskInterrupted",
         "TaskScheduler",
     ),
+    "nbprocs.cluster": ("DaskBackend",),
     "nbprocs.monitor": (
         "Alert",
         "AlertSeverity",
@@ -122,11 +128,23 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs": (
+        "NotRerunnable",
+        "RunDiff",
+        "RunHistory",
+        "RunRecord",
+        "RunsConfig",
+        "RunsError",
+        "RunsTooNew",
+        "runs",
+        "set_runs",
+    ),
     "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
 }
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
+    from nbprocs.cluster import DaskBackend
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -167,6 +185,7 @@ if TYPE_CHECKING:
         ScaleUp,
         Sequence,
     )
+    from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -213,6 +232,14 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
+def _record_runs(runs: Any) -> Any:
+    """The first ``runs=``: what records is loaded."""
+    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
+
+
+set_recorder_factory(_record_runs)
+
+
 def _show_live(model: object) -> None:
     """The first display of one of our objects in a kernel: the views are loaded and take over."""
     live = importlib.import_module("nbprocs.widgets.live")
@@ -237,6 +264,7 @@ __all__ = [
     "CommunicationError",
     "Condition",
     "Dashboard",
+    "DaskBackend",
     "DependencyFailed",
     "DoNothing",
     "EndReason",
@@ -253,6 +281,7 @@ __all__ = [
     "Misfire",
     "NameInUse",
     "NotReady",
+    "NotRerunnable",
     "NotifyAdmin",
     "OutOfMemory",
     "Outcome",
@@ -290,6 +319,12 @@ __all__ = [
     "RestartsExhausted",
     "RetryPolicy",
     "Rule",
+    "RunDiff",
+    "RunHistory",
+    "RunRecord",
+    "RunsConfig",
+    "RunsError",
+    "RunsTooNew",
     "ScaleDown",
     "ScaleUp",
     "ScheduledTask",
@@ -312,7 +347,10 @@ __all__ = [
     "UnknownProcess",
     "Url",
     "WorkerInfo",
+    "WorkerLost",
     "WorkerState",
     "record",
     "replay",
+    "runs",
+    "set_runs",
 ]

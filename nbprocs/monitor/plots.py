@@ -11,7 +11,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds, AlertType
+from nbprocs.monitor.metrics import METRICS, AlertType
+from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,6 @@ _ENDS = {
     "gone": ("X", GREY),
     "fatal": ("X", "#000000"),
 }
-_PANELS = {"memory_usage_mb": "Memory (MiB)", "cpu_percent": "CPU (% of one core)"}
 
 
 @functools.cache
@@ -78,10 +78,9 @@ def plot(
     figure = _figure_class()(figsize=(10, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     asked = thresholds or AlertThresholds()
-    limits = {"memory_usage_mb": asked.max_memory_mb, "cpu_percent": asked.max_cpu_percent}
     for panel, metric in zip(axes, metrics, strict=False):
         ends = _lines(panel, frame, metric, colours)
-        _limit(panel, limits.get(metric))
+        _limit(panel, asked.limit(metric))
         _name_ends(panel, ends, colours, total=frame["name"].nunique())  # last: where there is room depends on the scale
     if lanes:
         _events(axes[-1], frame, alerts, lanes, colours)
@@ -120,7 +119,7 @@ def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, st
             continue
         panel.plot(times, values, color=colour, linewidth=1.8, zorder=3, marker="o" if len(values) == 1 else None, markersize=4)
         ends.append((float(values[-1]), times[-1], str(name)))
-    panel.set_ylabel(_PANELS.get(metric, metric.replace("_", " ")))
+    panel.set_ylabel(METRICS[metric].title if metric in METRICS else metric.replace("_", " "))
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#e5e5e5", linewidth=0.8)
     panel.set_axisbelow(True)

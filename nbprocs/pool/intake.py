@@ -15,6 +15,7 @@ from typing import Any
 
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, CommunicationError
+from nbprocs.guard import text_of
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool.codec import Codec, Function
@@ -132,6 +133,7 @@ class Intake:
         """Several calls of one function as one task, whose result is (values, error)."""
         if self.closed:
             self.check_open()
+        self._codec.look()
         error = buffers = None
         payload: Any = None
         try:
@@ -166,6 +168,17 @@ class Intake:
             self._posted = True
             self._home.post(self.take_inbox)
 
+    def do(self, act: Callable[[], object]) -> None:
+        """On the home loop, before what is submitted after this: at once if this is its thread."""
+        if self._home.here:
+            self.take_inbox()
+            act()
+            return
+        self._inbox.append(act)
+        if not self._posted:
+            self._posted = True
+            self._home.post(self.take_inbox)
+
     def take_inbox(self) -> None:
         """On the home loop: accept what other threads have put there."""
         self._posted = False  # before the inbox is looked at: who comes later posts again
@@ -189,14 +202,7 @@ class Intake:
 
     def give_up(self, task: Task) -> None:
         """A handle was cancelled, on whatever thread."""
-        if self._home.here:
-            self.take_inbox()
-            self._desk.give_up(task)
-        else:
-            self._inbox.append(lambda: self._desk.give_up(task))
-            if not self._posted:
-                self._posted = True
-                self._home.post(self.take_inbox)
+        self.do(lambda: self._desk.give_up(task))
 
     def snapshot(self, function: Callable[..., Any]) -> Function:
         """The function as it is now, for a whole map(). Raises CommunicationError if it can't be sent."""
@@ -206,6 +212,11 @@ class Intake:
             raise _unpicklable(function, cause) from cause
 
     # -- the executor's backend
+
+    @property
+    def workers(self) -> int:
+        """How many there may be."""
+        return self._crew.size or self._crew.config.most
 
     def future(self) -> BlockableFuture[Any]:
         """For the executor."""
@@ -236,17 +247,19 @@ def policy_of(retries: RetryPolicy | int | None, config: PoolConfig) -> RetryPol
 
 def title_of(function: Any) -> str:
     """What a task is called in errors and frames."""
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
+    try:
+        name = getattr(function, "__qualname__", None)
+    except BaseException:  # noqa: BLE001 - its own __getattr__
+        name = None
+    return name if type(name) is str else type(function).__qualname__
 
 
 def setup_of(kind: PythonWorker | CommandWorker) -> bytes | None:
     """The initialiser as bytes. Raises CommunicationError if it can't be sent."""
     if isinstance(kind, CommandWorker) or kind.initializer is None:
         return None
-    import cloudpickle  # noqa: PLC0415 - `import nbprocs` stays light
-
     try:
-        return bytes(cloudpickle.dumps((kind.initializer, kind.initargs), protocol=5))
+        return dumps((kind.initializer, kind.initargs), apart=False)[0]
     except Exception as cause:
         raise _unpicklable(kind.initializer, cause) from cause
 
@@ -262,7 +275,7 @@ def _question(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> s
 def _unpicklable(function: Any, cause: BaseException) -> CommunicationError:
     title = function if isinstance(function, str) else title_of(function)
     error = CommunicationError(
-        f"{title} can't be sent to a worker: {type(cause).__name__}: {cause}",
+        f"{title} can't be sent to a worker: {text_of(cause)}",
         hint="send data, and open files, sockets or locks inside the function",
     )
     error.__cause__ = cause

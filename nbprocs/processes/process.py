@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,21 +27,21 @@ from nbprocs.engine.child import (
     Child,
     Engine,
     Exit,
-    Spec,
-    child_environment,
     group_exists,
     pause_group,
     resume_group,
-    shell_argv,
     signal_group,
     start,
 )
-from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.handles import listening_inodes, open_handle
+from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog, wake
-from nbprocs.engine.table import Identity, present
-from nbprocs.engine.tree import Root, check_ended, end_trees
+from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
+from nbprocs.engine.table import Identity, present, scan
+from nbprocs.engine.tree import Root, check_ended, end_trees, members
+from nbprocs.engine.waiting import Waiters
+from nbprocs.guard import call
 from nbprocs.model import (
     EndReason,
     EventKind,
@@ -53,6 +54,7 @@ from nbprocs.model import (
     ended_status,
     signal_name,
 )
+from nbprocs.processes.spec import spec_of
 from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
 
@@ -105,6 +107,7 @@ class ManagedProcess(Talk):
         self.predecessor = predecessor
         self.restarts: int = 0 if predecessor is None else predecessor.restarts + 1
         self.ready = False
+        self.annotations: dict[str, object] = {}  # what others know of it, for a run history
         self.status = ProcessStatus.STARTING
         self.result: ProcessResult | None = None
         self.ended_at: datetime | None = None
@@ -122,25 +125,18 @@ class ManagedProcess(Talk):
         self._drained = False
         self.paused = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-        self._output_waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
+        self._output_waiters: Waiters[None] = Waiters()
         self._callbacks: list[Callable[[ManagedProcess], object]] = []
         self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
 
     # -- start: called by the manager, on the home loop
 
-    async def launch(self, *, inherit: tuple[int, ...] = ()) -> None:
+    async def launch(self) -> None:
         """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
         config = self.config
         leash.ensure()
-        spec = Spec(
-            argv=shell_argv(config.command) if config.shell else config.argv,
-            env=child_environment(config.env_vars, token=self._token),
-            cwd=config.working_dir,
-            stdin=config.stdin,
-            pty=config.pty,
-            inherit=inherit,
-        )
+        spec = spec_of(config, token=self._token)
         self.started = time.monotonic()
         self._child = await start(spec, engine=self._owner.engine, listener=self)
         self._move(ProcessStatus.RUNNING)
@@ -174,7 +170,7 @@ class ManagedProcess(Talk):
         """A chunk arrived."""
         (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
         if self._output_waiters:
-            wake(self._output_waiters)
+            self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
 
     def exited(self, how: Exit) -> None:
@@ -205,7 +201,7 @@ class ManagedProcess(Talk):
         self.stderr.close()
         self.ended_at = datetime.now(UTC)
         stopped = self._reason is not None and self._reason.by_us
-        self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped))
+        self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped, success=self.config.success_codes))
         self.paused = False
         self.result = ProcessResult(
             process_id=self.id,
@@ -222,18 +218,15 @@ class ManagedProcess(Talk):
             peak_rss=how.peak_rss,
             cpu_time=how.cpu_time,
         )
-        wake(self._waiters)
-        wake(self._output_waiters)
+        self._waiters.wake(None)
+        self._output_waiters.wake(None)
         self._owner.ended(self)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._call(callback)
 
     def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
-        try:
-            callback(self)
-        except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-            log.exception("a done callback of %s failed", self.name)
+        call(f"a done callback of {self.name}", callback, self)
 
     # -- waiting
 
@@ -252,9 +245,7 @@ class ManagedProcess(Talk):
 
     async def _ending(self) -> None:
         if self.status.live:
-            waiter = self.home.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            await self._waiters.wait()
 
     async def ended_within(self, seconds: float) -> bool:
         """Wait at most so long; True if the process has ended by then. For code on the home loop."""
@@ -266,9 +257,7 @@ class ManagedProcess(Talk):
     async def more_output(self, seen: int) -> None:
         """Wait until both streams together have written more than ``seen`` bytes, or the process has ended. On the home loop."""
         if self.status.live and self.stdout.end + self.stderr.end <= seen:
-            waiter = self.home.loop.create_future()
-            self._output_waiters.append(waiter)
-            await waiter
+            await self._output_waiters.wait()
 
     def add_done_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
@@ -335,6 +324,17 @@ class ManagedProcess(Talk):
         """Its tree, for nbprocs.engine.tree."""
         return Root(token=self._token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
 
+    def ports(self) -> set[int]:
+        """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
+        inodes = listening_inodes()
+        found: set[int] = set()
+        for member in members([self.root], scan()):
+            handle = open_handle(member.pid)
+            if handle is not None:
+                found.update(handle.ports(lambda: inodes) or ())
+                handle.close()
+        return found
+
     def _out_of_time(self) -> None:
         self._owner.tasks.start(self.end(EndReason.TIMEOUT, grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")
 
@@ -382,6 +382,11 @@ class ManagedProcess(Talk):
     def pid(self) -> int | None:
         """Its process id; None while it has none. After its end the number may be somebody else's."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def host(self) -> str:
+        """The name of the machine that it runs on."""
+        return socket.gethostname()
 
     @property
     def identity(self) -> Identity:

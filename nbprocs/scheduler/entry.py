@@ -31,6 +31,7 @@ class TaskOptions:
     shell: bool = False
     recurrence: Recurrence | None = None
     on_interrupted: Interrupted | None = None  # None: the config's
+    files: tuple[tuple[str, str], ...] = ()  # (name as the task sees it, absolute path here), for backends on other machines
 
     @property
     def track(self) -> tuple[object, ...]:
@@ -49,6 +50,7 @@ class Entry:
         "command",
         "dependents",
         "due",
+        "folder",
         "interruptions",
         "key",
         "lane",
@@ -67,7 +69,14 @@ class Entry:
     )
 
     def __init__(
-        self, key: int, command: str | Callable[..., Any], args: tuple[Any, ...], priority: int, time: float, options: TaskOptions
+        self,
+        key: int,
+        command: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        priority: int,
+        time: float,
+        options: TaskOptions,
+        folder: str | None = None,
     ) -> None:
         self.key = key  # the order of arrival
         self.command = command
@@ -75,6 +84,7 @@ class Entry:
         self.priority = priority
         self.time = time  # wall clock, seconds: from when it may run; orders equal priorities
         self.options = options
+        self.folder = folder  # where it was scheduled: it runs there, whatever the kernel's folder is by then
         self.due: float | None = None  # on the clock that on_wall names; None: at once
         self.on_wall = False
         self.state = TaskState.QUEUED
@@ -88,6 +98,11 @@ class Entry:
         self.run: Any = None  # the attempt under way
         self.outcome: Any = None  # the last attempt's
         self.waiters: list[Callable[[], object]] | None = None
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Its place: higher priority first, then earlier time, then arrival."""
+        return (-self.priority, self.time, self.key)
 
     @property
     def display(self) -> str:

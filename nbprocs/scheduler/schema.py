@@ -1,5 +1,6 @@
 """The tables of the durable queue, and telling whether a file is one, before anything opens it for writing."""
 
+import contextlib
 import os
 import sqlite3
 from contextlib import closing
@@ -7,10 +8,15 @@ from pathlib import Path
 
 from nbprocs.scheduler.errors import StoreCorrupt, StoreError, StoreInUse, StoreTooNew
 
-__all__ = ["APPLICATION", "VERSION", "create", "inspect"]
+__all__ = ["APPLICATION", "ATTEMPT", "OUTPUT", "VERSION", "create", "inspect", "upgrade"]
 
 APPLICATION = 0x6E627073  # "nbps", in the file's header
-VERSION = 1
+VERSION = 2
+ATTEMPT = (
+    "key, attempt, retry, queued, started, ended, outcome, exit_code, signal, reason, execution_time, peak_rss, cpu_time, "
+    "pid, host, slot, worker"
+)
+OUTPUT = "stdout, stderr, dropped, error"
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -28,15 +34,30 @@ CREATE TABLE tasks (
     interruptions INTEGER NOT NULL DEFAULT 0,
     started REAL,                         -- of the attempt under way
     name TEXT,
-    error TEXT                            -- why it was skipped, cancelled or interrupted
+    error TEXT,                           -- why it was skipped, cancelled or interrupted
+    pid INTEGER, host TEXT, worker TEXT,  -- where the attempt under way runs
+    folder TEXT,                          -- where it was scheduled
+    unique_key TEXT                       -- schedule(key=…)
 );
 CREATE INDEX named ON tasks (name) WHERE name IS NOT NULL;
+CREATE INDEX keyed ON tasks (unique_key) WHERE unique_key IS NOT NULL;
 CREATE TABLE attempts (
     key INTEGER NOT NULL, attempt INTEGER NOT NULL, retry INTEGER NOT NULL, queued REAL NOT NULL, started REAL, ended REAL,
     outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, reason TEXT, execution_time REAL, peak_rss INTEGER, cpu_time REAL,
-    pid INTEGER, host TEXT, slot INTEGER, stdout BLOB, stderr BLOB, dropped INTEGER, error TEXT
+    pid INTEGER, host TEXT, slot INTEGER, worker TEXT, stdout BLOB, stderr BLOB, dropped INTEGER, error TEXT
 );
 CREATE INDEX attempts_of ON attempts (key);
+"""
+
+# From version 1 to 2, for a queue that an earlier release wrote.
+_UPGRADE = """
+ALTER TABLE tasks ADD COLUMN pid INTEGER;
+ALTER TABLE tasks ADD COLUMN host TEXT;
+ALTER TABLE tasks ADD COLUMN worker TEXT;
+ALTER TABLE tasks ADD COLUMN folder TEXT;
+ALTER TABLE tasks ADD COLUMN unique_key TEXT;
+CREATE INDEX keyed ON tasks (unique_key) WHERE unique_key IS NOT NULL;
+ALTER TABLE attempts ADD COLUMN worker TEXT;
 """
 
 # No index on the state: it would more than double what a new task costs, for one scan (0.1 s a million tasks) when a queue is opened.
@@ -45,17 +66,24 @@ _HEADER = 100  # bytes
 _MAGIC = b"SQLite format 3\0"
 
 
-def create(path: Path, prefix: str) -> None:
-    """Make an empty queue. It appears under its name complete or not at all: a kernel may be killed at any line here."""
+def create(path: Path, prefix: str, *, replace: bool = False) -> None:
+    """Make an empty queue, readable by its owner alone; ``replace`` an empty file.
+
+    It appears under its name complete or not at all: a kernel may be killed at any line here.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     draft.unlink(missing_ok=True)
     try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # SQLite gives the log beside it the same permissions
         with closing(sqlite3.connect(draft, isolation_level=None)) as db:
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             db.execute(f"PRAGMA user_version = {VERSION}")
             db.executescript(_SCHEMA)
             db.execute("INSERT INTO meta VALUES ('prefix', ?)", (prefix,))
             db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if replace:
+            draft.rename(path)
+            return
         try:
             path.hardlink_to(draft)
         except FileExistsError:
@@ -67,6 +95,17 @@ def create(path: Path, prefix: str) -> None:
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def upgrade(db: sqlite3.Connection, path: Path) -> None:
+    """Give a queue of version 1 the columns of version 2, and its files to their owner alone. Inside a transaction of the caller's."""
+    if db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                Path(f"{path}{suffix}").chmod(0o600)
+        for statement in filter(None, map(str.strip, _UPGRADE.split(";"))):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def inspect(path: Path) -> None:

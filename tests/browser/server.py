@@ -113,6 +113,14 @@ def _command(kind: Kind, folder: Path, port: int) -> list[str]:
     ]
 
 
+def _add_panel(home: Path) -> None:
+    """The panel's extension of this tree, as an installation would put it there."""
+    (home / "data" / "labextensions").mkdir(parents=True)
+    (home / "data" / "labextensions" / "nbprocs").symlink_to(ROOT / "nbprocs" / "lab" / "labextension")
+    (home / "config" / "jupyter_server_config.d").mkdir(parents=True)
+    shutil.copy(ROOT / "nbprocs" / "server" / "nbprocs.json", home / "config" / "jupyter_server_config.d")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -128,6 +136,7 @@ def serve(kind: Kind, home: Path) -> Iterator[Server]:
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
+    _add_panel(home)
     port, log = _free_port(), home / "server.log"
     with log.open("wb") as out:
         command = _command(kind, folder, port)

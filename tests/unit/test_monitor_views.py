@@ -94,7 +94,7 @@ def test_a_long_line_is_thinned_and_keeps_its_peaks():
 def test_other_metrics_can_be_drawn():
     frame = frame_of(2).assign(file_descriptors=pd.array([7] * 200, dtype="Int32"))
     figure = plot(frame, metrics=["file_descriptors"], title="Descriptors")
-    assert figure.axes[0].get_ylabel() == "file descriptors"
+    assert figure.axes[0].get_ylabel() == "Open descriptors"
     figure.savefig(io.BytesIO(), format="png")
 
 
