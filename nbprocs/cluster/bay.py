@@ -112,6 +112,15 @@ class Bay:
         session.close()
         if self.sessions.get(session.name) is session:
             del self.sessions[session.name]
+        if not self.sessions and self._pool is not None:  # warm processes that nobody may ever need again
+            calls, pool, self._calls, self._pool = self._calls, self._pool, None, None
+            self.tasks.start(self._close_pool(calls, pool), name="close the pool")
+
+    @staticmethod
+    async def _close_pool(calls: PoolBackend | None, pool: ProcessPool) -> None:
+        if calls is not None:
+            await calls.aclose()
+        await pool.aclose()
 
     # -- running
 
@@ -244,9 +253,8 @@ class Bay:
             while not session.window.empty and self.home.loop.time() < until:
                 await session.window.settled(until - self.home.loop.time())
             self._drop(session)
-        if self._calls is not None and self._pool is not None:
-            await self._calls.aclose()
-            await self._pool.aclose()
+        if self._pool is not None:
+            await self._close_pool(self._calls, self._pool)
         await self._commands.aclose()
         await self.manager.aclose(grace=_GRACE)
         await self.tasks.aclose()

@@ -17,6 +17,8 @@ from nbprocs import (
     TaskCancelled,
     TaskScheduler,
 )
+from nbprocs.engine.home import Home
+from nbprocs.scheduler.backend import Ended, Job
 from tests.cluster.real import marked, until
 
 
@@ -164,14 +166,26 @@ async def test_cancelling_a_function_kills_it(direct, tmp_path):
 # -- files and secrets
 
 
-async def test_files_go_into_the_attempts_own_folder(direct, tmp_path):
+async def test_files_go_into_the_attempts_own_folder(cluster, tmp_path):
     data = tmp_path / "data.bin"
     data.write_bytes(os.urandom(3 << 20))
-    result = await direct.schedule("sh", "-c", "pwd; cmp data.bin $ORIGINAL && echo same; echo new > data.bin", files=[data], env_vars={"ORIGINAL": str(data)})
-    folder, same = result.text.split()
+    backend = DaskBackend(cluster.address)
+    backend.bind(Home.current(), lambda: None)
+
+    async def run(number, *argv):
+        ended = asyncio.get_running_loop().create_future()
+        files = (("sub/data.bin", str(data)),)
+        job = Job(id=f"f-{number}.1", task_id=f"f-{number}", name="files", command=argv[0], args=argv[1:], files=files)
+        backend.start(job, lambda event: ended.set_result(event) if isinstance(event, Ended) else None)
+        return await ended
+
+    first = await run(1, "sh", "-c", f"pwd; cmp sub/data.bin {data} && echo same; echo new > sub/data.bin")
+    folder, same = first.result.text.split()
     assert same == "same" and not os.path.exists(folder)
-    again = await direct.schedule("cmp", "data.bin", str(data), files=[data])
-    assert again.ok, "what one attempt wrote into its file is not seen by the next"
+    assert (await run(2, "cmp", "sub/data.bin", str(data))).error is None, "what one attempt wrote into its file is not seen by the next"
+    data.unlink()
+    assert isinstance((await run(3, "true")).error, StartupFailed)
+    await backend.aclose()
 
 
 async def test_shared_folders_are_the_kernels_own(cluster, tmp_path, monkeypatch):
@@ -186,7 +200,7 @@ async def test_secrets_go_to_this_host_only(cluster, monkeypatch):
     monkeypatch.setattr("nbprocs.cluster.dask._LOCAL", ())
     monkeypatch.setattr("socket.gethostname", lambda: "another-host")
     async with TaskScheduler(backend=DaskBackend(cluster.address)) as sch:
-        with pytest.raises(StartupFailed, match="API_TOKEN would travel .* unencrypted"):
+        with pytest.raises(StartupFailed, match=r"API_TOKEN would travel .* unencrypted"):
             await sch.schedule("sh", "-c", "echo $API_TOKEN", env_vars={"API_TOKEN": "abc"})
         assert (await sch.schedule("echo", "plain")).ok
     async with TaskScheduler(backend=DaskBackend(cluster.address, secrets=True)) as sch:
