@@ -8,7 +8,7 @@ import psutil
 
 from nbprocs.scheduler.model import Now
 
-__all__ = ["available_memory", "gpu_devices", "now"]
+__all__ = ["available_memory", "folder", "gpu_devices", "now"]
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 _CGROUPS = (
@@ -24,6 +24,21 @@ def now() -> Now:
     True
     """
     return Now(time.time(), time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME))
+
+
+_folder: str | None = None
+
+
+def folder() -> str | None:
+    """The kernel's folder now, one string for as long as it stays the same; None where it has been deleted."""
+    global _folder  # noqa: PLW0603 - a million tasks share one string
+    try:
+        found = os.getcwd()  # noqa: PTH109 - a name that is not text is kept as it is
+    except OSError:
+        return None
+    if found != _folder:
+        _folder = found
+    return _folder
 
 
 def available_memory() -> float:
