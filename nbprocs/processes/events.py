@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, ParamSpec, Self
 
-from nbprocs.engine.home import Home, hops, log
+from nbprocs.engine.home import Home, hops
 from nbprocs.engine.output import wake
+from nbprocs.guard import call
 from nbprocs.model import EventKind, ProcessEvent
 
 __all__ = ["EventStream", "Subscriber", "Subscribers"]
@@ -56,10 +57,7 @@ class Subscribers(Generic[P]):
     def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Call them all."""
         for callback in self._callbacks.values():
-            try:
-                callback(*args, **kwargs)
-            except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-                log.exception("a subscriber of %s failed", self._of)
+            call(f"a subscriber of {self._of}", callback, *args, **kwargs)
 
 
 class _Reader:

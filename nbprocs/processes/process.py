@@ -33,12 +33,13 @@ from nbprocs.engine.child import (
     signal_group,
     start,
 )
-from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog, wake
 from nbprocs.engine.table import Identity, present
 from nbprocs.engine.tree import Root, check_ended, end_trees
+from nbprocs.guard import call
 from nbprocs.model import (
     EndReason,
     EventKind,
@@ -223,10 +224,7 @@ class ManagedProcess(Talk):
             self._call(callback)
 
     def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
-        try:
-            callback(self)
-        except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-            log.exception("a done callback of %s failed", self.name)
+        call(f"a done callback of {self.name}", callback, self)
 
     # -- waiting
 
