@@ -11,6 +11,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     magics   server
 #     widgets
 #     recovery  runs
+#     cluster
 #     monitor   scheduler
 #     pool
 #     processes
@@ -99,6 +100,7 @@ _LAZY = {
         "TaskInterrupted",
         "TaskScheduler",
     ),
+    "nbprocs.cluster": ("DaskBackend",),
     "nbprocs.monitor": (
         "Alert",
         "AlertSeverity",
@@ -142,6 +144,7 @@ _LAZY = {
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
+    from nbprocs.cluster import DaskBackend
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -261,6 +264,7 @@ __all__ = [
     "CommunicationError",
     "Condition",
     "Dashboard",
+    "DaskBackend",
     "DependencyFailed",
     "DoNothing",
     "EndReason",

@@ -34,6 +34,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from nbprocs.engine.home import Tasks, hops
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import ProcessError, error_from_result
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessResult
 from nbprocs.policy import RetryPolicy
@@ -138,7 +139,7 @@ class CellProcess:
         self._retries = RetryPolicy(max_retries=retries)
         self._spawn = {"restart": restart or None, "ready": ready, "ready_timeout": ready_timeout}
         self._tasks = Tasks(pm.home)
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._changed = asyncio.Event()  # the manager told something of it
         pm.home.post(self._begin)
 
@@ -155,9 +156,7 @@ class CellProcess:
             unsubscribe()
             self.started.set()
             self.ended.set()
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._waiters.wake(None)
 
     def _heard(self, event: ProcessEvent) -> None:
         if event.name != self.config.name:
@@ -200,9 +199,7 @@ class CellProcess:
         Cancelling the wait leaves the process alone.
         """
         if not self.ended.is_set():
-            waiter = self.home.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            await self._waiters.wait()
         if self.error is not None:
             raise self.error
         assert self.result is not None  # noqa: S101 - one of the two is there

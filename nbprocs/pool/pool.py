@@ -319,7 +319,7 @@ class ProcessPool(Displayable):
     # -- size and code
 
     def _reloaded(self) -> None:
-        self._home.post(self._crew.renew)
+        self._intake.do(self._crew.renew)
 
     def resize(self, workers: int | None) -> None:
         """Have exactly so many workers from now on; None: again as many as the load needs, between minimum and maximum. From any thread.

@@ -36,7 +36,7 @@ LARGE = 64 << 10  # bytes; larger buffers travel beside the pickle, never copied
 PAGE = 4096
 CLAIMED, STARTED = 0, 1  # words of the page: number of the call, its start (time.monotonic_ns)
 
-TASK, CHUNK, DEFINE, FORGET, SETUP, PATH, QUIT = range(7)  # from the parent
+TASK, CHUNK, DEFINE, FORGET, SETUP, SETTINGS, QUIT = range(7)  # from the parent
 VALUE, PICKLED, ERROR, MANY, STOPPED, READY, BROKEN = range(7)  # from the worker
 WITHDRAW, PING = range(2)  # on the control socket; the reply starts with the same word
 
@@ -55,15 +55,17 @@ def frame(message: Any, buffers: list[memoryview] | None = None) -> list[bytes |
     return [HEADER.pack(len(body), len(buffers)) + lengths + body, *buffers]
 
 
-def dumps(value: object, *, by_value: bool = False) -> tuple[bytes, list[memoryview]]:
-    """Pickle a value; large buffers (numpy, pandas, arrow) are returned beside it, uncopied.
+def dumps(value: object, *, apart: bool = True) -> tuple[bytes, list[memoryview]]:
+    """Pickle a value; large buffers (numpy, pandas, arrow) are returned beside it, uncopied, unless ``apart`` is False.
 
     The C pickler does it unless something in there lives in ``__main__`` or has no importable name: a notebook's own classes and functions
-    are sent by value. Raises what pickling raises.
+    are sent by value, as are those of modules that cloudpickle was told to send so. Raises what pickling raises.
     """
     buffers: list[memoryview] = []
 
-    def apart(buffer: pickle.PickleBuffer) -> bool:
+    def within(buffer: pickle.PickleBuffer) -> bool:
+        if not apart:
+            return True
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous
@@ -73,17 +75,86 @@ def dumps(value: object, *, by_value: bool = False) -> tuple[bytes, list[memoryv
         buffers.append(raw)
         return False
 
-    if not by_value:
+    if not registered_by_value():
         try:
-            body = pickle.dumps(value, 5, buffer_callback=apart)
+            body = pickle.dumps(value, 5, buffer_callback=within)
         except Exception:  # noqa: BLE001 - cloudpickle knows more kinds; what it can't do either, it says
             body = MAIN
         if MAIN not in body:
             return body, buffers
         buffers.clear()
+    try:
+        return _cloud_dumps(value, within, copy_globals=True), buffers
+    except Exception:  # noqa: BLE001 - a lock among the globals of a module that the worker can import: there they need no copy
+        buffers.clear()
+        return _cloud_dumps(value, within, copy_globals=False), buffers
+
+
+def registered_by_value(module: str | None = None) -> bool:
+    """Whether cloudpickle was told to send this module's (None: any module's) functions and classes by value."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    registered = cloudpickle.list_registry_pickle_by_value() if cloudpickle else ()
+    return any(module in (None, name) or (module or "").startswith(name + ".") for name in registered)
+
+
+_pickler: list[Any] = []  # the pickler's class, once somebody needed it
+
+
+def _cloud_dumps(value: object, within: Callable[[pickle.PickleBuffer], bool], *, copy_globals: bool) -> bytes:
+    import io  # noqa: PLC0415 - most workers never need it
+
+    if not _pickler:
+        _pickler.append(_cloud_pickler())
+    file = io.BytesIO()
+    pickler = _pickler[0](file, protocol=5, buffer_callback=within)
+    pickler.copy_globals = copy_globals
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def _cloud_pickler() -> Any:
+    """cloudpickle's, which sends by name what has one: a bound method by its object and name, not by a copy of its function.
+
+    With ``copy_globals=False`` a function without a name (a lambda, a closure) of a module that can be imported uses that module's globals
+    in the worker; cloudpickle sends a copy of each global that it uses, which some of them refuse.
+    """
+    import functools  # noqa: PLC0415 - as below
+    from types import FunctionType, MethodType, ModuleType  # noqa: PLC0415 - as below
+
     import cloudpickle  # noqa: PLC0415 - 20 ms, and most workers never need it
 
-    return cloudpickle.dumps(value, protocol=5, buffer_callback=apart), buffers
+    class Globals:
+        """Stands for the globals of a module: ``vars(module)`` in the worker."""
+
+        def __init__(self, module: ModuleType) -> None:
+            self.module = module
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return vars, (self.module,)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        copy_globals = True
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind = type(obj)
+            if kind is MethodType and getattr(obj.__self__, obj.__func__.__name__, None) == obj:
+                return getattr, (obj.__self__, obj.__func__.__name__)
+            if kind is functools._lru_cache_wrapper and obj.__module__ == "__main__":  # noqa: SLF001 - what lru_cache makes has no other name
+                options = obj.cache_parameters()
+                info = type(obj.cache_info())
+                return kind, (obj.__wrapped__, options["maxsize"], options["typed"], info), vars(obj)
+            return super().reducer_override(obj)
+
+        def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+            found = super()._dynamic_function_reduce(func)
+            name = func.__globals__.get("__name__")
+            module = sys.modules.get(name) if type(name) is str and name not in ("__main__", "__mp_main__") else None
+            if self.copy_globals or module is None or vars(module) is not func.__globals__ or registered_by_value(name):
+                return found
+            make, (code, _, *rest), (state, slots), *others = found
+            return (make, (code, Globals(module), *rest), (state, {**slots, "__globals__": {}}), *others)
+
+    return Pickler
 
 
 def explain(error: BaseException, *, phase: str) -> Message:
@@ -209,8 +280,8 @@ class Worker:
                     self.functions[message[1]] = message[2]
                 elif kind == FORGET:
                     self.functions.pop(message[1], None)
-                elif kind == PATH:
-                    sys.path[:] = message[1]
+                elif kind == SETTINGS:
+                    self._adopt(message[1])
                 elif kind == SETUP:
                     self._setup(message[1])
                 else:
@@ -286,10 +357,19 @@ class Worker:
             return kind, body if kind == ERROR else (body, explain(error, phase="call")), apart
         return self._answer(MANY, values)
 
+    def _adopt(self, settings: dict[str, Any]) -> None:
+        """What is as in the parent: only what is new there."""
+        if "path" in settings:
+            sys.path[:] = settings["path"]
+        if "authkey" in settings:
+            from multiprocessing.process import current_process  # noqa: PLC0415 - only where the parent has a manager of that package
+
+            current_process().authkey = settings["authkey"]
+
     def _setup(self, options: dict[str, Any]) -> None:
         """Make this interpreter like the parent's, run the initialiser, and say READY or BROKEN."""
-        sys.path[:] = options["path"]
         try:
+            self._adopt(options)
             for name in options["preload"]:
                 __import__(name)
             if options["initializer"]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, ParamSpec, Self
 
 from nbprocs.engine.home import Home, hops
-from nbprocs.engine.output import wake
+from nbprocs.engine.waiting import Waiters
 from nbprocs.guard import call
 from nbprocs.model import EventKind, ProcessEvent
 
@@ -67,12 +66,12 @@ class _Reader:
         self.home = home
         self.unsubscribe: Callable[[], None] = lambda: None
         self._events: deque[ProcessEvent] = deque(maxlen=BACKLOG)
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._over = False
 
     def put(self, event: ProcessEvent) -> None:
         self._events.append(event)
-        wake(self._waiters)
+        self._waiters.wake(None)
 
     def __aiter__(self) -> Self:
         return self
@@ -92,9 +91,7 @@ class _Reader:
     @hops
     async def _more(self) -> None:
         if not self._events:
-            waiter = self.home.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            await self._waiters.wait()
 
     async def aclose(self) -> None:
         """Read no more. Idempotent."""

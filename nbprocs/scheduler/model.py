@@ -236,8 +236,8 @@ class ScheduledTask:
     """
 
     id: str
-    command: str
-    args: tuple[str, ...]
+    command: str = field(repr=False)
+    args: tuple[str, ...] = field(repr=False)
     priority: int  # TaskPriority, or any whole number
     scheduled_time: datetime  # timezone-aware; the time from which it may run
     estimated_duration: float | None  # seconds: as given, or what this command took before
@@ -249,7 +249,8 @@ class ScheduledTask:
     resources: tuple[tuple[str, float], ...] = ()
     after: tuple[str, ...] = ()  # ids it still waits for
     runs: int = 0  # ended runs of a series
-    display: str = field(default="", repr=False)  # the command line, masked
+    working_dir: str | None = None  # as asked for, or where it was scheduled
+    display: str = ""  # the command line, masked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

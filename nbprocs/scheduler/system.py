@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nbprocs.scheduler.model import Now
 
-__all__ = ["gpu_devices", "now"]
+__all__ = ["folder", "gpu_devices", "now"]
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -18,6 +18,21 @@ def now() -> Now:
     True
     """
     return Now(time.time(), time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME))
+
+
+_folder: str | None = None
+
+
+def folder() -> str | None:
+    """The kernel's folder now, one string for as long as it stays the same; None where it has been deleted."""
+    global _folder  # noqa: PLW0603 - a million tasks share one string
+    try:
+        found = os.getcwd()  # noqa: PTH109 - a name that is not text is kept as it is
+    except OSError:
+        return None
+    if found != _folder:
+        _folder = found
+    return _folder
 
 
 def gpu_devices() -> tuple[str, ...]:
