@@ -143,14 +143,16 @@ def joined(parts: Iterable[object], by: str = "") -> Html:
     return escape(by).join(map(escape, parts))
 
 
-def cell(content: object, *, kind: str = "td", style: str = "") -> Html:
-    """A cell of a table, to the left whatever the page's style says (JupyterLab's and nbconvert's say right); a head with ``kind="th"``.
+def cell(content: object, *, head: bool = False, style: str = "") -> Html:
+    """A cell of a table, to the left whatever the page's style says (JupyterLab's and nbconvert's say right).
+
+    A head is a bold cell, no ``<th>``: ``nbconvert --sanitize-html`` knows none and shows the tag.
 
     >>> cell("<3 MiB", style=";color:red")
     Markup('<td style="padding:2px 10px 2px 0;text-align:left;vertical-align:top;white-space:nowrap;color:red">&lt;3 MiB</td>')
     """
-    scope = Html(' scope="col"') if kind == "th" else ""
-    return Html('<{}{} style="{}{}">{}</{}>').format(kind, scope, _CELL, style, content, kind)
+    shown = Html("<b>{}</b>").format(content) if head else content
+    return Html('<td style="{}{}">{}</td>').format(_CELL, style, shown)
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> Html:
@@ -159,7 +161,7 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> Html:
     >>> table(["name"], [["web"], ["db"]]).count("<tr>")
     3
     """
-    top = joined(cell(name, kind="th") for name in head)
+    top = joined(cell(name, head=True) for name in head)
     lines = joined(Html("<tr>{}</tr>").format(joined(cell(content, style=";white-space:normal") for content in row)) for row in rows)
     return Html('<table style="border-collapse:collapse">{}{}</table>').format(Html("<tr>{}</tr>").format(top) if top else "", lines)
 

@@ -101,7 +101,7 @@ def table_html(infos: Iterable[ProcessInfo], *, rows: int = 30, caption: str = "
         return Html('<div style="{}">no {}</div>').format(MUTED, text(caption))
     shown = every[-rows:]
     columns = ("name", "status", "pid", "end", "time", "command", "last line")
-    head = joined(cell(column, kind="th", style=f";{MUTED};font-weight:600") for column in columns)
+    head = joined(cell(column, head=True, style=f";{MUTED}") for column in columns)
     body = joined(_row(info) for info in shown)
     counts: dict[str, int] = {}
     for info in every:
