@@ -275,4 +275,4 @@ class SpawnForm(View):
     """
 
     def __init__(self, manager: Any) -> None:
-        super().__init__({"form": FormPart(manager)}, home=manager.home)
+        super().__init__({"form": FormPart(manager)}, model=manager, home=manager.home)

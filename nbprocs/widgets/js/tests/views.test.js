@@ -229,20 +229,6 @@ describe("the boards", () => {
 });
 
 describe("a view that is shown again", () => {
-  it("keeps its content when the notebook renders the same output anew", async () => {
-    const { el, model } = show("table", tableSnapshot([{ name: "a" }]));
-    await frame();
-    el.querySelector(".nb-filter").value = "typed";
-    const root = el.firstChild;
-    el.remove();
-    const again = document.createElement("div");
-    document.body.append(again);
-    clean.push(views.render({ model, el: again }));
-    expect(again.firstChild).toBe(root);
-    expect(again.querySelector(".nb-filter").value).toBe("typed");
-    expect(model.sent.filter((m) => m.do === "hello").length).toBe(1);
-  });
-
   it("is a second view when the first is still in the page", () => {
     const { el, model } = show("table", tableSnapshot([]));
     const other = document.createElement("div");
