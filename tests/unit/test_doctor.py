@@ -18,7 +18,7 @@ import pytest
 
 import nbprocs
 from nbprocs.engine.child import TOKEN
-from nbprocs.runs.doctor import PROBES, Finding, Health, doctor
+from nbprocs.runs.doctor import PROBES, Finding, Verdict, doctor
 from nbprocs.runs.writer import writing
 
 
@@ -62,13 +62,13 @@ def test_all_of_it_takes_less_than_two_seconds_and_is_shown_in_every_form():
     assert "<script" not in page
     assert "python" in page
     assert "python" in repr(found)
-    assert not [finding for finding in found if finding.state is not Health.OK and not finding.cure]
+    assert not [finding for finding in found if finding.state is not Verdict.OK and not finding.cure]
 
 
 def test_the_worst_comes_first_with_its_cure():
     probes = {
-        "a": lambda: [Finding(area="x", what="fine", state=Health.OK, said="good", cure="nothing to cure")],
-        "b": lambda: [Finding(area="x", what="<b>broken</b>", state=Health.BAD, said="bad", cure="mend <it>")],
+        "a": lambda: [Finding(area="x", what="fine", state=Verdict.OK, said="good", cure="nothing to cure")],
+        "b": lambda: [Finding(area="x", what="<b>broken</b>", state=Verdict.BAD, said="bad", cure="mend <it>")],
     }
     found = doctor(probes=probes)
     assert not found.ok
@@ -95,7 +95,7 @@ def test_a_probe_that_hangs_or_fails_is_a_finding():
         began = time.monotonic()
         found = doctor(probes={"hung": hangs, "broken": fails}, deadline=0.2)
         assert time.monotonic() - began < 1.5
-        assert found["hung"].state is Health.WARN
+        assert found["hung"].state is Verdict.WARN
         assert "no answer" in found["hung"].said
         assert "no such thing" in found["broken"].said
     finally:
@@ -113,7 +113,7 @@ def test_an_orphan_of_an_earlier_kernel_is_named():
     orphan = subprocess.Popen(["sleep", "1000"], env={**os.environ, TOKEN: "0123456789abcdef0123456789abcdef.1.x"}, start_new_session=True)
     try:
         finding = look("orphans")["orphans"]
-        assert finding.state is Health.BAD
+        assert finding.state is Verdict.BAD
         assert f"{orphan.pid} sleep 1000" in finding.said
         assert str(orphan.pid) in finding.cure
     finally:
@@ -129,7 +129,7 @@ async def test_what_runs_under_a_living_kernel_is_no_orphan():
         said = look("orphans")["orphans"].said
         assert str(process.pid) not in said
         assert daemon.text.strip() not in said
-        assert look("guard")["guard"].state is Health.OK
+        assert look("guard")["guard"].state is Verdict.OK
         assert "pid" in look("guard")["guard"].said
 
 
@@ -137,10 +137,10 @@ def test_zombies():
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     finding = look("zombies")["zombies"]
-    assert finding.state is Health.WARN
+    assert finding.state is Verdict.WARN
     assert str(child.pid) in finding.said
     child.wait()
-    assert look("zombies")["zombies"].state is Health.OK
+    assert look("zombies")["zombies"].state is Verdict.OK
 
 
 def test_stale_sockets_and_records(folders):
@@ -154,7 +154,7 @@ def test_stale_sockets_and_records(folders):
     (folders / "state" / "mine.json").write_text(json.dumps({"pid": os.getpid()}))
     (folders / "state" / "cut.json").write_text('{"pid": 1')
     finding = look("records")["stale records"]
-    assert finding.state is Health.WARN
+    assert finding.state is Verdict.WARN
     assert {"shim-1.sock", "old.json", "cut.json"} == {
         name for name in ("shim-1.sock", "old.json", "cut.json", "mine.json") if name in finding.said
     }
@@ -167,7 +167,7 @@ def test_a_helper_that_does_not_answer(folders):
         server.bind(str(folders / "runtime" / "shim-2.sock"))
         server.listen()
         finding = look("shims")["helpers"]
-    assert finding.state is Health.WARN
+    assert finding.state is Verdict.WARN
     assert "shim-2.sock" in finding.said
 
 
@@ -176,7 +176,7 @@ def test_queues_that_were_not_closed(folders):
     dead.wait()
     (folders / "jobs.db-owner").write_text(json.dumps({"pid": dead.pid}))
     finding = look("locks")["queues"]
-    assert (finding.state, "jobs.db" in finding.said) == (Health.WARN, True)
+    assert (finding.state, "jobs.db" in finding.said) == (Verdict.WARN, True)
     (folders / "jobs.db-owner").write_text(json.dumps({"pid": os.getpid()}))
     assert len(look("locks")) == 0
 
@@ -185,9 +185,9 @@ async def test_a_manager_that_nobody_holds(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", sys)  # as in a kernel
     managers = [nbprocs.ProcessManager()]
     await managers[0].spawn("sleep", "1000")
-    assert look("managers")["managers"].state is Health.WARN
+    assert look("managers")["managers"].state is Verdict.WARN
     monkeypatch.setattr(sys.modules["__main__"], "pm", managers[0], raising=False)
-    assert look("managers")["managers"].state is Health.OK
+    assert look("managers")["managers"].state is Verdict.OK
     await managers[0].aclose()
 
 
@@ -196,10 +196,10 @@ async def test_a_history_that_can_not_be_written(folders, monkeypatch):
     try:
         async with nbprocs.ProcessManager() as pm:
             await pm.run("true")
-            assert look("run_history")["run history"].state is Health.OK
+            assert look("run_history")["run history"].state is Verdict.OK
             monkeypatch.setattr(writing(folders / "runs.db"), "error", "database or disk is full")
             finding = look("run_history")["run history"]
-        assert finding.state is Health.BAD
+        assert finding.state is Verdict.BAD
         assert "full" in finding.said
     finally:
         nbprocs.set_runs(None)
@@ -226,7 +226,7 @@ async def test_the_loop_of_who_asks():
     loop = asyncio.get_running_loop()
     assert "Loop" in look("event_loop")["event loop"].said
     loop.set_debug(True)
-    assert look("event_loop")["event loop"].state is Health.WARN
+    assert look("event_loop")["event loop"].state is Verdict.WARN
     loop.set_debug(False)
 
 
@@ -247,13 +247,13 @@ class Usage(NamedTuple):
 def test_disks(monkeypatch, free, state):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100 << 30, 0, free))
     found = look("disks")
-    assert {finding.state for finding in found} == {Health(state)}
+    assert {finding.state for finding in found} == {Verdict(state)}
     assert len(found) == 4
 
 
 def test_a_folder_that_is_not_there(monkeypatch):
     monkeypatch.setenv("NBPROCS_STATE_DIR", "/proc/no/such")
-    assert look("disks")["state folder"].state is Health.BAD
+    assert look("disks")["state folder"].state is Verdict.BAD
 
 
 @pytest.mark.parametrize(("used", "state"), [(10, "ok"), (85, "warn"), (99, "bad")])
@@ -286,5 +286,5 @@ def test_a_stopped_helper_costs_no_more_than_the_deadline(folders):
         began = time.monotonic()
         found = nbprocs.doctor()
         assert time.monotonic() - began < 2
-        assert found["helpers"].state is Health.WARN
+        assert found["helpers"].state is Verdict.WARN
         holder.kill()

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from nbprocs.guard import text_of
 from nbprocs.runs.doctor import kernel, machine, processes, software
-from nbprocs.runs.doctor.finding import Diagnosis, Finding, Health
+from nbprocs.runs.doctor.finding import Diagnosis, Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["PROBES", "Diagnosis", "Finding", "Health", "doctor"]
+__all__ = ["PROBES", "Diagnosis", "Finding", "Verdict", "doctor"]
 
 DEADLINE = 1.7  # seconds; the promise is two
 
@@ -57,7 +57,7 @@ def doctor(*, probes: Mapping[str, Probe] | None = None, deadline: float = DEADL
             thread.join(max(0.0, began + deadline - time.monotonic()))
             if name not in told:
                 cure = "something that it looks at hangs: a network folder, a driver, a helper process"
-                told[name] = [Finding(area="doctor", what=name, state=Health.WARN, said=f"no answer within {deadline:g} s", cure=cure)]
+                told[name] = [Finding(area="doctor", what=name, state=Verdict.WARN, said=f"no answer within {deadline:g} s", cure=cure)]
     findings = [finding for name in asked for finding in told[name]]
     return Diagnosis(findings=tuple(findings), seconds=time.monotonic() - began)
 
@@ -66,5 +66,5 @@ def _look(name: str, probe: Probe, told: dict[str, list[Finding]]) -> None:
     try:
         found = list(probe())
     except Exception as error:  # noqa: BLE001 - a probe that fails is a finding
-        found = [Finding(area="doctor", what=name, state=Health.WARN, said=f"could not be looked at: {text_of(error)}")]
+        found = [Finding(area="doctor", what=name, state=Verdict.WARN, said=f"could not be looked at: {text_of(error)}")]
     told.setdefault(name, found)

@@ -12,13 +12,13 @@ from nbprocs.display import Displayable, Html, cell, joined, text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Diagnosis", "Finding", "Health"]
+__all__ = ["Diagnosis", "Finding", "Verdict"]
 
 
-class Health(StrEnum):
+class Verdict(StrEnum):
     """How it is.
 
-    >>> [str(state) for state in Health]
+    >>> [str(state) for state in Verdict]
     ['ok', 'warn', 'bad']
     """
 
@@ -27,22 +27,22 @@ class Health(StrEnum):
     BAD = "bad"
 
 
-_ORDER = {Health.BAD: 0, Health.WARN: 1, Health.OK: 2}
+_ORDER = {Verdict.BAD: 0, Verdict.WARN: 1, Verdict.OK: 2}
 # Dark enough on white and light enough on black; the word stands beside the colour
-_LOOKS = {Health.OK: ("#2e7d32", "\N{CHECK MARK}"), Health.WARN: ("#b26a00", "!"), Health.BAD: ("#d32f2f", "\N{BALLOT X}")}
+_LOOKS = {Verdict.OK: ("#2e7d32", "\N{CHECK MARK}"), Verdict.WARN: ("#b26a00", "!"), Verdict.BAD: ("#d32f2f", "\N{BALLOT X}")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that was looked at.
 
-    >>> Finding(area="limits", what="open files", state=Health.WARN, said="950 of 1,024", cure="ulimit -n 4096")
-    Finding(area='limits', what='open files', state=<Health.WARN: 'warn'>, said='950 of 1,024', cure='ulimit -n 4096')
+    >>> Finding(area="limits", what="open files", state=Verdict.WARN, said="950 of 1,024", cure="ulimit -n 4096")
+    Finding(area='limits', what='open files', state=<Verdict.WARN: 'warn'>, said='950 of 1,024', cure='ulimit -n 4096')
     """
 
     area: str
     what: str
-    state: Health
+    state: Verdict
     said: str
     cure: str = ""  # what to do; empty where nothing is to be done
 
@@ -51,7 +51,7 @@ class Finding:
 class Diagnosis(Displayable):
     """All findings, in the order of the probes.
 
-    >>> found = Diagnosis(findings=(Finding(area="a", what="b", state=Health.OK, said="fine"),), seconds=0.1)
+    >>> found = Diagnosis(findings=(Finding(area="a", what="b", state=Verdict.OK, said="fine"),), seconds=0.1)
     >>> found.ok, len(found), json.loads(found.json())["findings"][0]["state"]
     (True, 1, 'ok')
     """
@@ -62,9 +62,9 @@ class Diagnosis(Displayable):
     @property
     def ok(self) -> bool:
         """Whether nothing is bad."""
-        return not self.of(Health.BAD)
+        return not self.of(Verdict.BAD)
 
-    def of(self, state: Health | str) -> tuple[Finding, ...]:
+    def of(self, state: Verdict | str) -> tuple[Finding, ...]:
         """Those that are ok, warn or bad."""
         return tuple(finding for finding in self.findings if finding.state == state)
 
@@ -94,14 +94,14 @@ class Diagnosis(Displayable):
         return sorted(self.findings, key=lambda finding: _ORDER[finding.state])
 
     def _summary(self) -> str:
-        counts = {state: len(self.of(state)) for state in Health}
-        return f"{counts[Health.BAD]} bad, {counts[Health.WARN]} to look at, {counts[Health.OK]} ok; looked for {self.seconds:.2f} s"
+        counts = {state: len(self.of(state)) for state in Verdict}
+        return f"{counts[Verdict.BAD]} bad, {counts[Verdict.WARN]} to look at, {counts[Verdict.OK]} ok; looked for {self.seconds:.2f} s"
 
     def __repr__(self) -> str:
         lines = [f"nbprocs doctor: {self._summary()}"]
         for finding in self._sorted():
             lines.append(f"  {finding.state:<4}  {finding.what:<22} {finding.said}")
-            if finding.cure and finding.state is not Health.OK:
+            if finding.cure and finding.state is not Verdict.OK:
                 lines.append(f"        {'':<22} → {finding.cure}")
         return "\n".join(lines)
 
@@ -110,7 +110,7 @@ class Diagnosis(Displayable):
         for finding in self._sorted():
             colour, sign = _LOOKS[finding.state]
             state = cell(f"{sign} {finding.state}", style=f";color:{colour};font-weight:bold")
-            cure = Html("<div><b>→</b> {}</div>").format(text(finding.cure)) if finding.cure and finding.state is not Health.OK else ""
+            cure = Html("<div><b>→</b> {}</div>").format(text(finding.cure)) if finding.cure and finding.state is not Verdict.OK else ""
             said = cell(joined([text(finding.said), cure]), style=";white-space:normal")
             rows.append(Html("<tr>{}{}{}</tr>").format(state, cell(text(finding.what)), said))
         table = Html('<table style="border-collapse:collapse">{}</table>').format(joined(rows))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nbprocs.engine.home import LATE, Home
 from nbprocs.runs.cells import notebook_name
-from nbprocs.runs.doctor.finding import Finding, Health
+from nbprocs.runs.doctor.finding import Finding, Verdict
 
 __all__ = ["event_loop", "front_end", "ipykernel", "python"]
 
@@ -59,7 +59,7 @@ def version(package: str) -> tuple[str, tuple[int, ...]] | None:
 def python() -> Iterator[Finding]:
     """The interpreter."""
     where = "a virtual environment" if sys.prefix != sys.base_prefix else "the system's Python"
-    yield Finding(area=_AREA, what="python", state=Health.OK, said=f"{sys.version.split()[0]} in {where}, {sys.platform}")
+    yield Finding(area=_AREA, what="python", state=Verdict.OK, said=f"{sys.version.split()[0]} in {where}, {sys.platform}")
 
 
 def event_loop() -> Iterator[Finding]:
@@ -67,24 +67,24 @@ def event_loop() -> Iterator[Finding]:
     loop, home = _asked.loop, _asked.home
     if loop is None:
         said = "none runs in this thread"
-        yield Finding(area=_AREA, what="event loop", state=Health.OK, said=f"{said}: use ProcessManager(background=True) or asyncio.run()")
+        yield Finding(area=_AREA, what="event loop", state=Verdict.OK, said=f"{said}: use ProcessManager(background=True) or asyncio.run()")
         return
     name = type(loop).__name__.lstrip("_")
     if sys.platform == "win32" and "Selector" in name:
         cure = f"{_UPDATE}; until then nbprocs works on a background loop of its own"
-        yield Finding(area=_AREA, what="event loop", state=Health.WARN, said=f"{name} can't start processes on Windows", cure=cure)
+        yield Finding(area=_AREA, what="event loop", state=Verdict.WARN, said=f"{name} can't start processes on Windows", cure=cure)
     elif loop.get_debug():
         cure = "loop.set_debug(False), and no PYTHONASYNCIODEBUG"
-        yield Finding(area=_AREA, what="event loop", state=Health.WARN, said=f"{name} in debug mode: everything is slower", cure=cure)
+        yield Finding(area=_AREA, what="event loop", state=Verdict.WARN, said=f"{name} in debug mode: everything is slower", cure=cure)
     elif hasattr(asyncio, "_nest_patched"):
         cure = "await instead of nest_asyncio: top-level await works in every cell"
-        yield Finding(area=_AREA, what="event loop", state=Health.WARN, said=f"{name}, patched by nest_asyncio", cure=cure)
+        yield Finding(area=_AREA, what="event loop", state=Verdict.WARN, said=f"{name}, patched by nest_asyncio", cure=cure)
     else:
-        yield Finding(area=_AREA, what="event loop", state=Health.OK, said=name)
+        yield Finding(area=_AREA, what="event loop", state=Verdict.OK, said=name)
     if home is not None and home.latest >= LATE:
         cure = "ProcessManager(background=True), or `await` in cells that compute for long"
         said = f"it was blocked for {home.latest:.1f} s while processes ran"
-        yield Finding(area=_AREA, what="late loop", state=Health.WARN, said=said, cure=cure)
+        yield Finding(area=_AREA, what="late loop", state=Verdict.WARN, said=said, cure=cure)
 
 
 def ipykernel() -> Iterator[Finding]:
@@ -92,20 +92,20 @@ def ipykernel() -> Iterator[Finding]:
     found = version("ipykernel")
     if found is None:
         cure = "" if "IPython" not in sys.modules else "pip install 'ipykernel>=7.4'"
-        yield Finding(area=_AREA, what="ipykernel", state=Health.OK, said="not installed: no notebook here", cure=cure)
+        yield Finding(area=_AREA, what="ipykernel", state=Verdict.OK, said="not installed: no notebook here", cure=cure)
         return
     told, numbers = found
-    state, said, cure = Health.OK, told, ""
+    state, said, cure = Verdict.OK, told, ""
     if numbers[:2] == (7, 0):
-        state, cure = Health.BAD, _UPDATE
+        state, cure = Verdict.BAD, _UPDATE
         said = f"{told}: output written by background tasks raises LookupError, and buttons are handled in another thread"
     elif (7, 1) <= numbers[:2] < (7, 4):
-        state, cure = Health.WARN, _UPDATE
+        state, cure = Verdict.WARN, _UPDATE
         said = f"{told}: buttons of widgets are handled in a subshell's thread, on another loop"
     elif sys.platform == "win32" and numbers < (7, 4):
-        state, said, cure = Health.WARN, f"{told}: the kernel's loop can't start processes on Windows", _UPDATE
+        state, said, cure = Verdict.WARN, f"{told}: the kernel's loop can't start processes on Windows", _UPDATE
     elif numbers < (6, 30):
-        state, said, cure = Health.WARN, f"{told}: older than what nbprocs is tested with (6.30)", _UPDATE
+        state, said, cure = Verdict.WARN, f"{told}: older than what nbprocs is tested with (6.30)", _UPDATE
     yield Finding(area=_AREA, what="ipykernel", state=state, said=said, cure=cure)
 
 
@@ -119,8 +119,8 @@ def front_end() -> Iterator[Finding]:
     }
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if getattr(shell, "kernel", None) is None:
-        yield Finding(area=_AREA, what="front end", state=Health.OK, said="none: this is no kernel")
+        yield Finding(area=_AREA, what="front end", state=Verdict.OK, said="none: this is no kernel")
         return
     who = next((name for variable, name in known.items() if variable in os.environ), "one that does not tell its name")
     name = notebook_name()
-    yield Finding(area=_AREA, what="front end", state=Health.OK, said=f"{who}{f', {name}' if name else ''}")
+    yield Finding(area=_AREA, what="front end", state=Verdict.OK, said=f"{who}{f', {name}' if name else ''}")

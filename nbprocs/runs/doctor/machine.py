@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
+from nbprocs.engine.container import read_limits
 from nbprocs.engine.places import runtime_folder, state_folder
 from nbprocs.monitor.gpu import Gpu
-from nbprocs.monitor.limits import read_limits
-from nbprocs.runs.doctor.finding import Finding, Health
+from nbprocs.runs.doctor.finding import Finding, Verdict
 
 __all__ = ["disks", "gpu", "memory", "open_files", "processors", "room_for_processes", "shared_memory"]
 
@@ -23,8 +23,8 @@ _SHARED = 64 << 20  # bytes: what Docker gives by default, and what data loaders
 _LOW, _NONE = 1 << 30, 64 << 20  # bytes free on a disk
 
 
-def _used(share: float) -> Health:
-    return Health.BAD if share >= _FULL else Health.WARN if share >= _TIGHT else Health.OK
+def _used(share: float) -> Verdict:
+    return Verdict.BAD if share >= _FULL else Verdict.WARN if share >= _TIGHT else Verdict.OK
 
 
 def _size(count: float) -> str:
@@ -40,8 +40,8 @@ def open_files() -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = psutil.Process().num_fds()
     state, cure = _used(used / soft), "close what you don't need; a running process holds two or three"
-    if state is Health.OK and soft < _FEW_FILES:
-        state, cure = Health.WARN, f"ulimit -n {min(hard, 65_536) if hard > 0 else 65_536}, before Jupyter is started"
+    if state is Verdict.OK and soft < _FEW_FILES:
+        state, cure = Verdict.WARN, f"ulimit -n {min(hard, 65_536) if hard > 0 else 65_536}, before Jupyter is started"
     yield Finding(area=_AREA, what="open files", state=state, said=f"{used:,} of {soft:,}", cure=cure)
 
 
@@ -55,7 +55,7 @@ def room_for_processes() -> Iterator[Finding]:
     container = read_limits().pids
     limits = [limit for limit in (soft if soft > 0 else None, container) if limit is not None]
     if not limits:
-        yield Finding(area=_AREA, what="processes", state=Health.OK, said="no limit")
+        yield Finding(area=_AREA, what="processes", state=Verdict.OK, said="no limit")
         return
     used = sum(_tasks(pid) for pid in psutil.pids())
     share = used / min(limits)
@@ -85,7 +85,9 @@ def memory() -> Iterator[Finding]:
     yield Finding(area=_AREA, what="memory", state=_used(used / total), said=f"{_size(used)} of {whose} {_size(total)} in use", cure=cure)
     if limits.oom_kills:
         said = f"{limits.oom_kills} processes were killed because the container's memory ran out"
-        yield Finding(area=_AREA, what="out of memory", state=Health.WARN, said=said, cure="smaller tasks, fewer at a time, or more memory")
+        yield Finding(
+            area=_AREA, what="out of memory", state=Verdict.WARN, said=said, cure="smaller tasks, fewer at a time, or more memory"
+        )
 
 
 def processors() -> Iterator[Finding]:
@@ -94,10 +96,10 @@ def processors() -> Iterator[Finding]:
     if limits.cpus < there:
         said = f"{limits.cpus:g} of the machine's {there}: the container or an affinity mask allows no more"
         cure = "size pools by nbprocs.monitor's limits, not by os.cpu_count()"
-        state = Health.WARN if limits.cpus < 1 else Health.OK
+        state = Verdict.WARN if limits.cpus < 1 else Verdict.OK
         yield Finding(area=_AREA, what="processors", state=state, said=said, cure=cure)
     else:
-        yield Finding(area=_AREA, what="processors", state=Health.OK, said=f"{there}")
+        yield Finding(area=_AREA, what="processors", state=Verdict.OK, said=f"{there}")
 
 
 def disks() -> Iterator[Finding]:
@@ -114,16 +116,16 @@ def disks() -> Iterator[Finding]:
             usage = shutil.disk_usage(folder)
         except OSError as error:
             cure = "set TMPDIR, NBPROCS_STATE_DIR, NBPROCS_RUNTIME_DIR or the working folder to one that is there"
-            yield Finding(area=_AREA, what=what, state=Health.BAD, said=f"not to be had: {error}", cure=cure)
+            yield Finding(area=_AREA, what=what, state=Verdict.BAD, said=f"not to be had: {error}", cure=cure)
             continue
         free = f"{_size(usage.free)} of {_size(usage.total)} free in {folder}"
         if not os.access(folder, os.W_OK):
-            state = Health.WARN if what == "working folder" else Health.BAD
+            state = Verdict.WARN if what == "working folder" else Verdict.BAD
             yield Finding(area=_AREA, what=what, state=state, said=f"{folder} can't be written", cure="check its owner and permissions")
         elif hasattr(os, "statvfs") and os.statvfs(folder).f_files > 0 and not os.statvfs(folder).f_favail:
-            yield Finding(area=_AREA, what=what, state=Health.BAD, said=f"no inodes left; {free}", cure="delete small files")
+            yield Finding(area=_AREA, what=what, state=Verdict.BAD, said=f"no inodes left; {free}", cure="delete small files")
         else:
-            state = Health.BAD if usage.free < _NONE else Health.WARN if usage.free < _LOW else Health.OK
+            state = Verdict.BAD if usage.free < _NONE else Verdict.WARN if usage.free < _LOW else Verdict.OK
             yield Finding(area=_AREA, what=what, state=state, said=free, cure="delete what you don't need, or point it to another disk")
 
 
@@ -135,7 +137,7 @@ def shared_memory() -> Iterator[Finding]:
     usage = shutil.disk_usage(folder)
     said = f"{_size(usage.free)} of {_size(usage.total)} free in {folder}"
     if usage.total <= _SHARED:
-        state, cure = Health.WARN, "start the container with --shm-size=2g (or --ipc=host): data loaders die of a bus error otherwise"
+        state, cure = Verdict.WARN, "start the container with --shm-size=2g (or --ipc=host): data loaders die of a bus error otherwise"
     else:
         state, cure = _used(1 - usage.free / usage.total), "delete what earlier programs left there"
     yield Finding(area=_AREA, what="shared memory", state=state, said=said, cure=cure)
@@ -146,11 +148,11 @@ def gpu() -> Iterator[Finding]:
     watched = Gpu()
     try:
         if watched.available:
-            yield Finding(area=_AREA, what="GPU", state=Health.OK, said="there, and watched")
+            yield Finding(area=_AREA, what="GPU", state=Verdict.OK, said="there, and watched")
             return
     finally:
         watched.close()
     if Path("/dev/nvidiactl").exists():
-        yield Finding(area=_AREA, what="GPU", state=Health.WARN, said="there, but not watched", cure="pip install nvidia-ml-py")
+        yield Finding(area=_AREA, what="GPU", state=Verdict.WARN, said="there, but not watched", cure="pip install nvidia-ml-py")
     else:
-        yield Finding(area=_AREA, what="GPU", state=Health.OK, said="none")
+        yield Finding(area=_AREA, what="GPU", state=Verdict.OK, said="none")

@@ -19,7 +19,7 @@ from nbprocs.engine.table import Row, environ_value, identify, scan
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.recording import kernel_runs
 from nbprocs.redact import mask_command, one_line
-from nbprocs.runs.doctor.finding import Finding, Health
+from nbprocs.runs.doctor.finding import Finding, Verdict
 from nbprocs.runs.writer import writing
 
 __all__ = ["guard", "locks", "managers", "orphans", "pidfd", "records", "run_history", "shims", "subreaper", "zombies"]
@@ -54,14 +54,12 @@ def guard() -> Iterator[Finding]:
     table, me = scan(), os.getpid()
     ours = [pid for pid, words in _guards(table).items() if str(me) in words or table[pid].ppid == me]
     if ours:
-        yield Finding(area=_AREA, what="guard", state=Health.OK, said=f"pid {', '.join(map(str, ours))}: nothing outlives this kernel")
+        yield Finding(area=_AREA, what="guard", state=Verdict.OK, said=f"pid {', '.join(map(str, ours))}: nothing outlives this kernel")
     elif any(manager.live for manager in _all_managers()):
         cure = "start any process with nbprocs: it starts the guard again"
-        yield Finding(
-            area=_AREA, what="guard", state=Health.BAD, said="processes run, and nobody would end them with the kernel", cure=cure
-        )
+        yield Finding(area=_AREA, what="guard", state=Verdict.BAD, said="processes run, and nothing would end them with it", cure=cure)
     else:
-        yield Finding(area=_AREA, what="guard", state=Health.OK, said="starts with the first process")
+        yield Finding(area=_AREA, what="guard", state=Verdict.OK, said="starts with the first process")
 
 
 def shims() -> Iterator[Finding]:
@@ -72,9 +70,9 @@ def shims() -> Iterator[Finding]:
     if silent:
         said = f"{answered} answered; not: {', '.join(f'{reply.path.name} ({reply.error})' for reply in silent[:_SHOWN])}"
         cure = "look at those processes: stopped (SIGSTOP), or on a machine that swaps?"
-        yield Finding(area=_AREA, what="helpers", state=Health.WARN, said=said, cure=cure)
+        yield Finding(area=_AREA, what="helpers", state=Verdict.WARN, said=said, cure=cure)
     elif answered:
-        yield Finding(area=_AREA, what="helpers", state=Health.OK, said=f"{answered} answered")
+        yield Finding(area=_AREA, what="helpers", state=Verdict.OK, said=f"{answered} answered")
 
 
 def pidfd() -> Iterator[Finding]:
@@ -85,22 +83,22 @@ def pidfd() -> Iterator[Finding]:
         os.close(os.pidfd_open(os.getpid()))
     except (OSError, AttributeError) as error:
         cure = "Linux 5.3 or later, and a container whose seccomp profile allows pidfd_open"
-        yield Finding(area=_AREA, what="pidfd", state=Health.WARN, said=f"not to be had ({error}): ends are noticed later", cure=cure)
+        yield Finding(area=_AREA, what="pidfd", state=Verdict.WARN, said=f"not to be had ({error}): ends are noticed later", cure=cure)
     else:
-        yield Finding(area=_AREA, what="pidfd", state=Health.OK, said="an end is noticed at once")
+        yield Finding(area=_AREA, what="pidfd", state=Verdict.OK, said="an end is noticed at once")
 
 
 def subreaper() -> Iterator[Finding]:
     """Whether orphaned descendants can be adopted."""
     if sys.platform != "linux":
         said = "not on this system: what a process leaves behind in sessions of its own may stay"
-        yield Finding(area=_AREA, what="subreaper", state=Health.OK, said=said)
+        yield Finding(area=_AREA, what="subreaper", state=Verdict.OK, said=said)
         return
     is_one = ctypes.c_int()
     if ctypes.CDLL(None).prctl(37, ctypes.byref(is_one), 0, 0, 0) == 0:  # PR_GET_CHILD_SUBREAPER
-        yield Finding(area=_AREA, what="subreaper", state=Health.OK, said="daemons of processes are found and ended with them")
+        yield Finding(area=_AREA, what="subreaper", state=Verdict.OK, said="daemons of processes are found and ended with them")
     else:
-        yield Finding(area=_AREA, what="subreaper", state=Health.WARN, said="the system refuses it", cure="a container that allows prctl")
+        yield Finding(area=_AREA, what="subreaper", state=Verdict.WARN, said="the system refuses it", cure="a container that allows prctl")
 
 
 def zombies() -> Iterator[Finding]:
@@ -110,9 +108,9 @@ def zombies() -> Iterator[Finding]:
     if gone:
         said = f"{len(gone)} children of this kernel ended and were not waited for: pid {', '.join(map(str, gone[:_SHOWN]))}"
         cure = "whoever started them must wait for them (subprocess.Popen.wait); they hold a place in the process table until then"
-        yield Finding(area=_AREA, what="zombies", state=Health.WARN, said=said, cure=cure)
+        yield Finding(area=_AREA, what="zombies", state=Verdict.WARN, said=said, cure=cure)
     else:
-        yield Finding(area=_AREA, what="zombies", state=Health.OK, said="none")
+        yield Finding(area=_AREA, what="zombies", state=Verdict.OK, said="none")
 
 
 def orphans() -> Iterator[Finding]:
@@ -126,12 +124,12 @@ def orphans() -> Iterator[Finding]:
         if heads and not heads & living and not any(_GUARD.search(word) for word in _command(row.pid)[:8]):
             left.append(row)
     if not left:
-        yield Finding(area=_AREA, what="orphans", state=Health.OK, said="none")
+        yield Finding(area=_AREA, what="orphans", state=Verdict.OK, said="none")
         return
     names = "; ".join(f"{row.pid} {one_line(mask_command(_command(row.pid)), limit=60)}" for row in left[:_SHOWN])
     more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
     cure = f"kill {' '.join(str(row.pid) for row in left)}"
-    yield Finding(area=_AREA, what="orphans", state=Health.BAD, said=f"left by a kernel that is gone: {names}{more}", cure=cure)
+    yield Finding(area=_AREA, what="orphans", state=Verdict.BAD, said=f"left by a kernel that is gone: {names}{more}", cure=cure)
 
 
 def records() -> Iterator[Finding]:
@@ -148,9 +146,9 @@ def records() -> Iterator[Finding]:
     if stale:
         said = f"{len(stale)} of processes that are gone: {', '.join(path.name for path in stale[:_SHOWN])}"
         cure = f"delete them: rm {' '.join(str(path) for path in stale[:_SHOWN])}{' …' if len(stale) > _SHOWN else ''}"
-        yield Finding(area=_AREA, what="stale records", state=Health.WARN, said=said, cure=cure)
+        yield Finding(area=_AREA, what="stale records", state=Verdict.WARN, said=said, cure=cure)
     else:
-        yield Finding(area=_AREA, what="stale records", state=Health.OK, said="none")
+        yield Finding(area=_AREA, what="stale records", state=Verdict.OK, said="none")
 
 
 def _is_gone(told: dict[str, Any]) -> bool:
@@ -173,7 +171,7 @@ def locks() -> Iterator[Finding]:
     if stale:
         names = ", ".join(path.name.removesuffix("-owner") for path in stale)
         cure = f"TaskScheduler(store={str(stale[0].name.removesuffix('-owner'))!r}) goes on with it; the lock itself went with its kernel"
-        yield Finding(area=_AREA, what="queues", state=Health.WARN, said=f"not closed by their kernels: {names}", cure=cure)
+        yield Finding(area=_AREA, what="queues", state=Verdict.WARN, said=f"not closed by their kernels: {names}", cure=cure)
 
 
 def _all_managers() -> list[ProcessManager]:
@@ -193,23 +191,21 @@ def managers() -> Iterator[Finding]:
     if lost and "IPython" in sys.modules:
         said = f"{len(lost)} with {sum(manager.live for manager in lost)} living processes, held by no variable of the notebook"
         cure = "keep it in a variable (pm = …), or end it: `async with ProcessManager()`"
-        yield Finding(area=_AREA, what="managers", state=Health.WARN, said=said, cure=cure)
+        yield Finding(area=_AREA, what="managers", state=Verdict.WARN, said=said, cure=cure)
     else:
         living = sum(manager.live for manager in busy)
-        yield Finding(area=_AREA, what="managers", state=Health.OK, said=f"{len(found)}, with {living} living processes")
+        yield Finding(area=_AREA, what="managers", state=Verdict.OK, said=f"{len(found)}, with {living} living processes")
 
 
 def run_history() -> Iterator[Finding]:
     """Whether runs are recorded, and arrive on disk."""
     runs = kernel_runs()
     if runs is None:
-        yield Finding(area=_AREA, what="run history", state=Health.OK, said="the kernel records none (nbprocs.set_runs)")
+        yield Finding(area=_AREA, what="run history", state=Verdict.OK, said="the kernel records none (nbprocs.set_runs)")
         return
     writer = writing(Path(runs.path))
     if writer is not None and (writer.error or writer.lost):
         said = f"{writer.error or 'writes again'}; {writer.lost} runs were lost"
-        yield Finding(
-            area=_AREA, what="run history", state=Health.BAD, said=said, cure=f"make room for {runs.path}, or choose another path"
-        )
+        yield Finding(area=_AREA, what="run history", state=Verdict.BAD, said=said, cure=f"make room for {runs.path}, or take another path")
     else:
-        yield Finding(area=_AREA, what="run history", state=Health.OK, said=f"in {runs.path}")
+        yield Finding(area=_AREA, what="run history", state=Verdict.OK, said=f"in {runs.path}")
