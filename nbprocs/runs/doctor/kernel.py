@@ -77,8 +77,8 @@ def event_loop() -> Iterator[Finding]:
         cure = "loop.set_debug(False), and no PYTHONASYNCIODEBUG"
         yield Finding(area=_AREA, what="event loop", state=Verdict.WARN, said=f"{name} in debug mode: everything is slower", cure=cure)
     elif hasattr(asyncio, "_nest_patched"):
-        cure = "await instead of nest_asyncio: top-level await works in every cell"
-        yield Finding(area=_AREA, what="event loop", state=Verdict.WARN, said=f"{name}, patched by nest_asyncio", cure=cure)
+        cure = "await instead of nesting loops: top-level await works in every cell"
+        yield Finding(area=_AREA, what="event loop", state=Verdict.WARN, said=f"{name}, patched so that loops nest", cure=cure)
     else:
         yield Finding(area=_AREA, what="event loop", state=Verdict.OK, said=name)
     if home is not None and home.latest >= LATE:
