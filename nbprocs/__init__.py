@@ -33,6 +33,7 @@ from nbprocs.errors import (
     Closed,
     CommunicationError,
     ExecutionTimeout,
+    ExpectTimeout,
     NameInUse,
     NotReady,
     OutOfMemory,
@@ -274,7 +275,11 @@ __all__ = [
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
+<<<<<<< HEAD
     "Finding",
+=======
+    "ExpectTimeout",
+>>>>>>> main
     "FirstOf",
     "Halt",
     "Halted",
