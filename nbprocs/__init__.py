@@ -275,11 +275,8 @@ __all__ = [
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
-<<<<<<< HEAD
-    "Finding",
-=======
     "ExpectTimeout",
->>>>>>> main
+    "Finding",
     "FirstOf",
     "Halt",
     "Halted",
