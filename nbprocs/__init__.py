@@ -33,6 +33,7 @@ from nbprocs.errors import (
     Closed,
     CommunicationError,
     ExecutionTimeout,
+    ExpectTimeout,
     NameInUse,
     NotReady,
     OutOfMemory,
@@ -128,6 +129,7 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs.doctor": ("Diagnosis", "Finding", "doctor"),
     "nbprocs.runs": (
         "NotRerunnable",
         "RunDiff",
@@ -186,6 +188,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
+    from nbprocs.runs.doctor import Diagnosis, Finding, doctor
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -266,11 +269,14 @@ __all__ = [
     "Dashboard",
     "DaskBackend",
     "DependencyFailed",
+    "Diagnosis",
     "DoNothing",
     "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
+    "ExpectTimeout",
+    "Finding",
     "FirstOf",
     "Halt",
     "Halted",
@@ -349,6 +355,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerLost",
     "WorkerState",
+    "doctor",
     "record",
     "replay",
     "runs",

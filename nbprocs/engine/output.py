@@ -24,7 +24,7 @@ from typing import BinaryIO
 from nbprocs.engine.home import log
 from nbprocs.engine.waiting import Waiters
 
-__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog", "wake"]
+__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LONGEST_LINE", "LineReader", "OutputLog", "wake"]
 
 DEFAULT_MEMORY = 8 << 20  # bytes a stream
 DEFAULT_SPILL = 2 << 30
@@ -234,6 +234,11 @@ class LineReader:
     def unfinished(self) -> str:
         """The line that has no end yet; empty if there is none."""
         return self._decode(b"".join(self._carry)) if self._carry else ""
+
+    @property
+    def unfinished_frames(self) -> bool:
+        """Whether the unfinished line has parts that carriage returns have closed."""
+        return any(b"\r" in piece for piece in self._carry)
 
     def take(self, size: int = 256 << 10) -> list[str] | None:
         """The complete lines among the next bytes: an empty list if there are none yet, None at the end."""

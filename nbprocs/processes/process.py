@@ -129,6 +129,7 @@ class ManagedProcess(Talk):
         self._output_waiters: Waiters[None] = Waiters()
         self._callbacks: list[Callable[[ManagedProcess], object]] = []
         self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
+        self._expected: dict[Stream, int] = {}
 
     # -- start: called by the manager, on the home loop
 
@@ -217,6 +218,8 @@ class ManagedProcess(Talk):
             dropped_bytes=self.stdout.dropped + self.stderr.dropped,
             peak_rss=how.peak_rss,
             cpu_time=how.cpu_time,
+            encoding=self.config.encoding,
+            errors=self.config.errors,
         )
         self._waiters.wake(None)
         self._output_waiters.wake(None)

@@ -199,8 +199,8 @@ def _stored(config: ProcessConfig, secrets: tuple[str, ...]) -> dict[str, Any]:
         value = changed.get(name)
         if isinstance(value, bytes):
             changed[name] = {"base64": base64.b64encode(value).decode()}
-        elif isinstance(value, str) and name == "stdin":
-            changed[name] = {"path": value}
+        elif isinstance(value, Path):
+            changed[name] = {"path": str(value)}
         elif value is not None and not isinstance(value, (str, bool)):
             raise TypeError(f"{name}={value!r} can't be stored: no later kernel has that open file; give a path or bytes")
     if "env_vars" in changed:
