@@ -77,6 +77,7 @@ _LAZY = {
         "PythonWorker",
         "RemoteError",
         "WorkerInfo",
+        "WorkerOutput",
         "WorkerState",
     ),
     "nbprocs.scheduler": (
@@ -164,6 +165,7 @@ if TYPE_CHECKING:
         PythonWorker,
         RemoteError,
         WorkerInfo,
+        WorkerOutput,
         WorkerState,
     )
     from nbprocs.processes.readiness import LogLine, Port, Url
@@ -344,6 +346,7 @@ __all__ = [
     "Url",
     "WorkerInfo",
     "WorkerLost",
+    "WorkerOutput",
     "WorkerState",
     "record",
     "replay",
