@@ -11,6 +11,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     magics   server
 #     widgets
 #     recovery  runs
+#     cluster
 #     monitor   scheduler
 #     pool
 #     processes
@@ -32,6 +33,7 @@ from nbprocs.errors import (
     Closed,
     CommunicationError,
     ExecutionTimeout,
+    ExpectTimeout,
     NameInUse,
     NotReady,
     OutOfMemory,
@@ -100,6 +102,7 @@ _LAZY = {
         "TaskInterrupted",
         "TaskScheduler",
     ),
+    "nbprocs.cluster": ("DaskBackend",),
     "nbprocs.monitor": (
         "Alert",
         "AlertSeverity",
@@ -143,6 +146,7 @@ _LAZY = {
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
+    from nbprocs.cluster import DaskBackend
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -263,12 +267,14 @@ __all__ = [
     "CommunicationError",
     "Condition",
     "Dashboard",
+    "DaskBackend",
     "DependencyFailed",
     "DoNothing",
     "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
+    "ExpectTimeout",
     "FirstOf",
     "Halt",
     "Halted",

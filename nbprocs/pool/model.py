@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Literal
 
+from nbprocs.engine.container import usable_cpus
 from nbprocs.errors import ProcessError
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "WorkerInfo",
     "WorkerOutput",
     "WorkerState",
-    "usable_cpus",
 ]
 
 
@@ -74,33 +73,6 @@ class WorkerState(StrEnum):
     BUSY = "busy"
     LEAVING = "leaving"  # gets no more tasks
     GONE = "gone"
-
-
-def _cgroup_cpus() -> float | None:
-    """The CPU limit of this container (v2, then v1); None without one."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):
-        return None
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may really use: the affinity mask and the container's limit, not what the host has.
-
-    >>> usable_cpus() >= 1
-    True
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    limit = _cgroup_cpus()
-    return max(1, count if limit is None else min(count, round(limit)))
 
 
 _THREAD_VARIABLES = (

@@ -29,20 +29,20 @@ from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.table import present
 from nbprocs.engine.tree import Root, check_ended, end_trees
-from nbprocs.errors import Closed, ProcessError, error_from_result
+from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import recorder_for
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, feed, start_error
+from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error, tries
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.policy import RestartPolicy, RetryPolicy
-    from nbprocs.processes.readiness import Ready
+    from nbprocs.processes.readiness import Probe, Ready
     from nbprocs.processes.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
@@ -144,9 +144,17 @@ class ProcessManager(Displayable):
         """
         policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
         config = config_from(command, args, options)
-        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout), wait=flag("wait", wait))
+        launch = Launch(ready=ready, ready_timeout=ready_timeout)
+        process, probe = await self._open(config, launch, wait=flag("wait", wait))
+        began = time.monotonic()
         if policy is not None:
             self.supervisor.attach(process, policy)
+        try:
+            await self._become_ready(process, probe, launch)
+        except NotReady as error:
+            if policy is None:
+                raise
+            return await self.supervisor.first_ready(process, error, seconds=began + launch.ready_timeout - time.monotonic())
         return process
 
     async def _start(
@@ -158,6 +166,26 @@ class ProcessManager(Displayable):
         predecessor: ManagedProcess | None = None,
         name: str | None = None,
     ) -> ManagedProcess:
+        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name)
+        await self._become_ready(process, probe, launch)
+        return process
+
+    async def _become_ready(self, process: ManagedProcess, probe: Probe | None, launch: Launch) -> None:
+        if probe is None:
+            process.mark_ready()
+        else:
+            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
+
+    async def _open(
+        self,
+        config: ProcessConfig,
+        launch: Launch,
+        *,
+        wait: bool,
+        predecessor: ManagedProcess | None = None,
+        name: str | None = None,
+    ) -> tuple[ManagedProcess, Probe | None]:
+        """Start it, and say what it is to be asked before it counts as ready."""
         self._check_open()
         probe = launch.probe()
         wanted = name or config.name
@@ -166,6 +194,8 @@ class ProcessManager(Displayable):
         await self._slots.take(wait=wait, what=wanted or config.command)
         try:
             self._check_open()
+            if probe is not None:
+                probe = await before_start(probe)
             process = await self._launch(config, predecessor, name)
         except BaseException:
             self._slots.free()
@@ -174,11 +204,7 @@ class ProcessManager(Displayable):
             self._launches[process.id] = launch
         if isinstance(config.stdin, bytes):
             self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
-        if probe is None:
-            process.mark_ready()
-        else:
-            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
-        return process
+        return process, probe
 
     async def _launch(self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None) -> ManagedProcess:
         name = name or config.name
@@ -235,26 +261,7 @@ class ProcessManager(Displayable):
         flag("wait", wait)
         if retry is not None and not callable(getattr(retry, "decide", None)):
             refuse(TypeError, "retry", "a RetryPolicy or None", retry)
-        began = time.monotonic()
-        for attempt in itertools.count(1):
-            result = None
-            try:
-                result = await self._run_once(config, given, wait=wait)
-                error = error_from_result(result)
-            except ProcessError as start_error:
-                error = start_error
-            if error is None:
-                break
-            error.attempts = attempt
-            delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
-            if delay is not None:
-                await asyncio.sleep(delay)
-            elif check or result is None:
-                raise error
-            else:
-                break
-        assert result is not None  # noqa: S101 - for the type checker
-        return result
+        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)
@@ -342,6 +349,11 @@ class ProcessManager(Displayable):
     def list(self) -> tuple[ProcessInfo, ...]:
         """A snapshot of all that are known, in order of creation. From any thread."""
         return tuple(sorted((process.info for process in self._registry), key=lambda info: info.created_at))
+
+    @property
+    def closed(self) -> bool:
+        """True once ``aclose()`` was called: it starts nothing any more."""
+        return self._closed
 
     @property
     def live(self) -> int:

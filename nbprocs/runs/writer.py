@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nbprocs.engine.table import identify
+from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
 from nbprocs.runs.errors import RunsError
 from nbprocs.runs.rows import Note, RowMaker
@@ -92,11 +93,13 @@ class RunWriter:
 
     def leave(self, callback: Callable[[], object]) -> None:
         """One user less; the last one's leaving ends the thread. ``callback`` is called when that one's notes are written, or refused."""
-        with _registry_lock:
+        with _registry_lock, self._lock:  # in one step, or the thread could end before it hears whom to tell
             self.users -= 1
             if not self.users and _writers.get(self.path) is self:
                 del _writers[self.path]
-        self.after(callback)
+            self._after.append(callback)
+            self._at_once.set()
+            self._wanted.set()
 
     # -- in the thread
 
@@ -134,9 +137,8 @@ class RunWriter:
                 break
             time.sleep(0.05)
         if self._maker.pending and not self.users:
-            self.lost += len(self._maker.pending)
-            log.warning("%d runs could not be written to %s: %s", len(self._maker.pending), self.path, self.error)
-            self._maker.pending.clear()
+            self._give_up()
+            log.warning("%d runs could not be written to %s: %s", self.lost, self.path, self.error)
 
     def _next_key(self) -> int:
         return next(self._numbers)
@@ -212,9 +214,13 @@ class RunWriter:
         self.error = str(error)
         if hopeless:
             self._hopeless = True
-            self.lost += len(self._maker.pending) + len(self._notes)
-            self._maker.pending.clear()
-            self._notes.clear()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        starts = sum(note.kind is not EventKind.EXITED for note in self._notes)
+        self.lost += len(self._maker.pending) + starts
+        self._maker.pending.clear()
+        self._notes.clear()
 
     def _close(self) -> None:
         if self._db is not None:

@@ -9,6 +9,7 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.journal import task_row
 from nbprocs.scheduler.model import Condition
 from nbprocs.scheduler.options import make_options
+from nbprocs.scheduler.system import folder
 
 if TYPE_CHECKING:
     from nbprocs.scheduler.control import Control
@@ -32,6 +33,7 @@ class Batch:
         self._shared = self._options(self._common)
         self._priority = int(self._common.get("priority", TaskPriority.NORMAL))
         self._plain = not any(self._common.get(name) for name in ("after", "hold", "delay", "at", "cron"))
+        self._folder = folder()
         self._entries: list[Entry] = []
         self._wishes: dict[int, dict[str, Any]] = {}  # index -> its options, where a task has its own
         self._links: dict[int, Links] = {}  # key -> what it waits for
@@ -45,7 +47,7 @@ class Batch:
     def prepare(self, tasks: Iterable[Any]) -> list[Entry]:
         """Make the entries. Raises for the first one that is wrong."""
         stamp, keys = self._scheduler.stamp(), self._scheduler.keys
-        shared, priority, shell = self._shared, self._priority, self._shared.shell
+        shared, priority, shell, here = self._shared, self._priority, self._shared.shell, self._folder
         checked = self._scheduler.argv
         for task in tasks:
             if type(task) is not tuple:  # the frequent case first: asking a mapping's abstract class takes longer than all the rest
@@ -56,7 +58,7 @@ class Batch:
             if not task:
                 raise ValueError("an empty command: a task is a command, or a sequence of a command and its arguments")
             command, args = checked(task[0], task[1:], shell=shell)
-            self._entries.append(Entry(next(keys), command, args, priority, stamp, shared))
+            self._entries.append(Entry(next(keys), command, args, priority, stamp, shared, here))
         self._set_times()
         self._connect()
         return self._entries
@@ -69,7 +71,7 @@ class Batch:
         command, args = self._scheduler.argv(command, args, shell=options.shell)
         self._wishes[len(self._entries)] = wishes
         priority = int(wishes.get("priority", TaskPriority.NORMAL))
-        self._entries.append(Entry(next(self._scheduler.keys), command, args, priority, stamp, options))
+        self._entries.append(Entry(next(self._scheduler.keys), command, args, priority, stamp, options, self._folder))
 
     def _set_times(self) -> None:
         if self._plain and not self._wishes:

@@ -188,6 +188,8 @@ class Control:
     # -- the queue
 
     def _do(self, action: Callable[[], object]) -> None:
+        """Do it on the home loop: now, or soon from another thread. What the next kernel is to know is on disk already."""
+
         def act() -> None:
             action()
             self.runner.emit(TaskEventKind.CHANGED)
@@ -200,31 +202,41 @@ class Control:
             home.post(act)
 
     def pause(self, *, group: str | None = None) -> None:
-        """Start nothing more, of one group or at all. What runs goes on (``TaskHandle.pause`` stops a running one)."""
+        """Start nothing more, of one group or at all. What runs goes on (``TaskHandle.pause`` stops a running one).
+
+        A durable queue stays paused: in the next kernel, too, until ``resume()``. Limits that were changed by a call are kept as well.
+        """
         queue = self.runner.queue
+        self.runner.settings.keep("paused", group or "", value=True)
         self._do(lambda: setattr(queue, "paused", True) if group is None else queue.pause_group(group, paused=True))
 
     def resume(self, *, group: str | None = None) -> None:
         """Undo ``pause``, and a halt."""
         queue = self.runner.queue
+        self.runner.settings.keep("paused", group or "")
+        if group is None:
+            self.runner.settings.keep("halted")
         self._do(self.runner.resume if group is None else lambda: queue.pause_group(group, paused=False))
 
     def set_limit(self, max_concurrent_tasks: int | None) -> None:
         """How many run at a time from now on; 0: none; None: as many as the backend can. What runs goes on."""
         if max_concurrent_tasks is not None and max_concurrent_tasks < 0:
             raise ValueError(f"max_concurrent_tasks must be 0 or more, or None, not {max_concurrent_tasks!r}")
+        self.runner.settings.keep_limit("limit", "", max_concurrent_tasks)
         self._do(lambda: self.runner.room.ask(max_concurrent_tasks))
 
     def set_group_limit(self, group: str, limit: int | None) -> None:
         """How many of a group run at a time; None: no limit of its own."""
         if limit is not None and limit < 0:
             raise ValueError(f"the limit of a group must be 0 or more, or None, not {limit!r}")
+        self.runner.settings.keep_limit("group", group, limit)
         self._do(lambda: self.runner.queue.limit_group(group, limit))
 
     def set_resource(self, name: str, capacity: float) -> None:
         """How much there is of a resource from now on; tasks that use it go on."""
         if not capacity >= 0:
             raise ValueError(f"a capacity must be 0 or more, not {capacity!r}")
+        self.runner.settings.keep_limit("resource", name, capacity)
         self._do(lambda: self.runner.queue.set_resource(name, capacity))
 
     def cancel(self, *, group: str | None = None) -> None:

@@ -50,6 +50,7 @@ class Entry:
         "command",
         "dependents",
         "due",
+        "folder",
         "interruptions",
         "key",
         "lane",
@@ -68,7 +69,14 @@ class Entry:
     )
 
     def __init__(
-        self, key: int, command: str | Callable[..., Any], args: tuple[Any, ...], priority: int, time: float, options: TaskOptions
+        self,
+        key: int,
+        command: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        priority: int,
+        time: float,
+        options: TaskOptions,
+        folder: str | None = None,
     ) -> None:
         self.key = key  # the order of arrival
         self.command = command
@@ -76,6 +84,7 @@ class Entry:
         self.priority = priority
         self.time = time  # wall clock, seconds: from when it may run; orders equal priorities
         self.options = options
+        self.folder = folder  # where it was scheduled: it runs there, whatever the kernel's folder is by then
         self.due: float | None = None  # on the clock that on_wall names; None: at once
         self.on_wall = False
         self.state = TaskState.QUEUED

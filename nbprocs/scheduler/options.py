@@ -5,10 +5,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
+from pathlib import PurePath
 from typing import Any
 
+from nbprocs import checks
 from nbprocs.redact import is_secret_name
 from nbprocs.scheduler.entry import DEFAULTS, TaskOptions
 from nbprocs.scheduler.model import Interrupted, Misfire
@@ -84,6 +86,22 @@ def _timeout(timeout: float | str | timedelta | None) -> float | str | None:
     return seconds
 
 
+def _files(files: Mapping[str, Any] | Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Pairs of the name that the task sees and the absolute path here. A path below the folder keeps its way from there."""
+    if isinstance(files, (str, bytes, os.PathLike)) or not isinstance(files, Iterable):
+        checks.refuse(TypeError, "files", "a list of paths, or a mapping of names to paths", files)
+    pairs = []
+    for item in files.items() if isinstance(files, Mapping) else files:
+        told, given = item if isinstance(item, (tuple, list)) else (None, item)
+        path = checks.path("files", given)
+        inside = os.path.relpath(path)
+        name = told if told is not None else os.path.basename(path) if inside.startswith(os.pardir) else inside  # noqa: PTH119 - text
+        if not isinstance(name, str) or not name or os.path.isabs(name) or os.pardir in PurePath(name).parts:  # noqa: PTH117 - text
+            checks.refuse(ValueError, "files", "names below the task's folder", name)
+        pairs.append((name, path))
+    return tuple(pairs)
+
+
 def make_options(
     *,
     max_retries: int | None = None,
@@ -102,6 +120,7 @@ def make_options(
     repeat: int | None = None,
     misfire: Misfire | str | None = None,
     on_interrupted: Interrupted | str | None = None,
+    files: Mapping[str, Any] | Iterable[Any] = (),
 ) -> TaskOptions:
     """Check all, and share the defaults if nothing differs from them. Raises ValueError or TypeError."""
     if max_retries is not None and (isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0):
@@ -122,13 +141,14 @@ def make_options(
         group=group,
         resources=_resources(resources),
         memory_gate=memory_bytes(memory_gate),
-        working_dir=None if working_dir is None else os.fspath(working_dir),
+        working_dir=None if working_dir is None else checks.path("working_dir", working_dir),
         env_vars=env,
         secrets=tuple(key for key, value in env if value is not None and is_secret_name(key)),
         estimated_duration=estimated_duration,
         shell=shell,
         recurrence=recurrence,
         on_interrupted=None if on_interrupted is None else Interrupted(on_interrupted),
+        files=_files(files) if files else (),
     )
     return DEFAULTS if options == DEFAULTS else options
 
@@ -156,14 +176,12 @@ def decode(text: str | None, environ: Mapping[str, str]) -> tuple[TaskOptions, t
     """
     if text is None:
         return DEFAULTS, ()
-    raw: dict[str, Any] = json.loads(text)
-    secrets = tuple(raw.get("secrets", ()))
-    raw["secrets"] = secrets
-    raw["resources"] = tuple((name, amount) for name, amount in raw.get("resources", ()))
-    known = [(key, value) for key, value in raw.get("env_vars", ())]
-    raw["env_vars"] = tuple(sorted(known + [(key, environ[key]) for key in secrets if key in environ]))
-    if raw.get("recurrence") is not None:
-        raw["recurrence"] = Recurrence(**raw["recurrence"])
-    if raw.get("on_interrupted") is not None:
-        raw["on_interrupted"] = Interrupted(raw["on_interrupted"])
-    return TaskOptions(**raw), tuple(key for key in secrets if key not in environ)
+    raw: dict[str, Any] = dict(json.loads(text))
+    secrets = tuple(raw.pop("secrets", ()))
+    env = dict(raw.pop("env_vars", ()))
+    env.update((key, environ[key]) for key in secrets if key in environ)
+    series = raw.pop("recurrence", None) or {}
+    resources = dict(raw.pop("resources", ()))
+    options = make_options(**raw, **series, resources=resources, env_vars=env)  # checked as at the call: the file may hold anything
+    missing = tuple(key for key in secrets if key not in environ)
+    return (replace(options, secrets=secrets) if secrets else options), missing

@@ -48,6 +48,7 @@ def job_of(entry: Entry, run: Run, *, task_id: str, timeout: float | None, env: 
         command=entry.command,
         args=entry.args,
         working_dir=options.working_dir,
+        folder=entry.folder,
         env_vars={**env, "NBPROCS_TASK_ID": task_id, "NBPROCS_ATTEMPT": str(run.number), **dict(options.env_vars)},
         timeout=timeout,
         shell=options.shell,

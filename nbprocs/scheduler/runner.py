@@ -34,6 +34,7 @@ from nbprocs.scheduler.options import timeout_factor
 from nbprocs.scheduler.outcome import Outcome, Run, attempt_of, error_of, job_of
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
+from nbprocs.scheduler.settings import Settings
 from nbprocs.scheduler.slots import Slots
 from nbprocs.scheduler.times import Recurrence, latest_due, next_run
 
@@ -61,6 +62,7 @@ class Runner:
         self.home: Home | None = None
         self.queue = TaskQueue(groups=config.groups, resources=config.resources)
         self.room = Room(backend, self.queue, config.max_concurrent_tasks)
+        self.settings = Settings(journal.store, config)
         self.durations = Durations()
         self.attempts: deque[Attempt] = deque(maxlen=config.history)
         self.finished: OrderedDict[int, Entry] = OrderedDict()
@@ -70,13 +72,12 @@ class Runner:
         self.retries = self.failures = self.successes = self.series = 0
         self._halt: str | None = None  # by the halt policy, until resume()
         self._store_error: str | None = None  # until the store can be written again
-        self.closed = False
+        self.closed, self._wanted = False, False
         self.subscribers: Subscribers[[SchedulerEvent]] = Subscribers("the scheduler")
         self._slots = Slots()
         self._policies: dict[int, RetryPolicy] = {}
         self._runs = itertools.count(1)
         self._running: dict[int, Entry] = {}
-        self._wanted = False
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners = Joiners(self)
@@ -100,6 +101,10 @@ class Runner:
             self.room.read()
             self.emit(TaskEventKind.CHANGED)
             self.want()
+
+    def restore(self) -> None:
+        """Take over what former kernels said of the queue itself."""
+        self._halt = self.settings.restore(self.queue, self.room)
 
     def want(self) -> None:
         """Pump in this turn of the loop. Without a home yet: when there is one."""
@@ -427,10 +432,11 @@ class Runner:
         """End it: at once if it waits, its whole tree if it runs."""
         if entry.state is TaskState.RUNNING:
             self._end_run(entry, "cancelled")
+            self.journal.change(entry)  # now: the kernel may die before its tree is gone, and it is not to run again
         elif not entry.state.final:
             self.end(entry, TaskState.CANCELLED, self.clock())
-            if flush:
-                self.journal.flush()
+        if flush:
+            self.journal.flush()
 
     def _end_run(self, entry: Entry, intent: str) -> None:
         run: Run | None = entry.run
@@ -443,9 +449,11 @@ class Runner:
         if halt is None or self._halt or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
             return
         self._halt = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
+        self.journal.setting(Settings.key("halted"), {"value": self._halt, "config": None})
         if halt.now:
             for entry in list(self._running.values()):
                 self._end_run(entry, "halted")
+                self.journal.change(entry)
         self.emit(TaskEventKind.CHANGED)
 
     def resume(self) -> None:

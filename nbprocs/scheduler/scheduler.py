@@ -21,13 +21,14 @@ from nbprocs.scheduler.calls import Pool, PoolBackend
 from nbprocs.scheduler.control import Control
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.handle import TaskHandle
-from nbprocs.scheduler.journal import Journal, task_row
+from nbprocs.scheduler.journal import Journal, stored_text, task_row
 from nbprocs.scheduler.local import LocalBackend
 from nbprocs.scheduler.model import Interrupted, Misfire, Now, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import check_argv, make_options
 from nbprocs.scheduler.resume import load, lookup
 from nbprocs.scheduler.runner import Runner
 from nbprocs.scheduler.store import Store
+from nbprocs.scheduler.system import folder
 from nbprocs.scheduler.system import now as system_now
 from nbprocs.scheduler.views import Views, at_once
 
@@ -47,7 +48,8 @@ class TaskScheduler(Control, Views):
     Args:
         config: limits, defaults and policies.
         store: path of an SQLite file. What ``schedule`` returned is in it, and a later scheduler that opens it goes on where this one,
-            or its kernel, ended. Raises StoreInUse, StoreCorrupt or StoreTooNew, and leaves the file untouched then.
+            or its kernel, ended. Raises StoreInUse, StoreCorrupt or StoreTooNew, and leaves the file untouched then. **Opening a queue
+            runs the commands in it: open nobody's file that you would not run as a script.**
         manager: the ProcessManager to run commands with; by default one of its own.
         pool: runs tasks that are functions; anything with ``submit(fn, *args)``.
         backend: where commands run instead of this machine's processes.
@@ -119,6 +121,7 @@ class TaskScheduler(Control, Views):
             for name, _ in entry.options.resources:
                 runner.room.declare(name)
         runner.missing = found.missing
+        runner.restore()
         return last
 
     def _bind(self) -> None:
@@ -195,7 +198,7 @@ class TaskScheduler(Control, Views):
             resources: how much it takes of each resource while it runs; ``gpu`` also sets CUDA_VISIBLE_DEVICES to its own.
             memory_gate: bytes (or ``"2 GB"``) that must be free for it to start.
             name: for people, for ``get`` and for ``after``; need not be unique.
-            working_dir: by default the kernel's own.
+            working_dir: by default the kernel's folder at this call, whatever it is when the task starts.
             env_vars: what to change in the kernel's environment, None removes. The values of secrets are not stored.
             cwd: the short name of ``working_dir``.
             env: the short name of ``env_vars``.
@@ -244,7 +247,7 @@ class TaskScheduler(Control, Views):
             )
             self.check_resources(options)
         stamp = self.stamp()
-        entry = Entry(next(self._keys), command, args, priority, stamp, options)  # type: ignore[arg-type]
+        entry = Entry(next(self._keys), command, args, priority, stamp, options, folder())  # type: ignore[arg-type]
         if delay is not None or at is not None or cron is not None:
             self.set_time(entry, delay=delay, at=at, timezone=timezone)
         links = self.links(after) if after else ()
@@ -318,7 +321,7 @@ class TaskScheduler(Control, Views):
         if key in runner.names:
             return runner.names[key]
         if self._store is not None:
-            for (stored,) in self._store.rows("SELECT max(key) FROM tasks WHERE name = ?", key):
+            for (stored,) in self._store.rows("SELECT max(key) FROM tasks WHERE name = ?", stored_text(key)):
                 return None if stored is None else self._find(f"{runner.prefix}{stored}")
         return None
 

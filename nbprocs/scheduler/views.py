@@ -104,6 +104,7 @@ class Views(Displayable):
             resources=options.resources,
             after=tuple(self.runner.task_id(other) for other, _ in (entry.needs or {}).values()),
             runs=entry.runs,
+            working_dir=options.working_dir if options.working_dir is not None else entry.folder,
             display=entry.display,
         )
 

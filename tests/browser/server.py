@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import nbformat
 import psutil
+from nbformat import sign
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "browser-tests"
@@ -66,6 +68,14 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as answer:
             text = answer.read()
         return json.loads(text) if text and answer.headers.get_content_type() == "application/json" else None
+
+    def trust(self, notebook: str, *, signed: bool) -> None:
+        """Sign a notebook of the folder, or forget its signature."""
+        secret, signatures = self.folder.parent / "data/notebook_secret", self.folder.parent / "data/nbsignatures.db"
+        notary = sign.NotebookNotary(secret=secret.read_bytes(), store_factory=lambda: sign.SQLiteSignatureStore(str(signatures)))
+        content = nbformat.read(self.folder / notebook, as_version=4)
+        (notary.sign if signed else notary.unsign)(content)
+        notary.store.close()
 
     def theme(self, *, dark: bool) -> None:
         """Choose JupyterLab's theme for the pages that are opened from now on."""

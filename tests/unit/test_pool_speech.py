@@ -12,9 +12,9 @@ import warnings
 
 import pytest
 
+from nbprocs.engine.container import usable_cpus
 from nbprocs.errors import CommunicationError
 from nbprocs.pool import PoolConfig, ProcessPool, PythonWorker, RemoteError
-from nbprocs.pool.model import usable_cpus
 
 ONE = PoolConfig(max_processes=1)
 

@@ -181,6 +181,7 @@ async def test_changes_are_kept(path: Path) -> None:
     async with World(SchedulerConfig(max_concurrent_tasks=1), store=path) as v:
         assert v.sch.get("b").task.priority == 7
         assert v.sch.get("c").state is TaskState.BLOCKED
+        v.sch.resume()
         await v.settle()
         assert v.started == ["b"]
 
@@ -195,6 +196,7 @@ async def test_secrets_are_not_written_and_are_asked_for(
     crash(w.sch)
     assert b"hunter2-secret" not in path.read_bytes()
     w = World(store=path)
+    w.sch.resume()
     handle = w.sch.get("t")
     await w.settle()
     assert handle.state is TaskState.HELD

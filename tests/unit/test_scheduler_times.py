@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbprocs.engine.container import available_memory
 from nbprocs.scheduler.entry import DEFAULTS
 from nbprocs.scheduler.estimate import Durations, eta
 from nbprocs.scheduler.model import Condition, Halt, Interrupted, Misfire, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import decode, encode, make_options, memory_bytes
 from nbprocs.scheduler.plots import layers
 from nbprocs.scheduler.slots import Gpus, Numbers, Slots
-from nbprocs.scheduler.system import available_memory, gpu_devices, now
+from nbprocs.scheduler.system import gpu_devices, now
 from nbprocs.scheduler.times import Recurrence, following, latest_due, next_run, parse_at, to_datetime, zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
