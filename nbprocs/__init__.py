@@ -130,6 +130,7 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs.doctor": ("Diagnosis", "Finding", "doctor"),
     "nbprocs.runs": (
         "NotRerunnable",
         "RunDiff",
@@ -189,6 +190,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
+    from nbprocs.runs.doctor import Diagnosis, Finding, doctor
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -269,12 +271,14 @@ __all__ = [
     "Dashboard",
     "DaskBackend",
     "DependencyFailed",
+    "Diagnosis",
     "DoNothing",
     "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
     "ExpectTimeout",
+    "Finding",
     "FirstOf",
     "Halt",
     "Halted",
@@ -354,6 +358,7 @@ __all__ = [
     "WorkerLost",
     "WorkerOutput",
     "WorkerState",
+    "doctor",
     "record",
     "replay",
     "runs",
