@@ -6,14 +6,18 @@ an exception whose ``__str__`` raises must not lose its task.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-__all__ = ["add_note", "call", "guarded", "repr_of", "text_of", "told"]
+__all__ = ["ShownClearly", "WrongType", "WrongValue", "add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
 
 log = logging.getLogger("nbprocs")
+_INSIDE = (str(Path(__file__).parent), str(Path(asyncio.__file__).parent))
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -55,6 +59,35 @@ def call(what: str, callback: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
         return None
 
 
+def attempt(callback: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, BaseException | None]:
+    """Call it; returns what it returned and what it raised, SystemExit and KeyboardInterrupt too. For who does more than log it.
+
+    >>> attempt(len, "ab"), attempt(len, 5)[0]
+    ((2, None), None)
+    """
+    try:
+        return callback(*args, **kwargs), None
+    except BaseException as error:  # noqa: BLE001 - as above
+        return None, error
+
+
+async def finish(answer: Awaitable[T], *, timeout: float | None = None) -> tuple[T | None, BaseException | None]:
+    """Await what the user's code returned; returns its value and what it raised, TimeoutError after ``timeout`` seconds.
+
+    Only a cancelling of the calling task goes through. Takes ``timeout`` seconds, and as long as the user's ``finally`` after that.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await answer, None
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return None, error  # its own, such as that of a future that it awaited
+    except BaseException as error:  # noqa: BLE001 - as above
+        return None, error
+
+
 def repr_of(thing: object) -> str:
     """``repr``, or what can be said where that raises.
 
@@ -89,3 +122,27 @@ def add_note(error: BaseException, note: str) -> None:
     """
     with contextlib.suppress(BaseException):
         error.add_note(note)
+
+
+class ShownClearly(BaseException):
+    """Base of errors that a notebook shows as one block: what they say, and the lines of the caller's own code. Python itself shows all."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython asks for in place of the frames inside nbprocs and asyncio."""
+        frames = [f for f in traceback.extract_tb(self.__traceback__) if f.line and not _inside(f.filename)]
+        where = [f"  at {Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames[1:]]
+        if frames:
+            where.insert(0, f"  at line {frames[0].lineno}: {frames[0].line}")
+        return [f"{type(self).__name__}: {self}", *where]
+
+
+def _inside(filename: str) -> bool:
+    return filename.startswith(_INSIDE) or "IPython" in Path(filename).parts
+
+
+class WrongType(ShownClearly, TypeError):
+    """A TypeError for what a call was given."""
+
+
+class WrongValue(ShownClearly, ValueError):
+    """A ValueError for what a call was given."""

@@ -24,11 +24,11 @@ from nbprocs.cluster.files import Shelf
 from nbprocs.cluster.run import Run, RunState
 from nbprocs.cluster.session import Session
 from nbprocs.cluster.wire import PROTOCOL, Facts
+from nbprocs.engine.container import usable_cpus
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import ProcessError
 from nbprocs.guard import text_of
 from nbprocs.pool import PoolConfig, ProcessPool
-from nbprocs.pool.model import usable_cpus
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.scheduler.backend import Ended, Job, Report, Started
 from nbprocs.scheduler.calls import PoolBackend
@@ -144,6 +144,7 @@ class Bay:
             timeout=order.timeout,
             shell=order.shell,
             named=order.named,
+            options=order.options,
         )
 
         def heard(event: Started | Ended) -> None:

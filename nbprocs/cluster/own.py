@@ -7,9 +7,9 @@ import re
 import sys
 import tempfile
 
+from nbprocs.engine.container import usable_cpus
 from nbprocs.errors import ProcessError, StartupFailed
 from nbprocs.model import Stream
-from nbprocs.pool.model import usable_cpus
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import LogLine

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from nbprocs.cluster.run import Run, RunState
 from nbprocs.cluster.window import Window
 from nbprocs.cluster.wire import Order, order_from
+from nbprocs.engine.container import available_memory
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import CommunicationError, StartupFailed
 from nbprocs.guard import text_of
 from nbprocs.model import ProcessResult
 from nbprocs.scheduler.backend import Ended, Started
-from nbprocs.scheduler.system import available_memory
 
 if TYPE_CHECKING:
     from nbprocs.cluster.bay import Bay

@@ -9,8 +9,8 @@
       metrics, model             the one table of what is measured; values
 """
 
+from nbprocs.engine.container import Limits, read_limits
 from nbprocs.monitor.alerts import replay
-from nbprocs.monitor.limits import Limits, read_limits
 from nbprocs.monitor.metrics import AlertType, ProcessMetrics, Scope, State
 from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds, Rule
 from nbprocs.monitor.monitor import ProcessMonitor

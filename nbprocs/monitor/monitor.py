@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from nbprocs.display import Displayable, Html
+from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
@@ -30,7 +31,6 @@ from nbprocs.monitor.alerts import Transition, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import Snapshot, Spill
-from nbprocs.monitor.limits import Limits, read_limits
 from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope
 from nbprocs.monitor.model import Alert, AlertThresholds, Rule
 from nbprocs.monitor.notify import AlertCallback, CallbackFailure, Callbacks

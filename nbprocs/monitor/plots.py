@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.display import BLACK, GREEN, GREY, ORANGE, PALETTE, SKY, VERMILLION
 from nbprocs.monitor.metrics import METRICS, AlertType
 from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds
 
@@ -19,23 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["plot"]
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#9a9a9a"
 NAMED = 7  # so many have a colour each
 TOP = 5  # of more than those so many
 LANES = 8
 _SEVERITY = {
-    AlertSeverity.INFO: "#56B4E9",
-    AlertSeverity.WARNING: "#E69F00",
-    AlertSeverity.CRITICAL: "#D55E00",
-    AlertSeverity.EMERGENCY: "#000000",
+    AlertSeverity.INFO: SKY,
+    AlertSeverity.WARNING: ORANGE,
+    AlertSeverity.CRITICAL: VERMILLION,
+    AlertSeverity.EMERGENCY: BLACK,
 }
 _ENDS = {
-    "completed": ("o", "#009E73"),
+    "completed": ("o", GREEN),
     "terminated": ("s", GREY),
-    "failed": ("X", "#D55E00"),
+    "failed": ("X", VERMILLION),
     "gone": ("X", GREY),
-    "fatal": ("X", "#000000"),
+    "fatal": ("X", BLACK),
 }
 
 
@@ -99,7 +98,7 @@ def _colours(frame: "pd.DataFrame", metric: str) -> dict[str, str]:
         return {}
     peaks = frame.groupby("name", observed=True)[metric].max().fillna(0.0).sort_values(ascending=False, kind="stable")
     chosen = peaks.index[: NAMED if len(peaks) <= NAMED else TOP]
-    return {str(name): OKABE_ITO[place] for place, name in enumerate(chosen)}
+    return {str(name): PALETTE[place] for place, name in enumerate(chosen)}
 
 
 def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, str]) -> list[tuple[float, Any, str]]:

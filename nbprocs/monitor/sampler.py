@@ -23,13 +23,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.forest import Forest, Member
 from nbprocs.engine.handles import listening_inodes
 from nbprocs.engine.table import ON_LINUX, TICK, Identity
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import COLUMNS
-from nbprocs.monitor.limits import Limits, read_limits
 from nbprocs.monitor.metrics import METRICS, MIB, Fold, Scope, State
+from nbprocs.policy.bucket import TokenBucket
 
 __all__ = ["Ask", "GroupAsk", "Sample", "Sampler"]
 
@@ -42,7 +43,7 @@ PORTS_SOON = 2.0
 PORTS_PASS = 5.0  # … of two readings of /proc/net/tcp: the kernel walks its whole table of connections for one, milliseconds
 LIMITS_EVERY = 30.0
 COUNTED_BYTES = 8 << 20  # bytes of a process's output in which lines are counted, a tick: 2 ms
-SHARE = 0.0003  # of the interval: the time that PSS may take in one tick, on average
+SHARE = 0.0003  # of the time: what PSS may take on average
 PORTS_SHARE = 0.002  # … and the ports, in one tick
 CREDIT = 0.005  # seconds that PSS may have saved up: the first look at a few processes has theirs
 COSTLY = 500  # a tree whose PSS takes t is asked at most every 500 t: a process of many gigabytes takes milliseconds
@@ -196,7 +197,7 @@ class Sampler:
         self._gpu = Gpu() if gpu is None else gpu
         self._members = members
         self._limits_at = self._ports_at = -math.inf
-        self._credit = CREDIT
+        self._credit = TokenBucket(burst=CREDIT, per_second=SHARE)
         self._past: dict[int, _Past] = {}
         self._codes: dict[tuple[int, Identity], int] = {}  # series of members
         self._inside: set[tuple[int, Identity]] = set()  # … in this look
@@ -359,15 +360,14 @@ class Sampler:
 
     def _exact(self, draft: _Draft, trees: dict[Identity, list[Member]], columns: dict[str, Any]) -> None:
         """PSS and USS of the trees that have waited longest, as many as the budget allows."""
-        self._credit = min(self._credit + SHARE * self.interval, CREDIT)
-        if self._credit <= 0:
-            return
         now = time.perf_counter()
+        if self._credit.held(now) <= 0:
+            return
         waiting = [
             (past.exact_at, place, ask, past) for ask, place in draft.trees if now - (past := self._past[ask.code]).exact_at >= EXACT_EVERY
         ]
         for exact_at, place, ask, past in sorted(waiting, key=lambda entry: entry[0]):
-            if self._credit <= 0:
+            if self._credit.held(now) <= 0:
                 break
             members = trees[ask.identity]
             every = EXACT_EVERY if len(members) > 1 or members[0].row.rss > BIG else EXACT_SMALL
@@ -376,7 +376,7 @@ class Sampler:
             answers = [m.handle.exact_memory() for m in members if not m.row.gone]
             done = time.perf_counter()
             past.exact_at, past.exact_cost = done, done - now
-            self._credit -= done - now
+            self._credit.spend(done, done - now)
             now = done
             pss, uss = (
                 (sum(part) / MIB if part and None not in part else NAN for part in zip(*answers, strict=True)) if answers else (NAN, NAN)

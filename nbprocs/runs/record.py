@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.display import Displayable, Html, joined, plain, table, text
+from nbprocs.display import Displayable, Html, bytes_text, clock, joined, plain, table, text
 from nbprocs.errors import error_from_result
 from nbprocs.model import ProcessConfig, ProcessResult, Stream, signal_name
 from nbprocs.processes.manager import ProcessManager
@@ -228,11 +228,7 @@ def human_seconds(seconds: float) -> str:
     >>> human_seconds(0.3214), human_seconds(245)
     ('0.321 s', '4:05')
     """
-    if seconds < 100:  # noqa: PLR2004 - three digits
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{seconds:.3g} s" if seconds < 100 else clock(seconds)  # noqa: PLR2004 - three digits
 
 
 def human_bytes(count: float | None) -> str | None:
@@ -241,13 +237,7 @@ def human_bytes(count: float | None) -> str | None:
     >>> human_bytes(3_355_443)
     '3.2 MiB'
     """
-    if count is None:
-        return None
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:  # noqa: PLR2004 - the unit's size
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    return None if count is None else bytes_text(count)
 
 
 def read_context(value: str | None) -> dict[str, Any]:

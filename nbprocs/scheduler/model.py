@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from nbprocs.display import clock
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 
@@ -244,6 +245,7 @@ class ScheduledTask:
     max_retries: int
     state: TaskState
     name: str | None = None
+    key: str | None = None
     group: str | None = None
     resources: tuple[tuple[str, float], ...] = ()
     after: tuple[str, ...] = ()  # ids it still waits for
@@ -329,13 +331,7 @@ class Eta:
 
     def __str__(self) -> str:
         """Short, for a progress bar."""
-        return f"{_clock(self.low)}-{_clock(self.high)}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        return f"{clock(self.low)}-{clock(self.high)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
