@@ -74,6 +74,7 @@ class Bay:
         self._commands.bind(self.home, _nothing)
         self._pool: ProcessPool | None = None
         self._calls: PoolBackend | None = None
+        self._pool_ends: asyncio.Task[None] | None = None
         self._gpus = Gpus(gpus)
         self._keepers: dict[str, tuple[str, float]] = {}  # prefix -> the session that may have it, and since when
         self._fenced: OrderedDict[str, None] = OrderedDict()
@@ -114,7 +115,7 @@ class Bay:
             del self.sessions[session.name]
         if not self.sessions and self._pool is not None:  # warm processes that nobody may ever need again
             calls, pool, self._calls, self._pool = self._calls, self._pool, None, None
-            self.tasks.start(self._close_pool(calls, pool), name="close the pool")
+            self._pool_ends = self.tasks.start(self._close_pool(calls, pool), name="close the pool")
 
     @staticmethod
     async def _close_pool(calls: PoolBackend | None, pool: ProcessPool) -> None:
@@ -213,6 +214,8 @@ class Bay:
     async def _bye(self, session: Session) -> dict[str, Any]:
         await session.end(grace=_GRACE)
         self._drop(session)
+        if self._pool_ends is not None:
+            await asyncio.wait({self._pool_ends}, timeout=_LAST_WORDS)
         return {}
 
     async def _end(self, session: str, prefix: str, since: float) -> dict[str, Any]:
