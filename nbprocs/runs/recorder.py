@@ -3,16 +3,19 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nbprocs.model import EventKind
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.runs.cells import Cells
-from nbprocs.runs.rows import KernelSide, Note
-from nbprocs.runs.writer import writer_for
+from nbprocs.runs.learned import Past
+from nbprocs.runs.rows import KernelSide, Note, Scheduled
+from nbprocs.runs.writer import RunWriter, writer_for
 
-__all__ = ["ManagerRecorder", "RunsConfig", "make_recorder"]
+__all__ = ["ManagerRecorder", "RunsConfig", "make_past", "make_recorder", "make_witness"]
 
 _NOTED = frozenset({EventKind.STARTED, EventKind.EXITED, EventKind.FAILED})
 
@@ -88,5 +91,32 @@ class ManagerRecorder:
 
 
 def make_recorder(runs: "RunsConfig | str | os.PathLike[str]") -> ManagerRecorder:
-    """The factory for processes.recording."""
+    """See processes.recording."""
     return ManagerRecorder(RunsConfig.of(runs))
+
+
+def make_past(runs: "RunsConfig | str | os.PathLike[str]") -> Past:
+    """See processes.recording."""
+    return Past(RunsConfig.of(runs).path)
+
+
+def make_witness(runs: "RunsConfig | str | os.PathLike[str]") -> Callable[[Any], RunWriter]:
+    """See processes.recording. It holds the writer until the manager does, which is made for the first task that starts."""
+    writer = writer_for(Path(RunsConfig.of(runs).path))
+    held = [True]
+
+    def witness(scheduler: Any) -> RunWriter:
+        def heard(event: Any) -> None:
+            if event.kind == "scheduled":
+                task = scheduler.get(event.task_id).task
+                shell = not task.args and " " in task.command
+                folder = str(task.working_dir) if getattr(task, "working_dir", None) else os.getcwd()  # noqa: PTH109 - often
+                writer.put(Scheduled(event.task_id, (task.command, *task.args), folder, shell, time.time()))
+            elif held and event.kind in {"started", "closed"}:
+                held.clear()
+                writer.leave(lambda: None)
+
+        scheduler.subscribe(heard)
+        return writer
+
+    return witness

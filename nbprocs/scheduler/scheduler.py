@@ -15,6 +15,7 @@ from nbprocs.engine.home import Home, hops
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import TaskPriority
 from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.recording import past_for, witness
 from nbprocs.scheduler.backend import Backend
 from nbprocs.scheduler.batch import Batch
 from nbprocs.scheduler.calls import Pool, PoolBackend
@@ -22,6 +23,7 @@ from nbprocs.scheduler.control import Control
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.handle import TaskHandle
 from nbprocs.scheduler.journal import Journal, stored_text, task_row
+from nbprocs.scheduler.learning import learns, learns_many
 from nbprocs.scheduler.local import LocalBackend
 from nbprocs.scheduler.model import Interrupted, Misfire, Now, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import check_argv, make_options
@@ -53,6 +55,7 @@ class TaskScheduler(Control, Views):
         manager: the ProcessManager to run commands with; by default one of its own.
         pool: runs tasks that are functions; anything with ``submit(fn, *args)``.
         backend: where commands run instead of this machine's processes.
+        runs: the history to record runs in and to learn from: a path or a RunsConfig; None: the kernel's (set_runs), False: none.
         background: True works on a loop in a thread of its own, so that a cell that blocks the kernel blocks nothing here.
 
     It starts by itself on the loop where it is first used. Higher priority first, then earlier time, then arrival; see
@@ -74,6 +77,7 @@ class TaskScheduler(Control, Views):
         pool: Pool | None = None,
         backend: Backend | None = None,
         background: bool = False,
+        runs: object = None,
         clock: Callable[[], Now] = system_now,
     ) -> None:
         if backend is not None and manager is not None:
@@ -86,10 +90,11 @@ class TaskScheduler(Control, Views):
             self.config,
             journal=Journal(self._store, limit=self.config.store_output),
             prefix=prefix,
-            backend=backend or LocalBackend(manager),
+            backend=backend or LocalBackend(manager, runs=runs),
             calls=None if pool is None else PoolBackend(pool),
             clock=clock,
         )
+        self.past = self.runner.durations.past = past_for(runs)
         self._clock = clock
         self._last = 0.0  # the time of the last task, so that a clock set back does not put later tasks before earlier ones
         last = 0
@@ -100,6 +105,8 @@ class TaskScheduler(Control, Views):
                 self._store.close()
                 raise
         self._keys = itertools.count(last + 1)
+        if backend is None and manager is None:
+            self._recorded = witness(runs, self)
         if background:
             home = Home.background()
             home.post(self.runner.bind, home)
@@ -149,6 +156,7 @@ class TaskScheduler(Control, Views):
 
     # -- scheduling
 
+    @learns
     def schedule(
         self,
         command: "StrPath | Callable[..., Any]",
@@ -259,6 +267,7 @@ class TaskScheduler(Control, Views):
             self.home.post(lambda: runner.admit(entry, links, held=hold))
         return TaskHandle(self, entry)
 
+    @learns_many
     def schedule_many(self, tasks: Iterable[Any], **options: Any) -> list[TaskHandle]:
         r"""Schedule many at once: all or, if one of them is refused, none. With a store they are one transaction, and on disk on return.
 
