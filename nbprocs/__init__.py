@@ -79,6 +79,7 @@ _LAZY = {
         "PythonWorker",
         "RemoteError",
         "WorkerInfo",
+        "WorkerOutput",
         "WorkerState",
     ),
     "nbprocs.scheduler": (
@@ -169,6 +170,7 @@ if TYPE_CHECKING:
         PythonWorker,
         RemoteError,
         WorkerInfo,
+        WorkerOutput,
         WorkerState,
     )
     from nbprocs.processes.readiness import LogLine, Port, Url
@@ -349,6 +351,7 @@ __all__ = [
     "Url",
     "WorkerInfo",
     "WorkerLost",
+    "WorkerOutput",
     "WorkerState",
     "doctor",
     "record",

@@ -19,6 +19,7 @@ import signal as signals
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
@@ -102,7 +103,7 @@ def _stdin(argument: str, value: object) -> object:
     if type(value) is int and value in {_PIPE, _DEVNULL}:
         return value == _PIPE
     if isinstance(value, os.PathLike):
-        return path(argument, value)
+        return Path(path(argument, value))  # not text: what is kept is given again, by replace() and by a pickle
     if isinstance(value, (str, int)):
         what = "True (for send), False, bytes, an open file, a Path or DEVNULL"
         refuse(TypeError, argument, f"{what} (text goes as input= of run(), or encoded)", value)

@@ -124,6 +124,7 @@ class Intake:
             timeout=how.timeout,
             policy=how.policy,
             future=future,
+            context=self._desk.speech.here(),
             listed=listed,
         )
         future.stands_for(task)
@@ -151,6 +152,7 @@ class Intake:
             timeout=limit,
             policy=how.policy,
             future=future,
+            context=self._desk.speech.here(),
             star=star,
         )
         future.stands_for(task)

@@ -1,10 +1,11 @@
 """Values of the process pool: its configuration, its figures, and what is told about tasks and workers. No I/O, no loop, no clock."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from nbprocs.engine.container import usable_cpus
 from nbprocs.errors import ProcessError
@@ -17,6 +18,7 @@ __all__ = [
     "RemoteTraceback",
     "TaskState",
     "WorkerInfo",
+    "WorkerOutput",
     "WorkerState",
 ]
 
@@ -73,12 +75,27 @@ class WorkerState(StrEnum):
     GONE = "gone"
 
 
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonWorker:
     """The default kind of worker: a fresh Python interpreter that runs callables.
 
-    >>> PythonWorker(preload=("json",))
-    PythonWorker(initializer=None, initargs=(), preload=('json',), env_vars={}, working_dir=None)
+    ``output`` says where what it prints, logs and warns is shown: ``"cell"``, in the cell that submitted the call (log records go to the
+    logger of the same name here); ``"log"``, only in the worker's own log, where panes find it; a function gets each WorkerOutput. The
+    log has it in any case. Logging levels and warning filters are as they are here, and follow changes.
+
+    >>> PythonWorker(preload=("json",), threads=1).threads
+    1
     """
 
     initializer: Callable[..., object] | None = None  # called once in each new worker, before it counts as ready
@@ -86,6 +103,30 @@ class PythonWorker:
     preload: tuple[str, ...] = ()  # modules to import before it counts as ready, so that no task pays for them
     env_vars: Mapping[str, str | None] = field(default_factory=dict)  # a diff on the kernel's environment; None removes
     working_dir: str | None = None  # None: the kernel's, at the time of the worker's start
+    output: Literal["cell", "log"] | Callable[["WorkerOutput"], object] = "cell"
+    threads: int | Literal["share", "all"] = "share"  # of BLAS and OpenMP; "share": usable CPUs / max_processes; "all": their default
+    follow: bool = False  # True: before each call the folder and the environment are made as they are in the kernel then
+
+    def environment(self, most: int) -> dict[str, str | None]:
+        """``env_vars`` with the limits of numerical threads in a pool of ``most`` workers; what was set by hand stays."""
+        if self.threads == "all":
+            return dict(self.env_vars)
+        count = str(max(1, usable_cpus() // most) if self.threads == "share" else self.threads)
+        return {**{name: count for name in _THREAD_VARIABLES if name not in os.environ or self.threads != "share"}, **self.env_vars}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOutput:
+    """Some text that a worker wrote: whole lines, as a rule.
+
+    >>> WorkerOutput(worker="pool-1-worker-1", task=3, stream="stdout", text="hello").text
+    'hello'
+    """
+
+    worker: str  # its name
+    task: int  # number of the call, as in ``pool.frame()``; 0 for the initialiser, and after the call has ended
+    stream: Literal["stdout", "stderr", "log"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,10 @@ class RecordsRuns(Protocol):
         """The manager has closed. On return everything is on disk, or it was logged why not."""
 
 
+Subscribe = Callable[[Callable[[Any], object]], Callable[[], None]]
+Look = Callable[[str], tuple[tuple[str, ...], str, bool] | None]
+
+
 class KnowsRuns(Protocol):
     """What a history says of a command. Answers are None where nothing is known; they come in a fraction of a millisecond."""
 
@@ -56,8 +60,8 @@ class Historian(Protocol):
     def make_past(self, runs: Any) -> KnowsRuns:
         """What is asked about commands."""
 
-    def make_witness(self, runs: Any) -> Callable[[Any], Any]:
-        """What is told, ``witness(scheduler)``, of a scheduler whose tasks are recorded."""
+    def make_witness(self, runs: Any, subscribe: Subscribe, look: Look) -> Any:
+        """What notes a scheduler's tasks, when they are scheduled."""
 
 
 _installed: dict[str, Any] = {"historian": None, "kernel": None}  # one per interpreter
@@ -97,10 +101,13 @@ def past_for(runs: Any) -> KnowsRuns | None:
     return None if historian is None else historian.make_past(wanted)
 
 
-def witness(runs: Any, scheduler: Any) -> Any:
-    """Have it noted when tasks are scheduled, and what their input files are then; returns what notes it, None where nobody does."""
+def witness(runs: Any, subscribe: Subscribe, look: Look) -> Any:
+    """Have it noted when tasks are scheduled, and what their input files are then; returns what notes it, None where nobody does.
+
+    ``subscribe(callback)`` has it called with a scheduler's events; ``look(task_id)`` gives words, folder, and whether it is a shell line.
+    """
     historian, wanted = _wanted(runs)
-    return None if historian is None else historian.make_witness(wanted)(scheduler)
+    return None if historian is None else historian.make_witness(wanted, subscribe, look)
 
 
 def annotate(process: ManagedProcess, **about: Any) -> None:

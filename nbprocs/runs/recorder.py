@@ -3,13 +3,13 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbprocs.model import EventKind
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import Look, Subscribe
 from nbprocs.runs.cells import Cells
 from nbprocs.runs.learned import Past
 from nbprocs.runs.rows import KernelSide, Note, Scheduled
@@ -100,23 +100,17 @@ def make_past(runs: "RunsConfig | str | os.PathLike[str]") -> Past:
     return Past(RunsConfig.of(runs).path)
 
 
-def make_witness(runs: "RunsConfig | str | os.PathLike[str]") -> Callable[[Any], RunWriter]:
+def make_witness(runs: "RunsConfig | str | os.PathLike[str]", subscribe: Subscribe, look: Look) -> RunWriter:
     """See processes.recording. It holds the writer until the manager does, which is made for the first task that starts."""
     writer = writer_for(Path(RunsConfig.of(runs).path))
     held = [True]
 
-    def witness(scheduler: Any) -> RunWriter:
-        def heard(event: Any) -> None:
-            if event.kind == "scheduled":
-                task = scheduler.get(event.task_id).task
-                shell = not task.args and " " in task.command
-                folder = str(task.working_dir) if getattr(task, "working_dir", None) else os.getcwd()  # noqa: PTH109 - often
-                writer.put(Scheduled(event.task_id, (task.command, *task.args), folder, shell, time.time()))
-            elif held and event.kind in {"started", "closed"}:
-                held.clear()
-                writer.leave(lambda: None)
+    def heard(event: Any) -> None:
+        if event.kind == "scheduled" and (found := look(event.task_id)) is not None:
+            writer.put(Scheduled(event.task_id, *found, time.time()))
+        elif held and event.kind in {"started", "closed"}:
+            held.clear()
+            writer.leave(lambda: None)
 
-        scheduler.subscribe(heard)
-        return writer
-
-    return witness
+    subscribe(heard)
+    return writer

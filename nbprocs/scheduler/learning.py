@@ -4,60 +4,56 @@ They become figures when the task is scheduled, by the runs of the same command 
 the kernel's. Of a command that is not known yet they say nothing: the config's timeout, no gate.
 """
 
-import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from nbprocs.processes.recording import KnowsRuns
+from nbprocs.config import ProcessConfig
+from nbprocs.processes.recording import KnowsRuns, past_for, witness
+from nbprocs.scheduler.core import Core
 
-__all__ = ["learns", "learns_many", "resolved"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
+__all__ = ["learned", "learned_many", "record", "resolved"]
 
 _LEARNED = re.compile(r"p(\d{1,2}(?:\.\d+)?)(?:\s*[*×x]\s*(\d+(?:\.\d+)?))?")  # noqa: RUF001 - a times sign
 _SHORTEST = 0.1  # seconds
 
 
-class _Learns(Protocol):
-    past: KnowsRuns | None
+def learned(core: Core, command: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of one task, with figures."""
+    if not _asks(options):
+        return options
+    return resolved(core.runner.durations.past, (command, *args), options, shell=bool(options.get("shell")))
 
 
-S = TypeVar("S", bound=_Learns)
-
-
-def learns(schedule: Callable[Concatenate[S, Any, P], T]) -> Callable[Concatenate[S, Any, P], T]:
-    """Make ``schedule`` understand the three."""
-
-    @functools.wraps(schedule)
-    def learning(self: S, command: Any, /, *args: P.args, **options: P.kwargs) -> T:
-        if _asks(options):
-            shell = bool(options.get("shell"))
-            return schedule(self, command, *args, **resolved(self.past, (command, *args), options, shell=shell))
-        return schedule(self, command, *args, **options)
-
-    return learning
-
-
-def learns_many(schedule_many: Callable[[S, Iterable[Any]], T]) -> Callable[..., T]:
-    """The same for ``schedule_many``: each task by its own command."""
-
-    @functools.wraps(schedule_many)
-    def learning(self: S, tasks: Iterable[Any], **options: Any) -> T:
+def learned_many(core: Core, tasks: Iterable[Any], options: Mapping[str, Any]) -> tuple[Iterable[Any], Mapping[str, Any]]:
+    """The tasks of one call and their common options: where one of them asks, each by its own command."""
+    if not _asks(options):
         tasks = list(tasks)
-        if _asks(options) or any(isinstance(task, Mapping) and _asks(task) for task in tasks):
-            tasks, options = [_one(self.past, task, options) for task in tasks], {}
-        return schedule_many(self, tasks, **options)
+        if not any(type(task) is dict and _asks(task) for task in tasks):
+            return tasks, options
+    return [_one(core.runner.durations.past, task, options) for task in tasks], {}
 
-    return learning
+
+def record(core: Core, runs: object) -> object:
+    """Learn from that history, and have it noted there when tasks are scheduled; returns what notes it."""
+    core.runner.durations.past = past_for(runs)
+
+    def look(task_id: str) -> tuple[tuple[str, ...], str, bool] | None:
+        entry = core.find(task_id)
+        if entry is None or callable(entry.command):
+            return None
+        config = entry.options.config
+        folder = (None if config is None else config.working_dir) or entry.folder or ""
+        return (entry.command, *map(str, entry.args)), str(folder), config is not None and config.shell
+
+    return witness(runs, core.runner.subscribers.add, look)
 
 
 def _one(past: KnowsRuns | None, task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(task, Mapping):
         own = dict(task)
-    elif isinstance(task, (str, bytes, os.PathLike)) or callable(task):
+    elif isinstance(task, (str, bytes, os.PathLike, ProcessConfig)) or callable(task):
         own = {"command": task}
     else:
         words = list(task)
@@ -82,7 +78,7 @@ def resolved(past: KnowsRuns | None, argv: Iterable[Any], options: Mapping[str, 
     {'name': 'm'}
     """
     found = dict(options)
-    words = tuple(map(str, argv))
+    words = tuple(str(word) for given in argv for word in (given.argv if isinstance(given, ProcessConfig) else (given,)))
     usual = None if past is None else past.usual(words, shell=shell)
     if found.get("resources") == "learned":
         del found["resources"]

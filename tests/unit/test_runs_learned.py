@@ -78,8 +78,8 @@ async def test_a_scheduler_learns_from_its_history(path):
         one = sch.schedule("sleep", "0.05", timeout="p95*3", resources="learned", hold=True)
         (many,) = sch.schedule_many([("sleep", "0.05")], timeout="p95*3", hold=True)
         for handle in (one, many):
-            assert sch._find(handle.id).options.timeout == pytest.approx(3 * usual)
-        assert sch._find(one.id).options.memory_gate == (Past(path).memory(("sleep", "0.05"), 0.95) or 0)
+            assert sch._core.find(handle.id).options.timeout == pytest.approx(3 * usual)
+        assert sch._core.find(one.id).options.memory_gate == (Past(path).memory(("sleep", "0.05"), 0.95) or 0)
         assert one.task.estimated_duration == pytest.approx(Past(path).usual(("sleep", "0.05")).mean)
 
 
