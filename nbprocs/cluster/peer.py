@@ -58,6 +58,11 @@ class Peer:
         return self.address if self.facts is None else f"{self.facts.name} ({self.address})"
 
     @property
+    def life(self) -> str:
+        """Of our session there."""
+        return "" if self.facts is None else self.facts.life
+
+    @property
     def state(self) -> str:
         """For people."""
         if self.facts is None:
@@ -180,7 +185,7 @@ class Peer:
                 given["wait"] = 0.0  # it is not heard again before there is an answer
             limit = _SHORT if silent else _LIMIT + extra
             try:
-                answer = await self.link.call(op, session=self._fleet.session, limit=limit, **given)
+                answer = await self.link.call(op, session=self._fleet.session, life=self.life, limit=limit, **given)
             except LinkDown:
                 if self.leaving is not None:
                     self._fleet.lost(self, expected=self.leaving[0], why=self.leaving[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ class Session:
     def __init__(self, name: str, *, since: float, bay: Bay) -> None:
         self.name = name
         self.prefix = ""  # of the task ids; comes with the first jobs
+        self.life = secrets.token_hex(8)
         self.since = since  # seconds since the epoch: when the kernel made it
         self.carriers: set[str] = set()
         self.slots = 0
