@@ -8,7 +8,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
 #
-#     magics
+#     magics   server
 #     widgets
 #     recovery
 #     monitor   scheduler
@@ -19,7 +19,9 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     display
 #     errors
 #     model
-#     redact   guard
+#     config
+#     checks   redact
+#     guard
 
 import importlib
 import sys
@@ -43,6 +45,7 @@ from nbprocs.errors import (
     StopFailed,
     Unhealthy,
     UnknownProcess,
+    WorkerLost,
 )
 from nbprocs.model import (
     EndReason,
@@ -312,6 +315,7 @@ __all__ = [
     "UnknownProcess",
     "Url",
     "WorkerInfo",
+    "WorkerLost",
     "WorkerState",
     "record",
     "replay",

@@ -8,7 +8,8 @@
      │   └─ NotReady               … it ran, but its readiness probe did not pass in time
      ├─ ProcessFailed          it ran, and ended with a non-zero exit status
      │   └─ ProcessCrashed         … it was ended by a signal that we did not send
-     │       └─ OutOfMemory            … sent by the system because memory ran out
+     │       ├─ OutOfMemory            … sent by the system because memory ran out
+     │       └─ WorkerLost             … or its machine went, and it with it
      ├─ ExecutionTimeout       it ran longer than allowed and was killed (also a TimeoutError)
      ├─ ResourceExhausted      a limit was reached: ours (max_concurrent) or the system's (descriptors, processes, memory)
      ├─ CommunicationError     talking to a live or just-ended process failed: closed stdin, broken frame
@@ -47,6 +48,7 @@ __all__ = [
     "StopFailed",
     "Unhealthy",
     "UnknownProcess",
+    "WorkerLost",
     "error_from_os",
     "error_from_result",
     "last_output",
@@ -173,6 +175,29 @@ class OutOfMemory(ProcessCrashed):
     >>> isinstance(OutOfMemory("job was killed by the system", signal=9), ProcessCrashed)
     True
     """
+
+
+class WorkerLost(ProcessCrashed):
+    """The worker of a cluster that ran it is gone, and nothing of the task runs any more.
+
+    ``expected`` tells a worker that was taken away on purpose (scaled down, retired, preempted, at its walltime): a scheduler then runs
+    the task again without counting it as a retry.
+
+    >>> WorkerLost("the worker of job is gone", worker="tcp://10.0.0.7:4711", host="node7", expected=True).reason.value
+    'worker taken away'
+    """
+
+    worker: str
+    host: str
+    expected: bool
+
+    def __init__(self, message: str, *, worker: str = "", host: str = "", expected: bool = False, **fields: Any) -> None:
+        """Keep which worker it was, beside the fields of every error."""
+        super().__init__(message, **fields)
+        self.worker = worker
+        self.host = host
+        self.expected = expected
+        self.reason = EndReason.WORKER_TAKEN_AWAY if expected else EndReason.WORKER_LOST
 
 
 class ExecutionTimeout(ProcessError, TimeoutError):

@@ -6,7 +6,6 @@ Pool, scheduler and monitor keep their own values in a ``model`` module of their
 
 from __future__ import annotations
 
-import os
 import signal as signals
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,8 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import SupportsBytes
 
-from nbprocs.redact import mask_command, mask_env, one_line
-
-_SHOWN = 500  # characters of a command that are ever displayed
+from nbprocs.config import ProcessConfig
+from nbprocs.redact import one_line
 
 __all__ = [
     "TRANSITIONS",
@@ -71,14 +69,14 @@ def allowed(current: ProcessStatus, following: ProcessStatus) -> bool:
     return following in TRANSITIONS[current]
 
 
-def ended_status(*, exit_code: int | None, signal: int | None, stopped_by_us: bool) -> ProcessStatus:
+def ended_status(*, exit_code: int | None, signal: int | None, stopped_by_us: bool, success: tuple[int, ...] = (0,)) -> ProcessStatus:
     """The final status of a process that ended: TERMINATED if we stopped it, else by its exit.
 
     A process that we told to stop but that had already exited 0 by itself counts as TERMINATED too: its owner asked for its end.
     """
     if stopped_by_us:
         return ProcessStatus.TERMINATED
-    if exit_code == 0 and signal is None:
+    if exit_code in success and signal is None:
         return ProcessStatus.COMPLETED
     return ProcessStatus.FAILED
 
@@ -92,6 +90,8 @@ class EndReason(StrEnum):
 
     TIMEOUT = "timeout"  # its time ran out; its whole tree was killed
     OUT_OF_MEMORY = "out of memory"  # the system killed it
+    WORKER_LOST = "worker lost"  # the machine or worker of a cluster that ran it is gone
+    WORKER_TAKEN_AWAY = "worker taken away"  # the same on purpose: scaled down, retired, preempted, at its walltime
     STOPPED = "stopped"  # its owner asked for its end; as the others below
     KILLED = "stopped: killed"
     INTERRUPTED = "stopped: interrupted"  # the cell that started it was, before anybody else knew the process
@@ -103,12 +103,12 @@ class EndReason(StrEnum):
     @property
     def stopped(self) -> bool:
         """Whether its owner asked for its end; nobody should start such a process again by itself."""
-        return self not in (EndReason.TIMEOUT, EndReason.OUT_OF_MEMORY)
+        return self.value.startswith("stopped")
 
     @property
     def by_us(self) -> bool:
         """Whether we ended it, at its owner's wish or because its time had run out."""
-        return self is not EndReason.OUT_OF_MEMORY
+        return self.stopped or self is EndReason.TIMEOUT
 
 
 def signal_name(number: int) -> str:
@@ -141,83 +141,6 @@ class TaskPriority(IntEnum):
     NORMAL = 1
     HIGH = 2
     CRITICAL = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessConfig:
-    """What to run, and how. Immutable, so that a restart runs the very same thing.
-
-    With ``shell=True`` the command is a line for ``/bin/sh -c`` (``cmd /c`` on Windows) and ``args`` must be empty.
-
-    >>> ProcessConfig(command="mysql", args=("--password", "secret"), timeout=5)
-    ProcessConfig(command='mysql --password •••', timeout=5)
-    """
-
-    command: str
-    args: tuple[str, ...] = ()
-    working_dir: str | None = None  # None: the kernel's own, at the time of the start
-    env_vars: Mapping[str, str | None] = field(default_factory=dict)  # a diff on the kernel's; None removes
-    stdin: bool = False  # True: an open pipe for send(); False: /dev/null
-    timeout: float | None = None  # seconds; past it the whole tree is killed
-    name: str | None = None  # None: the manager makes one
-    shell: bool = False
-    pty: bool = False  # a pseudo-terminal: stdout and stderr arrive as one stream
-    output_limit: int | None = None  # bytes of output kept in memory a stream; None: the manager's
-
-    def __post_init__(self) -> None:
-        """Freeze what the caller may still hold. Raises TypeError or ValueError for what no system could run."""
-        command: object = self.command
-        if not isinstance(command, (str, os.PathLike)):
-            msg = f"command must be a string or a path, not {type(command).__name__}; pass arguments as args"
-            raise TypeError(msg)
-        object.__setattr__(self, "command", os.fspath(self.command))
-        object.__setattr__(self, "args", tuple(str(os.fspath(a)) if isinstance(a, os.PathLike) else str(a) for a in self.args))
-        if self.working_dir is not None:
-            object.__setattr__(self, "working_dir", os.fspath(self.working_dir))
-        object.__setattr__(self, "env_vars", MappingProxyType(dict(self.env_vars)))
-        if self.timeout is not None and not self.timeout > 0:
-            msg = f"timeout must be a positive number of seconds or None, not {self.timeout!r}"
-            raise ValueError(msg)
-        if self.shell and self.args:
-            msg = "with shell=True the command is one line; put the arguments into it (shlex.join helps)"
-            raise ValueError(msg)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by fields: a mapping proxy can't be pickled."""
-        state = {name: getattr(self, name) for name in self.__slots__}
-        state["env_vars"] = dict(self.env_vars)
-        return _config_from, (state,)
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """The argument vector; for a shell line the line itself as the only item."""
-        return (self.command, *self.args)
-
-    @property
-    def display(self) -> str:
-        """The command as a person would type it, passwords and tokens masked; a very long one is cut, with what it had."""
-        argv = self.argv
-        room, shown = _SHOWN, 0
-        while shown < len(argv) and room > 0:
-            room -= len(argv[shown])
-            shown += 1
-        text = mask_command((word[:_SHOWN] for word in argv[:shown]), shell=self.shell)
-        if shown == len(argv) and room >= 0:
-            return text
-        return f"{text[:_SHOWN]}… ({len(argv):,} words, {sum(map(len, argv)):,} characters)"
-
-    def __repr__(self) -> str:
-        """Masked: a config is often the last line of a cell."""
-        parts = [f"command={self.display!r}"]
-        defaults = {"working_dir": None, "stdin": False, "timeout": None, "name": None, "shell": False, "pty": False}
-        parts += [f"{key}={getattr(self, key)!r}" for key, default in defaults.items() if getattr(self, key) != default]
-        if self.env_vars:
-            parts.append(f"env_vars={mask_env(self.env_vars)!r}")
-        return f"ProcessConfig({', '.join(parts)})"
-
-
-def _config_from(state: dict[str, object]) -> ProcessConfig:
-    return ProcessConfig(**state)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

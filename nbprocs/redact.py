@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text", "one_line"]
+__all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text", "one_line", "readable"]
 
 MASK = "•••"
 
@@ -25,6 +25,9 @@ _URL_LOGIN = r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):([^\s/@]+)@"
 _HEADER = rf"(?i)((?:authorization|x-api-key|cookie|{_SENSITIVE})\s*[:=]\s*)(?:(bearer|basic)\s+)?[^\s'\"&;|]+"
 _TEXT_OPTION = rf"(?i)(--?[\w-]*{_SENSITIVE}[\w-]*)(\s+|=)(?!-)('[^']*'|\"[^\"]*\"|\S+)"
 _TEXT_ASSIGN = rf"(?i)\b(\w*{_SENSITIVE}\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|]+)"
+
+# What must not reach a terminal or a page as it is: controls but tab and newline, surrogates, and what reorders or hides text.
+_UNSHOWN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 def is_secret_name(name: str) -> bool:
@@ -42,6 +45,29 @@ def mask_text(text: str) -> str:
     return re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", text)
 
 
+def readable(text: str) -> str:
+    r"""The same with escapes for what a terminal would obey, or no file can hold: ``\\x1b``, ``\\xe9`` for a byte that is not UTF-8.
+
+    >>> print(readable("\x1b[31mcaf\udce9"))
+    \x1b[31mcaf\xe9
+    """
+    return re.sub(_UNSHOWN, lambda found: _escaped(ord(found[0])), text)
+
+
+def _escaped(number: int) -> str:
+    if 0xDC80 <= number <= 0xDCFF:  # noqa: PLR2004 - where os.fsdecode puts the bytes that are no text
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"  # noqa: PLR2004 - two digits do
+
+
+def _quoted(word: str) -> str:
+    import shlex  # noqa: PLC0415 - importing stays light
+
+    if re.search(_UNSHOWN, word):
+        return f"$'{readable(word.replace(chr(92), chr(92) * 2).replace(chr(39), chr(92) + chr(39)))}'"
+    return shlex.quote(word)
+
+
 def mask_command(argv: Iterable[str], *, shell: bool = False) -> str:
     """The command line quoted for a shell, with the values of secret-looking options masked."""
     return _masked(tuple(argv), shell)
@@ -49,10 +75,8 @@ def mask_command(argv: Iterable[str], *, shell: bool = False) -> str:
 
 @functools.lru_cache(maxsize=512)  # a pool or a queue shows the same few commands again and again
 def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - private
-    import shlex  # noqa: PLC0415 - importing stays light
-
     if shell:
-        return mask_text(" ".join(words))
+        return readable(mask_text(" ".join(words)))
     shown: list[str] = []
     hide_next = False
     for word in words:
@@ -66,7 +90,7 @@ def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - priva
             shown.append(f"{assigned[1]}{assigned[2]}{MASK}")
         else:
             masked = re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", re.sub(_URL_LOGIN, rf"\1:{MASK}@", word))
-            shown.append(masked if masked != word else shlex.quote(word))
+            shown.append(readable(masked) if masked != word else _quoted(word))
     return " ".join(shown)
 
 

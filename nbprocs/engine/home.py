@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from nbprocs.errors import Closed
+from nbprocs.guard import told
 
 __all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "hops_or_undo", "log"]
 
@@ -325,7 +326,13 @@ class _Host:
             started.set()
 
         loop.run_until_complete(announce())
-        loop.run_forever()
+        while True:  # what a user's callback ends must not be everybody's loop: asyncio lets these two through
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                told("a callback on the background loop", error)
+            else:
+                break
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

@@ -1,5 +1,6 @@
 """Workers that are any program that answers a line with a line: a calculator, a filter, a model server."""
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 from nbprocs.engine.home import Tasks
 from nbprocs.engine.table import read_row
 from nbprocs.errors import CommunicationError, tail_text
+from nbprocs.guard import text_of
 from nbprocs.model import ProcessConfig
 from nbprocs.pool.python import Listener, Sent
 from nbprocs.pool.worker_main import ERROR, READY, VALUE
@@ -133,8 +135,10 @@ class CommandLink:
         began = time.monotonic_ns()
         try:
             answer: tuple[Any, ...] | None = await self._answer(question)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this question's alone
-            answer = (ERROR, error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the user's ``end`` raises is this question's alone
+            answer = (ERROR, error if isinstance(error, Exception) else CommunicationError(f"the end of an answer: {text_of(error)}"))
         if answer is not None:
             self._listener.answers([(answer[0], number, time.monotonic_ns() - began, answer[1])])
 

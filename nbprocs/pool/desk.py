@@ -12,12 +12,14 @@ The dispatcher decides; this carries out.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.engine.home import Home
 from nbprocs.errors import ProcessError
+from nbprocs.guard import add_note, text_of, told
 from nbprocs.pool.dispatch import STALE, Dispatcher, Lane
 from nbprocs.pool.model import TaskState
 from nbprocs.pool.outcome import Outcome, read
@@ -194,20 +196,20 @@ class Desk:
         """A try failed: another one after a while, or the end."""
         now = time.monotonic()
         task.attempts += 1
-        task.error = f"{type(error).__name__}: {error}"[:500]
-        closed = self.crew is None or self.crew.closing
+        task.error = text_of(error)[:500].encode("utf-8", "backslashreplace").decode()
         delay = None
-        if task.policy is not None and not closed:
-            delay = task.policy.decide(error, attempt=task.attempts, elapsed=now - task.queued)
+        if task.policy is not None and self.crew is not None and not self.crew.closing:
+            delay = _decide(task, error, now)
         if delay is not None:
             self.retries += 1
             task.state = TaskState.QUEUED
             self.delayed[task] = self.home.loop.call_later(delay, self._again, task)
             return
         if isinstance(error, ProcessError):
-            error.attempts = task.attempts
+            with contextlib.suppress(Exception):  # a subclass of the user's may be frozen
+                error.attempts = task.attempts
         elif task.attempts > 1:
-            error.add_note(f"after {task.attempts} attempts")
+            add_note(error, f"after {task.attempts} attempts")
         task.ended = now
         task.state = TaskState.TIMED_OUT if isinstance(error, TimeoutError) and isinstance(error, ProcessError) else TaskState.FAILED
         self.failed += 1
@@ -312,6 +314,17 @@ class Desk:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
+
+
+def _decide(task: Task, error: BaseException, now: float) -> float | None:
+    """Seconds until the next try. A policy's own functions are the user's: one that fails gives the task up."""
+    if task.policy is None:
+        return None
+    try:
+        return task.policy.decide(error, attempt=task.attempts, elapsed=now - task.queued)
+    except BaseException as problem:  # noqa: BLE001 - sys.exit() in a condition ends no loop of ours
+        told(f"the retry policy of {task.title}", problem)
+        return None
 
 
 def _resolve(future: Any, outcome: Outcome) -> None:

@@ -24,6 +24,10 @@ class Backend(Protocol):
     def home(self) -> Home:
         """Where the results come in."""
 
+    @property
+    def workers(self) -> int:
+        """How many there may be."""
+
     def future(self) -> BlockableFuture[Any]:
         """A new, pending future."""
 
@@ -54,6 +58,11 @@ class PoolExecutor(concurrent.futures.Executor):
         self._pending: set[BlockableFuture[Any]] = set()
         self._shut = False
 
+    @property
+    def _max_workers(self) -> int:
+        """As the standard library's executors have it, for those who look (dask, adaptive)."""
+        return self._backend.workers
+
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Run ``fn(*args, **kwargs)`` in a worker. Raises RuntimeError after shutdown, or when the pool is closed."""
         future = self._register()
@@ -78,6 +87,10 @@ class PoolExecutor(concurrent.futures.Executor):
         except Closed as error:
             self._pending.discard(future)
             raise RuntimeError("cannot schedule new futures after shutdown") from error
+        except BaseException:  # interrupted while it was pickled: nobody will ever end it
+            future.cancel()
+            self._pending.discard(future)
+            raise
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, **options: Any
@@ -147,7 +160,9 @@ def _results(
                 future.cancel()
             if send is not None and (following := send()) is not None:
                 futures.insert(0, following)
-            yield from values
+            values.reverse()  # taken out one by one: no result is held once it was handed over
+            while values:
+                yield values.pop()
             if error is not None:
                 raise error
     finally:

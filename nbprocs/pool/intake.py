@@ -15,6 +15,7 @@ from typing import Any
 
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, CommunicationError
+from nbprocs.guard import text_of
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool.codec import Codec, Function
@@ -207,6 +208,11 @@ class Intake:
 
     # -- the executor's backend
 
+    @property
+    def workers(self) -> int:
+        """How many there may be."""
+        return self._crew.size or self._crew.config.most
+
     def future(self) -> BlockableFuture[Any]:
         """For the executor."""
         return BlockableFuture(self._home, self.give_up)
@@ -236,7 +242,11 @@ def policy_of(retries: RetryPolicy | int | None, config: PoolConfig) -> RetryPol
 
 def title_of(function: Any) -> str:
     """What a task is called in errors and frames."""
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
+    try:
+        name = getattr(function, "__qualname__", None)
+    except BaseException:  # noqa: BLE001 - its own __getattr__
+        name = None
+    return name if type(name) is str else type(function).__qualname__
 
 
 def setup_of(kind: PythonWorker | CommandWorker) -> bytes | None:
@@ -262,7 +272,7 @@ def _question(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> s
 def _unpicklable(function: Any, cause: BaseException) -> CommunicationError:
     title = function if isinstance(function, str) else title_of(function)
     error = CommunicationError(
-        f"{title} can't be sent to a worker: {type(cause).__name__}: {cause}",
+        f"{title} can't be sent to a worker: {text_of(cause)}",
         hint="send data, and open files, sockets or locks inside the function",
     )
     error.__cause__ = cause

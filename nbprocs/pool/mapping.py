@@ -113,10 +113,13 @@ async def mapped(
                 handle = await _next(flying, ordered=ordered)
                 values, error = await handle
                 sizer.note(len(values), handle.seconds)
+                del handle
                 if shown is not None:
                     shown.update(len(values))
-                for value in values:
-                    yield value
+                values.reverse()  # taken out one by one: no result is held once it was handed over
+                pop = values.pop
+                while values:
+                    yield pop()
                 if error is not None:
                     raise error
                 await asyncio.sleep(0)  # a consumer that never waits must not keep the answers from being read

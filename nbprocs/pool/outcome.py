@@ -1,5 +1,6 @@
 """From what a worker answered to a value or an exception. Pure, apart from unpickling."""
 
+import asyncio
 import pickle
 from typing import Any
 
@@ -13,6 +14,7 @@ from nbprocs.errors import (
     StartupFailed,
     error_from_result,
 )
+from nbprocs.guard import text_of
 from nbprocs.model import ProcessResult, signal_name
 from nbprocs.pool.model import RemoteError, RemoteTraceback
 from nbprocs.pool.worker_main import ERROR, PICKLED, STOPPED, VALUE, Message
@@ -25,7 +27,7 @@ _HINTS = {
     "load": "what is sent must be importable in a fresh interpreter, or defined in the notebook itself",
     "dump": "return something that pickles: data instead of open files, sockets, locks, generators or coroutines",
 }
-_ENDS_LOOPS = (StopIteration, StopAsyncIteration)
+_ENDS_LOOPS = (StopIteration, StopAsyncIteration, asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit)
 
 
 def read(message: Message, *, title: str, worker: str) -> Outcome:
@@ -44,9 +46,9 @@ def read(message: Message, *, title: str, worker: str) -> Outcome:
             payload, told = payload
             error = raised(told, title=title, worker=worker)
         value = pickle.loads(payload, buffers=buffers)  # noqa: S301 - from our own worker
-    except Exception as cause:  # noqa: BLE001 - whatever the value's own code raises when it is rebuilt
+    except BaseException as cause:  # noqa: BLE001 - whatever the value's own code raises when it is rebuilt, sys.exit() too
         problem = CommunicationError(
-            f"the result of {title} came, but can't be rebuilt here: {type(cause).__name__}: {cause}",
+            f"the result of {title} came, but can't be rebuilt here: {text_of(cause)}",
             name=worker,
             hint="what it returns must be importable in this kernel, too",
         )
@@ -70,8 +72,13 @@ def raised(told: Message, *, title: str, worker: str) -> BaseException:
         error = CommunicationError(f"{what} of {title} {verb}: {kind}: {text}", name=worker, hint=_HINTS[phase])
     else:
         error = _rebuilt(pickled) or _foreign(kind, text, title=title, worker=worker)
-    error.__cause__ = cause
+    _set_cause(error, cause)
     return error
+
+
+def _set_cause(error: BaseException, cause: BaseException) -> None:
+    """Past a ``__setattr__`` of its own: a frozen dataclass refuses even this."""
+    BaseException.__setattr__(error, "__cause__", cause)
 
 
 def _rebuilt(pickled: bytes | None) -> BaseException | None:
@@ -79,9 +86,10 @@ def _rebuilt(pickled: bytes | None) -> BaseException | None:
         return None
     try:
         error = pickle.loads(pickled)  # noqa: S301 - from our own worker
-    except Exception:  # noqa: BLE001 - many exceptions pickle but can't be rebuilt: their text is kept
+    except BaseException:  # noqa: BLE001 - many exceptions pickle but can't be rebuilt: their text is kept
         return None
-    return error if isinstance(error, Exception) and not isinstance(error, _ENDS_LOOPS) else None
+    kind = type(error)  # not isinstance(), which asks the object what it would like to be
+    return error if issubclass(kind, Exception) and not issubclass(kind, _ENDS_LOOPS) else None
 
 
 def _foreign(kind: str, text: str, *, title: str, worker: str) -> RemoteError:

@@ -209,7 +209,11 @@ class ProcessPool(Displayable):
         if priority is not TaskPriority.NORMAL or timeout is not UNSET or retries is not None:
             how = self._intake.how(priority, timeout, retries)
         handle = self._intake.handle()
-        self._intake.submit(handle, function, args, kwargs, how)
+        try:
+            self._intake.submit(handle, function, args, kwargs, how)
+        except BaseException:  # closed, or interrupted while it was pickled
+            handle.cancel()
+            raise
         return handle
 
     async def run(self, function: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
+from nbprocs import guard
 from nbprocs.engine.home import Home
 from nbprocs.errors import CommunicationError
 from nbprocs.policy import RetryPolicy
@@ -167,6 +168,11 @@ class BlockableFuture(concurrent.futures.Future[T]):
         self._give_up = give_up
         self._task: Task | None = None
         self._begun: bool | None = None
+        self._waiters = _Waiters(home)  # the standard library's own list of those who wait() and use as_completed()
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        """As the standard library's; also sys.exit() in a callback is logged, and ends nothing."""
+        super().add_done_callback(lambda future: guard.call("a done callback", fn, future))
 
     def stands_for(self, task: Task) -> None:
         """From the pool: this is its task."""
@@ -197,8 +203,42 @@ class BlockableFuture(concurrent.futures.Future[T]):
         return super().exception(timeout)
 
     def _check(self) -> None:
-        if not self.done() and threading.get_ident() == self._home.thread_id:
-            raise CommunicationError(
-                "waiting here would stop the event loop that the result must come through",
-                hint="make the pool with background=True, or await pool.run(…) instead of blocking for the result",
-            )
+        if not self.done():
+            _check_thread(self._home)
+
+
+def _check_thread(home: Home) -> None:
+    if threading.get_ident() == home.thread_id:
+        raise CommunicationError(
+            "waiting here would stop the event loop that the result must come through",
+            hint="make the pool with background=True, or await pool.run(…) instead of blocking for the result",
+        )
+
+
+class _Waiters(list[Any]):
+    """Those who wait for several futures at once. Each gets an event that does not wait on the pool's own thread."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self._home = home
+
+    def append(self, waiter: Any) -> None:
+        """From ``concurrent.futures``, which holds the locks of all the futures meanwhile: none of them can end in between."""
+        if not isinstance(waiter.event, _Event):
+            event = _Event(self._home)
+            if waiter.event.is_set():
+                event.set()
+            waiter.event = event
+        super().append(waiter)
+
+
+class _Event(threading.Event):
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self._home = home
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """A mere look is allowed everywhere."""
+        if not self.is_set() and timeout != 0:
+            _check_thread(self._home)
+        return super().wait(timeout)

@@ -95,13 +95,17 @@ def explain(error: BaseException, *, phase: str) -> Message:
         trace = trace.tb_next  # our own frames would only puzzle
     try:
         shown = "".join(traceback.format_exception(type(error), error, trace))
-    except Exception as another:  # noqa: BLE001 - an exception whose __str__ fails is still an exception
+    except BaseException as another:  # noqa: BLE001 - an exception whose __str__ fails is still an exception
         shown = f"{type(error).__qualname__} (it can't be shown: {type(another).__qualname__})"
     try:
-        text = str(error)
-        pickled = dumps(error.with_traceback(None))[0] if isinstance(error, Exception) else None
-    except Exception:  # noqa: BLE001 - it stays here then, and its text travels
-        text, pickled = shown.strip().rpartition("\n")[2], None
+        text = str.__str__(str(error))  # a subclass would not travel
+    except BaseException:  # noqa: BLE001
+        text = shown.strip().rpartition("\n")[2]
+    try:
+        BaseException.with_traceback(error, None)
+        pickled = dumps(error)[0] if issubclass(type(error), Exception) else None
+    except BaseException:  # noqa: BLE001 - it stays here then, and its text travels
+        pickled = None
     return pickled, f"{type(error).__module__}.{type(error).__qualname__}", text, shown, phase
 
 

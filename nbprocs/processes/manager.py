@@ -12,15 +12,15 @@ All state is touched on the home loop only; async methods may be awaited anywher
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import itertools
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, Unpack
 
+from nbprocs.checks import data, flag, refuse
+from nbprocs.config import Command, Data, Options, Word, config_from, takes_config
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
@@ -39,7 +39,7 @@ from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, build_config, feed, start_error
+from nbprocs.processes.starting import Launch, become_ready, feed, start_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,50 +116,35 @@ class ProcessManager(Displayable):
     def _unwanted(self, process: ManagedProcess) -> None:
         self.tasks.start(process.end(EndReason.INTERRUPTED, grace=self.grace), name=f"stop {process.name}")
 
+    @takes_config
     @hops_or_undo(_unwanted)
     async def spawn(
         self,
-        command: str | os.PathLike[str] | ProcessConfig,
-        *args: str | os.PathLike[str],
-        name: str | None = None,
-        working_dir: str | os.PathLike[str] | None = None,
-        env_vars: Mapping[str, str | None] | None = None,
-        stdin: bool = False,
-        timeout: float | None = None,
-        shell: bool = False,
-        pty: bool = False,
+        command: Command,
+        *args: Word,
         ready: Ready | None = None,
         ready_timeout: float = 30.0,
         wait: bool = False,
         restart: RestartPolicy | bool | None = None,
-        inherit: Sequence[int] = (),
+        **options: Unpack[Options],
     ) -> ManagedProcess:
         """Start a process and return it, running (and ready, if ``ready`` says what that means).
 
         Args:
-            command: a program by name or path, a shell line with ``shell=True``, or a ProcessConfig.
+            command: a program by name or path, a shell line with ``shell=True``, or a ProcessConfig, which the keywords change.
             args: its arguments.
-            name: unique among live processes; by default the program's name and a number.
-            working_dir: by default the kernel's own.
-            env_vars: what to change in the kernel's environment; None removes a variable.
-            stdin: True opens its stdin for send(); by default it reads end-of-file at once.
-            timeout: seconds after which its whole tree is killed.
-            shell: run the command as a line of ``/bin/sh``.
-            pty: give it a pseudo-terminal; stdout and stderr are one stream then.
             ready: Port, LogLine, Url, or a callable; awaited before this returns.
             ready_timeout: seconds for that; then it is stopped and NotReady raised, with its last lines.
             wait: at max_concurrent wait for a free slot instead of raising ResourceExhausted.
             restart: True or a RestartPolicy: start it again when it fails.
-            inherit: descriptors that the child keeps open under the same number.
+            {options}
 
         Raises StartupFailed, PermissionDenied, ResourceExhausted, NameInUse, NotReady or Closed; then nothing was left running.
         Takes a millisecond or so without ``wait`` and ``ready``.
         """
         policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
-        config = build_config(
-            command, args, name=name, working_dir=working_dir, env_vars=env_vars, stdin=stdin, timeout=timeout, shell=shell, pty=pty
-        )
-        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout, inherit=tuple(inherit)), wait=wait)
+        config = config_from(command, args, options)
+        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout), wait=flag("wait", wait))
         if policy is not None:
             self.supervisor.attach(process, policy)
         return process
@@ -181,32 +166,32 @@ class ProcessManager(Displayable):
         await self._slots.take(wait=wait, what=wanted or config.command)
         try:
             self._check_open()
-            process = await self._launch(config, launch.inherit, predecessor, name)
+            process = await self._launch(config, predecessor, name)
         except BaseException:
             self._slots.free()
             raise
         if launch != Launch():
             self._launches[process.id] = launch
+        if isinstance(config.stdin, bytes):
+            self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
         if probe is None:
             process.mark_ready()
         else:
             await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
         return process
 
-    async def _launch(
-        self, config: ProcessConfig, inherit: tuple[int, ...], predecessor: ManagedProcess | None, name: str | None
-    ) -> ManagedProcess:
+    async def _launch(self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None) -> ManagedProcess:
         name = name or config.name
         if name is None:
             name = self._registry.fresh_name(config.command)
         else:
             self._registry.check_free(name)  # again: somebody may have taken it while we waited for a slot
         if config.output_limit is None and self.output_limit != DEFAULT_MEMORY:
-            config = dataclasses.replace(config, output_limit=self.output_limit)
+            config = config.replace(output_limit=self.output_limit)
         process = ManagedProcess(config, name=name, owner=self, predecessor=predecessor)
         self._registry.add(process)
         try:
-            await process.launch(inherit=inherit)
+            await process.launch()
         except BaseException as cause:
             self._registry.discard(process)
             process.failed_to_start()
@@ -220,21 +205,17 @@ class ProcessManager(Displayable):
             self._check_open()
         return process
 
+    @takes_config
     @hops
     async def run(
         self,
-        command: str | os.PathLike[str] | ProcessConfig,
-        *args: str | os.PathLike[str],
-        input: bytes | str | None = None,  # noqa: A002 - subprocess.run's name for it
+        command: Command,
+        *args: Word,
+        input: Data | None = None,  # noqa: A002 - subprocess.run's name for it
         check: bool = True,
         retry: RetryPolicy | None = None,
-        name: str | None = None,
-        working_dir: str | os.PathLike[str] | None = None,
-        env_vars: Mapping[str, str | None] | None = None,
-        timeout: float | None = None,
-        shell: bool = False,
-        pty: bool = False,
         wait: bool = True,
+        **options: Unpack[Options],
     ) -> ProcessResult:
         """Start a process, wait for its end and return its result.
 
@@ -243,22 +224,22 @@ class ProcessManager(Displayable):
         Raises ProcessFailed (ProcessCrashed, OutOfMemory, ExecutionTimeout) with the exit status and the last lines. When the wait is
         cancelled, by an interrupt of the cell say, the process is stopped: nobody else knows it.
         """
-        config = build_config(
-            command,
-            args,
-            name=name,
-            working_dir=working_dir,
-            env_vars=env_vars,
-            timeout=timeout,
-            shell=shell,
-            pty=pty,
-            stdin=input is not None,
-        )
+        config = config_from(command, args, options)
+        given = None
+        if input is not None:
+            if config.stdin is not False:
+                raise ValueError("give either input= or stdin=")
+            given = data("input", input, encoding=config.encoding, errors=config.errors)
+            config = config.replace(stdin=True)
+        flag("check", check)
+        flag("wait", wait)
+        if retry is not None and not callable(getattr(retry, "decide", None)):
+            refuse(TypeError, "retry", "a RetryPolicy or None", retry)
         began = time.monotonic()
         for attempt in itertools.count(1):
             result = None
             try:
-                result = await self._run_once(config, input, wait=wait)
+                result = await self._run_once(config, given, wait=wait)
                 error = error_from_result(result)
             except ProcessError as start_error:
                 error = start_error
@@ -275,11 +256,11 @@ class ProcessManager(Displayable):
         assert result is not None  # noqa: S101 - for the type checker
         return result
 
-    async def _run_once(self, config: ProcessConfig, data: bytes | str | None, *, wait: bool) -> ProcessResult:
+    async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)
         try:
-            if data is not None:
-                self.tasks.start(feed(process, data), name=f"input of {process.name}")
+            if given is not None:
+                self.tasks.start(feed(process, given), name=f"input of {process.name}")
             return await process.wait()
         except BaseException:
             self._unwanted(process)

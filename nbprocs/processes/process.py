@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,12 +27,9 @@ from nbprocs.engine.child import (
     Child,
     Engine,
     Exit,
-    Spec,
-    child_environment,
     group_exists,
     pause_group,
     resume_group,
-    shell_argv,
     signal_group,
     start,
 )
@@ -53,6 +51,7 @@ from nbprocs.model import (
     ended_status,
     signal_name,
 )
+from nbprocs.processes.spec import spec_of
 from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
 
@@ -129,18 +128,11 @@ class ManagedProcess(Talk):
 
     # -- start: called by the manager, on the home loop
 
-    async def launch(self, *, inherit: tuple[int, ...] = ()) -> None:
+    async def launch(self) -> None:
         """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
         config = self.config
         leash.ensure()
-        spec = Spec(
-            argv=shell_argv(config.command) if config.shell else config.argv,
-            env=child_environment(config.env_vars, token=self._token),
-            cwd=config.working_dir,
-            stdin=config.stdin,
-            pty=config.pty,
-            inherit=inherit,
-        )
+        spec = spec_of(config, token=self._token)
         self.started = time.monotonic()
         self._child = await start(spec, engine=self._owner.engine, listener=self)
         self._move(ProcessStatus.RUNNING)
@@ -205,7 +197,7 @@ class ManagedProcess(Talk):
         self.stderr.close()
         self.ended_at = datetime.now(UTC)
         stopped = self._reason is not None and self._reason.by_us
-        self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped))
+        self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped, success=self.config.success_codes))
         self.paused = False
         self.result = ProcessResult(
             process_id=self.id,
@@ -382,6 +374,11 @@ class ManagedProcess(Talk):
     def pid(self) -> int | None:
         """Its process id; None while it has none. After its end the number may be somebody else's."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def host(self) -> str:
+        """The name of the machine that it runs on."""
+        return socket.gethostname()
 
     @property
     def identity(self) -> Identity:

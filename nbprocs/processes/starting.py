@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.engine.home import Tasks
@@ -18,7 +17,7 @@ from nbprocs.processes.process import ManagedProcess
 if TYPE_CHECKING:
     from nbprocs.processes.readiness import Probe, Ready
 
-__all__ = ["Launch", "become_ready", "build_config", "feed", "start_error"]
+__all__ = ["Launch", "become_ready", "feed", "start_error"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,6 @@ class Launch:
 
     ready: Ready | None = None
     ready_timeout: float = 30.0  # seconds
-    inherit: tuple[int, ...] = ()  # descriptors
 
     def probe(self) -> Probe | None:
         """What ``ready`` stands for. Raises TypeError for what can't be one."""
@@ -38,20 +36,10 @@ class Launch:
         return as_probe(self.ready)
 
 
-def build_config(command: str | os.PathLike[str] | ProcessConfig, args: Sequence[str | os.PathLike[str]], **options: Any) -> ProcessConfig:
-    """The config of a call: of its words and keywords, or a given one with the keywords that say something else."""
-    given = {key: value for key, value in options.items() if value is not None and value is not False}
-    if isinstance(command, ProcessConfig):
-        if args:
-            given["args"] = (*command.args, *args)
-        return dataclasses.replace(command, **given) if given else command
-    return ProcessConfig(command=command, args=tuple(args), **given)  # type: ignore[arg-type]  # it converts paths itself
-
-
-async def feed(process: ManagedProcess, data: bytes | str) -> None:
+async def feed(process: ManagedProcess, data: bytes) -> None:
     """Write its whole input and close it."""
     with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
-        await process.send(data)
+        await process.write_input(data)
         await process.close_stdin()
 
 

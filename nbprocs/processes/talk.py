@@ -10,12 +10,14 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
+from nbprocs.checks import data as bytes_of
+from nbprocs.config import Data, ProcessConfig
 from nbprocs.display import Displayable
 from nbprocs.engine.child import Child
 from nbprocs.engine.home import Home, hops
 from nbprocs.engine.output import LineReader, OutputLog
 from nbprocs.errors import CommunicationError, tail_text
-from nbprocs.model import ProcessConfig, ProcessResult, Stream
+from nbprocs.model import ProcessResult, Stream
 
 __all__ = ["Talk"]
 
@@ -36,16 +38,22 @@ class Talk(Displayable):
     _readers: dict[Stream, tuple[LineReader, deque[str]]]
 
     @hops
-    async def send(self, data: bytes | str) -> None:
-        """Write to its stdin; text as UTF-8. Returns when the system has it all: a child that doesn't read holds it back.
+    async def send(self, data: Data) -> None:
+        """Write to its stdin; text in its encoding. Returns when the system has it all: a child that doesn't read holds it back.
 
         Raises CommunicationError if it was started without ``stdin=True``, closed its stdin, or has ended. When cancelled a part may
         have been written.
         """
-        if self._child is None or not self.config.stdin:
+        if not self.config.takes_input:
             raise self._broken("has no stdin; start it with stdin=True")
+        await self.write_input(bytes_of("data", data, encoding=self.config.encoding, errors=self.config.errors))
+
+    async def write_input(self, data: bytes) -> None:
+        """Write to its stdin, whoever is to write there. For code on the home loop."""
+        if self._child is None:
+            raise self._broken("has not started")
         try:
-            await self._child.write(data.encode() if isinstance(data, str) else data)
+            await self._child.write(data)
         except (BrokenPipeError, ConnectionResetError):
             raise self._broken("no longer reads its stdin") from None
 
@@ -56,7 +64,7 @@ class Talk(Displayable):
     @hops
     async def close_stdin(self) -> None:
         """End of input: what was sent is still delivered. Idempotent."""
-        if self._child is not None and self.config.stdin:
+        if self._child is not None and self.config.stdin is not False:
             await self._child.close_stdin()
 
     def _broken(self, what: str) -> CommunicationError:

@@ -5,7 +5,7 @@ backend beside it < runner, resume < handle, reasons < control, views, batch < s
 face, the store no task.
 """
 
-from nbprocs.scheduler.backend import Backend, Ended, Job, Started
+from nbprocs.scheduler.backend import Backend, Capacity, Elastic, Ended, Fenced, Job, JobProcess, Shape, Started
 from nbprocs.scheduler.calls import PoolBackend
 from nbprocs.scheduler.errors import (
     DependencyFailed,
@@ -43,15 +43,19 @@ __all__ = [
     "After",
     "Attempt",
     "Backend",
+    "Capacity",
     "Condition",
     "DependencyFailed",
+    "Elastic",
     "Ended",
     "Eta",
+    "Fenced",
     "GroupStatus",
     "Halt",
     "Halted",
     "Interrupted",
     "Job",
+    "JobProcess",
     "LocalBackend",
     "Misfire",
     "Now",
@@ -61,6 +65,7 @@ __all__ = [
     "SchedulerConfig",
     "SchedulerEvent",
     "SchedulerStatus",
+    "Shape",
     "Started",
     "StoreCorrupt",
     "StoreError",

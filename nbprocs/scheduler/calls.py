@@ -1,13 +1,17 @@
 """The backend for callables: every job is a call in a worker of a pool."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import ExecutionTimeout, StartupFailed
-from nbprocs.scheduler.backend import Ended, Job, Report, Started
+from nbprocs.scheduler.backend import Capacity, Ended, Job, Report, Started
+from nbprocs.scheduler.system import available_memory
 
 __all__ = ["Pool", "PoolBackend"]
+
+_SLOTS = 4
 
 
 class Pool(Protocol):
@@ -34,7 +38,15 @@ class PoolBackend:
         self._calls: dict[str, Any] = {}
         self._cancelled: set[str] = set()
 
-    def bind(self, home: Home) -> None:
+    def capacity(self) -> Capacity:
+        """One call for each worker that the pool may have; four where it does not say."""
+        return Capacity(slots=getattr(getattr(self._pool, "config", None), "max_processes", None) or _SLOTS)
+
+    def free_memory(self) -> float:
+        """Bytes that a new worker could have."""
+        return available_memory()
+
+    def bind(self, home: Home, changed: Callable[[], None]) -> None:  # noqa: ARG002 - a pool queues by itself
         """Remember the home."""
         self._tasks = Tasks(home)
 

@@ -89,20 +89,14 @@ class Control:
             entry.time = entry.due = following(rule, self._clock().wall)
             entry.on_wall = True
 
-    def _declare(self, name: str) -> None:
-        """``gpu`` need not be declared: what the machine has is there."""
-        queue = self.runner.queue
-        if name == "gpu" and all(r.name != "gpu" for r in queue.resources()):
-            queue.set_resource("gpu", len(self.runner.gpus))
-
     def check_resources(self, options: TaskOptions) -> None:
         """Refuse what can never be met. Raises ValueError or ResourceExhausted."""
         for name, amount in options.resources:
-            self._declare(name)
+            self.runner.room.declare(name)
             known = {r.name: r.capacity for r in self.runner.queue.resources()}
             if name not in known:
                 raise ValueError(f"unknown resource {name!r}: declare it with SchedulerConfig(resources={{{name!r}: …}}) or set_resource()")
-            if not fits(amount, known[name]):
+            if not fits(amount, known[name]) and not self.runner.queue.elastic:
                 hint = "ask for less, or raise the capacity with set_resource()"
                 raise ResourceExhausted(f"{amount:g} of resource {name!r} can never be met: there are {known[name]:g}", hint=hint)
 
@@ -215,11 +209,11 @@ class Control:
         queue = self.runner.queue
         self._do(self.runner.resume if group is None else lambda: queue.pause_group(group, paused=False))
 
-    def set_limit(self, max_concurrent_tasks: int) -> None:
-        """How many run at a time from now on; 0: none. What runs goes on."""
-        if max_concurrent_tasks < 0:
-            raise ValueError(f"max_concurrent_tasks must be 0 or more, not {max_concurrent_tasks!r}")
-        self._do(lambda: self.runner.queue.limit(max_concurrent_tasks))
+    def set_limit(self, max_concurrent_tasks: int | None) -> None:
+        """How many run at a time from now on; 0: none; None: as many as the backend can. What runs goes on."""
+        if max_concurrent_tasks is not None and max_concurrent_tasks < 0:
+            raise ValueError(f"max_concurrent_tasks must be 0 or more, or None, not {max_concurrent_tasks!r}")
+        self._do(lambda: self.runner.room.ask(max_concurrent_tasks))
 
     def set_group_limit(self, group: str, limit: int | None) -> None:
         """How many of a group run at a time; None: no limit of its own."""

@@ -31,6 +31,7 @@ class TaskOptions:
     shell: bool = False
     recurrence: Recurrence | None = None
     on_interrupted: Interrupted | None = None  # None: the config's
+    files: tuple[tuple[str, str], ...] = ()  # (name as the task sees it, absolute path here), for backends on other machines
 
     @property
     def track(self) -> tuple[object, ...]:
@@ -88,6 +89,11 @@ class Entry:
         self.run: Any = None  # the attempt under way
         self.outcome: Any = None  # the last attempt's
         self.waiters: list[Callable[[], object]] | None = None
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Its place: higher priority first, then earlier time, then arrival."""
+        return (-self.priority, self.time, self.key)
 
     @property
     def display(self) -> str:

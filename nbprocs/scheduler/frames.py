@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from nbprocs.display import plain
 from nbprocs.redact import mask_command
 from nbprocs.scheduler.entry import Entry
-from nbprocs.scheduler.journal import ATTEMPT, read_attempt
+from nbprocs.scheduler.journal import read_attempt
 from nbprocs.scheduler.model import Attempt, ScheduledTask, priority_name
 from nbprocs.scheduler.options import decode
+from nbprocs.scheduler.schema import ATTEMPT
 from nbprocs.scheduler.store import Store
 
 if TYPE_CHECKING:

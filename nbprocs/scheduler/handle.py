@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Home, hops
-from nbprocs.errors import Closed, tail_text
+from nbprocs.errors import Closed, CommunicationError, tail_text
 from nbprocs.model import ProcessResult, Stream
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.model import After, Attempt, Condition, ScheduledTask, TaskState
 
 if TYPE_CHECKING:
-    from nbprocs.processes.process import ManagedProcess
+    from nbprocs.scheduler.backend import JobProcess
     from nbprocs.scheduler.scheduler import TaskScheduler
 
 __all__ = ["TaskHandle"]
@@ -85,8 +85,8 @@ class TaskHandle(Displayable):
         return () if self._entry.outcome is None else self._entry.outcome.attempts
 
     @property
-    def process(self) -> "ManagedProcess | None":
-        """The process that runs now; None while none does, and for a function."""
+    def process(self) -> "JobProcess | None":
+        """The process that runs now, a ManagedProcess on this machine; None while none does, and for a function."""
         run = self._entry.run
         return None if run is None or run.seen is None else run.seen.process
 
@@ -208,16 +208,27 @@ class TaskHandle(Displayable):
         self._scheduler.check_secrets(self._entry)
         self._scheduler.act(self._scheduler.release_entry, self._entry)
 
+    def _running(self, what: str) -> "JobProcess | None":
+        """The process that runs; None for a task that waits or has ended."""
+        process, run = self.process, self._entry.run
+        if process is None and run is not None:
+            told = "it has no process of its own" if run.seen else "it has not started yet"
+            raise CommunicationError(f"can't {what} {self.name}: {told}", command=self._entry.display, hint="cancel() ends it")
+        return process
+
     def pause(self) -> None:
-        """Stop it where it is: SIGSTOP for a running process, hold() for a waiting task. Its timeout goes on."""
-        if (process := self.process) is not None:
+        """Stop it where it is: SIGSTOP for a running process, hold() for a waiting task. Its timeout goes on.
+
+        Raises CommunicationError for one that is with its backend without a process: it has not started yet, or is a function.
+        """
+        if (process := self._running("pause")) is not None:
             process.pause()
         else:
             self.hold()
 
     def resume(self) -> None:
         """Undo pause()."""
-        if (process := self.process) is not None:
+        if (process := self._running("resume")) is not None:
             process.resume()
         elif self._entry.state is TaskState.HELD:
             self.release()

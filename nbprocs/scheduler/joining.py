@@ -54,7 +54,7 @@ class Joiners:
         """Why waiting longer is pointless, if it is."""
         runner, queue = self._runner, self._runner.queue
         counts = queue.counts
-        if not runner.idle or queue.paused or runner.store_failed:
+        if not runner.idle or queue.paused or runner.store_failed or not runner.fence.up:
             return None
         if runner.halted:
             return Halted(f"the queue stopped: {runner.halted}", hint="look at sch.frame(), then resume() or cancel the rest")

@@ -16,15 +16,13 @@ from nbprocs.model import EndReason, ProcessResult, ProcessStatus
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.model import Attempt, Condition, TaskState
 from nbprocs.scheduler.options import encode
+from nbprocs.scheduler.schema import ATTEMPT
 from nbprocs.scheduler.store import Store
 
 __all__ = ["Journal", "attempt_row", "read_attempt", "read_error", "read_result", "task_row"]
 
 _WAITING = frozenset({TaskState.SCHEDULED, TaskState.BLOCKED, TaskState.QUEUED})  # one state on disk: the rest follows from time and after
 _DUMPS = json.JSONEncoder(separators=(",", ":")).encode
-ATTEMPT = (
-    "key, attempt, retry, queued, started, ended, outcome, exit_code, signal, reason, execution_time, peak_rss, cpu_time, pid, host, slot"
-)
 
 
 def stored_state(state: TaskState) -> str:
@@ -69,7 +67,7 @@ def attempt_row(key: int, attempt: Attempt, result: Any, error: BaseException | 
         err, cut_err = _tail(result.stderr, limit)
         dropped = result.dropped_bytes + cut_out + cut_err
     a = attempt
-    known = (a.exit_code, a.signal, a.reason, a.execution_time, a.peak_rss, a.cpu_time, a.pid, a.host, a.slot)
+    known = (a.exit_code, a.signal, a.reason, a.execution_time, a.peak_rss, a.cpu_time, a.pid, a.host, a.slot, a.worker)
     return (key, a.attempt, a.retry, a.queued, a.started, a.ended, a.outcome, *known, out, err, dropped, _error_text(error))
 
 
@@ -95,7 +93,7 @@ def read_error(text: str | None, result: ProcessResult, attempts: int) -> Proces
 def read_attempt(entry: Entry, row: tuple[Any, ...], task_id: str) -> Attempt:
     """An attempt from the columns of ATTEMPT."""
     fields = dict(zip(ATTEMPT.split(", ")[1:], row[1:], strict=True))
-    fields["host"] = fields["host"] or ""
+    fields.update(host=fields["host"] or "", worker=fields["worker"] or "")
     return Attempt(task_id=task_id, name=entry.label, command=entry.display, priority=entry.priority, group=entry.options.group, **fields)
 
 
@@ -137,7 +135,7 @@ class Journal:
         """A retry, the next run of a series, or a start that was taken back."""
         clock = 0 if entry.due is None else 1 + entry.on_wall
         counts = {"retries": entry.retries, "runs": entry.runs, "interruptions": entry.interruptions}
-        self.change(entry, time=entry.time, clock=clock, started=None, **counts)
+        self.change(entry, time=entry.time, clock=clock, started=None, pid=None, host=None, worker=None, **counts)
 
     def attempt(self, entry: Entry, attempt: Attempt, result: Any, error: BaseException | None) -> None:
         """An attempt has ended."""

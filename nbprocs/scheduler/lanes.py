@@ -93,6 +93,10 @@ class Track:
         self.stamp = 0
         self.parked = False
 
+    def __len__(self) -> int:
+        """How many wait in it."""
+        return sum(len(lane.run) + len(lane.late) - lane.void for lane in self.lanes.values())
+
     def push(self, entry: Entry) -> Order:
         """Put an entry in; its order is returned."""
         priority = entry.priority

@@ -1,5 +1,7 @@
 """Groups and resources: what bounds how many tasks run, besides the slots."""
 
+import math
+
 from nbprocs.scheduler.lanes import Track
 
 __all__ = ["Group", "Resource", "fits"]
@@ -27,6 +29,11 @@ class Group:
         self.running = 0
         self.paused = False
         self.parked: list[Track] = []  # tracks that wait for it
+
+    @property
+    def room(self) -> float:
+        """How many more may start."""
+        return 0 if self.paused else math.inf if self.limit is None else max(0, self.limit - self.running)
 
     @property
     def has_room(self) -> bool:

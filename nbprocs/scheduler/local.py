@@ -2,16 +2,20 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import NameInUse, ProcessError, StartupFailed, error_from_result
 from nbprocs.model import EndReason, ProcessConfig
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
-from nbprocs.scheduler.backend import Ended, Job, Report, Started
+from nbprocs.scheduler.backend import Capacity, Ended, Job, Report, Started
+from nbprocs.scheduler.slots import GPU, Gpus
+from nbprocs.scheduler.system import available_memory, gpu_devices
 
 __all__ = ["LocalBackend"]
 
+_SLOTS = 4  # jobs at a time, at least: most wait for something else than a core
 _TIMEOUT_GRACE = 0.5  # seconds between SIGTERM and SIGKILL for what is left of the tree of one that ran out of time
 
 
@@ -34,9 +38,20 @@ class LocalBackend:
         self._running: dict[str, ManagedProcess | None] = {}
         self._cancelled: dict[str, float] = {}  # id -> grace
         self._jobs: set[asyncio.Task[None]] = set()
+        self._gpus = Gpus(gpu_devices())
 
-    def bind(self, home: Home) -> None:
-        """Make the manager, if there is none."""
+    def capacity(self) -> Capacity:
+        """Four jobs, or one a core if this kernel may use more; its GPUs."""
+        from nbprocs.pool.model import usable_cpus  # noqa: PLC0415 - only this needs anything of the pool
+
+        return Capacity(slots=max(_SLOTS, usable_cpus()), resources={GPU: float(len(self._gpus.names))})
+
+    def free_memory(self) -> float:
+        """Bytes that a new process could have."""
+        return available_memory()
+
+    def bind(self, home: Home, changed: Callable[[], None]) -> None:  # noqa: ARG002 - this machine's capacity does not change
+        """Remember the home."""
         self._tasks = Tasks(home)
 
     @property
@@ -66,6 +81,7 @@ class LocalBackend:
         finally:
             self._running.pop(job.id, None)
             self._cancelled.pop(job.id, None)
+            self._gpus.give(job.id)
             report(ended)
 
     async def _outcome(self, job: Job, report: Report) -> Ended:
@@ -76,8 +92,8 @@ class LocalBackend:
         config = ProcessConfig(
             command=job.command,
             args=job.args,
-            working_dir=job.working_dir,
-            env_vars=job.env_vars,
+            working_dir=job.working_dir if job.working_dir is not None else job.folder,
+            env_vars={**self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0)), **job.env_vars},
             timeout=job.timeout,
             shell=job.shell,
         )

@@ -175,7 +175,9 @@ class SchedulerConfig:
     2
     """
 
-    max_concurrent_tasks: int = 4
+    max_concurrent_tasks: int | None = (
+        None  # None: as many as the backend can run at once (on this machine 4, or one a core if it has more)
+    )
     default_timeout: float | None = None  # seconds; None: no limit
     max_retries: int = 0  # for tasks that don't say
     retry_delay: float = 1.0  # seconds before the first retry
@@ -206,8 +208,9 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         """Check and freeze."""
-        if isinstance(self.max_concurrent_tasks, bool) or not isinstance(self.max_concurrent_tasks, int) or self.max_concurrent_tasks < 1:
-            raise ValueError(f"max_concurrent_tasks must be a whole number, 1 or more, not {self.max_concurrent_tasks!r}")
+        limit = self.max_concurrent_tasks
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"max_concurrent_tasks must be a whole number, 1 or more, or None, not {limit!r}")
         for name, value in (("default_timeout", self.default_timeout), *((f"resource {k!r}", v) for k, v in self.resources.items())):
             if value is not None:
                 _positive(value, name)
@@ -266,7 +269,7 @@ class Attempt:
     priority: int
     group: str | None
     queued: float
-    started: float | None
+    started: float | None  # when it ran, not when it was handed to the backend
     ended: float | None
     outcome: str  # "succeeded", "failed", "timeout", "cancelled", "interrupted", "running"
     exit_code: int | None = None
@@ -277,6 +280,7 @@ class Attempt:
     cpu_time: float | None = None  # seconds
     pid: int | None = None
     host: str = ""
+    worker: str = ""  # of a cluster
     slot: int | None = None
     reason: str | None = None
 
@@ -373,7 +377,7 @@ class TaskEventKind(StrEnum):
     """
 
     SCHEDULED = "scheduled"
-    STARTED = "started"
+    STARTED = "started"  # it runs: its process is there
     RETRYING = "retrying"
     ENDED = "ended"
     CHANGED = "changed"  # held, released, reprioritised, paused, resumed, a limit

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbprocs.errors import ExecutionTimeout, ProcessError
+from nbprocs.errors import ExecutionTimeout, ProcessError, WorkerLost
 from nbprocs.model import ProcessResult
-from nbprocs.scheduler.backend import Ended, Started
+from nbprocs.scheduler.backend import Ended, Job, Started
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.errors import DependencyFailed, TaskCancelled, TaskInterrupted
 from nbprocs.scheduler.model import Attempt, TaskState
 
-__all__ = ["Outcome", "Run", "attempt_of", "error_of"]
+__all__ = ["Outcome", "Run", "attempt_of", "error_of", "job_of"]
 
 
 @dataclass(slots=True)
@@ -19,8 +19,8 @@ class Run:
 
     id: str
     number: int
-    started: float  # wall clock
-    elapsed: float  # on the elapsed clock
+    started: float  # wall clock: the hand-over, then the start
+    elapsed: float  # the same on the elapsed clock
     slot: int = 0
     units: dict[str, list[int]] = field(default_factory=dict)
     intent: str = ""  # why we end it: "cancelled", "halted", "closing"
@@ -38,11 +38,35 @@ class Outcome:
     base: float | None = None  # of a series: which of its times the run stands for, on the series' clock
 
 
+def job_of(entry: Entry, run: Run, *, task_id: str, timeout: float | None, env: dict[str, str | None]) -> Job:
+    """What a backend is given to run. ``env`` tells its slot; what the task asked for goes before that."""
+    options = entry.options
+    return Job(
+        id=run.id,
+        task_id=task_id,
+        name=entry.label,
+        command=entry.command,
+        args=entry.args,
+        working_dir=options.working_dir,
+        env_vars={**env, "NBPROCS_TASK_ID": task_id, "NBPROCS_ATTEMPT": str(run.number), **dict(options.env_vars)},
+        timeout=timeout,
+        shell=options.shell,
+        named=options.name is not None,
+        priority=entry.priority,
+        resources=options.resources,
+        memory_gate=options.memory_gate,
+        group=options.group,
+        files=options.files,
+    )
+
+
 def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: float, elapsed: float) -> Attempt:
     """The row of an attempt that has just ended."""
     result = ended.result if isinstance(ended.result, ProcessResult) else None
     if run.intent and ended.stopped:
         outcome = "interrupted" if run.intent == "closing" else "cancelled"
+    elif isinstance(ended.error, WorkerLost) and ended.error.expected:
+        outcome = "interrupted"
     elif isinstance(ended.error, ExecutionTimeout):
         outcome = "timeout"
     else:
@@ -55,7 +79,7 @@ def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: floa
         priority=entry.priority,
         group=entry.options.group,
         queued=entry.time,
-        started=run.started,
+        started=run.started if run.seen else None,
         ended=wall,
         outcome=outcome,
         exit_code=result.exit_code if result else getattr(ended.error, "exit_code", None),
@@ -66,8 +90,9 @@ def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: floa
         cpu_time=result.cpu_time if result else None,
         pid=run.seen.pid if run.seen else None,
         host=run.seen.host if run.seen else "",
+        worker=run.seen.worker if run.seen else "",
         slot=run.slot,
-        reason=(result.reason if result else None) or (run.intent or None),
+        reason=(result.reason if result else None) or (run.intent or getattr(ended.error, "reason", None)),
     )
 
 

@@ -16,8 +16,10 @@ their group.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from nbprocs.scheduler.backend import Shape
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.lanes import Order, Track
 from nbprocs.scheduler.limits import Group, Resource, fits
@@ -45,6 +47,7 @@ class TaskQueue:
         self, *, max_running: int = 4, groups: Mapping[str, int] | None = None, resources: Mapping[str, float] | None = None
     ) -> None:
         self.max_running = max_running
+        self.elastic = False  # more of a resource may come: asking for more than there is is not in vain
         self.paused = False
         self.entries: dict[int, Entry] = {}  # all that are not final
         self.counts = dict.fromkeys(TaskState, 0)
@@ -320,8 +323,8 @@ class TaskQueue:
         return tuple(ResourceStatus(name=r.name, used=r.used, capacity=r.capacity) for r in resources)
 
     def impossible(self, entry: Entry) -> str | None:
-        """Why the entry could not start even if nothing else ran; None if it could."""
-        for name, amount in entry.options.resources:
+        """Why the entry could not start even if nothing else ran; None if it could, or could once the backend has grown."""
+        for name, amount in () if self.elastic else entry.options.resources:
             resource = self._resources.get(name)
             if resource is None:
                 return f"needs {amount:g} of {name!r}, which this scheduler does not have"
@@ -329,6 +332,27 @@ class TaskQueue:
                 return f"needs {amount:g} of {name!r}, of which there are only {resource.capacity:g}"
         group = self._groups.get(entry.options.group) if entry.options.group is not None else None
         return f"its group {group.name!r} has the limit 0" if group is not None and group.limit == 0 else None
+
+    def demand(self, running: Iterable[Entry], limit: int) -> tuple[Shape, ...]:
+        """What runs and what would run if only slots and resources were missing, at most ``limit`` in all, best first."""
+        counts: dict[tuple[tuple[tuple[str, float], ...], int], int] = {}
+        for entry in running:
+            needs = (entry.options.resources, entry.options.memory_gate)
+            counts[needs] = counts.get(needs, 0) + 1
+        left = limit - sum(counts.values())
+        rooms = {group.name: group.room for group in self._groups.values()}
+        heads = ((track, track.head()) for track in list(self._tracks.values()))
+        waiting = [] if self.paused else [(head.order, track) for track, head in heads if head is not None]
+        for _, track in sorted(waiting, key=lambda item: item[0]):
+            room = rooms.get(track.group, math.inf) if track.group is not None else math.inf
+            count = int(min(len(track), room, max(left, 0)))
+            if count:
+                needs = (track.resources, track.gate)
+                counts[needs] = counts.get(needs, 0) + count
+                left -= count
+                if track.group in rooms:
+                    rooms[track.group] -= count
+        return tuple(Shape(count=count, resources=resources, memory=memory) for (resources, memory), count in counts.items())
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())
@@ -416,7 +440,7 @@ class TaskQueue:
         """Its first task has changed: find its place again, or close it when it is empty."""
         head = track.head()
         if head is not None:
-            self._open_track(track, (-head.priority, head.time, head.key))
+            self._open_track(track, head.order)
         else:
             track.order = None
             track.stamp = 0
@@ -431,7 +455,7 @@ class TaskQueue:
                 heapq.heappop(self._open)
                 continue
             head = track.head()
-            if head is not None and (-head.priority, head.time, head.key) == order:
+            if head is not None and head.order == order:
                 return track
             heapq.heappop(self._open)
             self._reopen(track)

@@ -31,7 +31,12 @@ def _queued(entry: Entry, runner: Runner) -> str:
         return f"it can't start: {impossible}"
     if runner.halted or runner.queue.paused:
         return f"the queue is {'halted: ' + runner.halted if runner.halted else 'paused'}; resume() it"
-    return _limited(entry, runner.queue) or "all slots are taken, or others come before it"
+    if not runner.fence.up:
+        return "it waits until nothing of a former kernel runs any more" + (f": {runner.fence.error}" if runner.fence.error else "")
+    limited = _limited(entry, runner.queue)
+    if limited is None and (missing := runner.room.waits_for()):
+        return f"it waits for {missing}"
+    return limited or "all slots are taken, or others come before it"
 
 
 def _limited(entry: Entry, queue: TaskQueue) -> str | None:

@@ -7,17 +7,18 @@ from typing import Any
 
 from nbprocs.engine.home import log
 from nbprocs.scheduler.entry import DEFAULTS, Entry, TaskOptions
-from nbprocs.scheduler.journal import ATTEMPT, Journal, attempt_row, read_attempt, read_error, read_result
+from nbprocs.scheduler.journal import Journal, attempt_row, read_attempt, read_error, read_result
 from nbprocs.scheduler.model import Attempt, Condition, Interrupted, Misfire, Now, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import decode
 from nbprocs.scheduler.outcome import Outcome, error_of
 from nbprocs.scheduler.queue import TaskQueue
+from nbprocs.scheduler.schema import ATTEMPT, OUTPUT
 from nbprocs.scheduler.store import Store
 from nbprocs.scheduler.times import latest_due, next_run
 
 __all__ = ["Resumed", "load", "lookup"]
 
-_COLUMNS = "key, argv, priority, time, clock, state, options, after, retries, runs, interruptions, started, error"
+_COLUMNS = "key, argv, priority, time, clock, state, options, after, retries, runs, interruptions, started, error, pid, host, worker"
 _UNFINISHED = "state IN ('queued', 'held', 'running')"
 
 
@@ -77,7 +78,7 @@ def _read(store: Store, found: Resumed, config: SchedulerConfig, now: Now, host:
         entry = entries[row[0]] = _entry(row, options)
         _due(entry, row[4], now)
         if row[5] == "running":
-            found.interrupted[entry.key] = _interrupted(entry, row[11], config, host=host, store=store)
+            found.interrupted[entry.key] = _interrupted(entry, row[11], row[13:16], config, host=host, store=store)
         if row[5] == "held" or missing:
             held.add(entry.key)
         if missing:
@@ -158,11 +159,12 @@ def _caught_up(entry: Entry, now: Now) -> float:
 
 
 def _interrupted(
-    entry: Entry, started: float | None, config: SchedulerConfig, *, host: str, store: Store
+    entry: Entry, started: float | None, where: tuple[Any, ...], config: SchedulerConfig, *, host: str, store: Store
 ) -> tuple[Attempt, tuple[Any, ...]]:
     """A former kernel died while it ran: queued again, or marked."""
     entry.interruptions += 1
     policy = entry.options.on_interrupted or config.on_interrupted
+    pid, known_host, worker = where
     number = int(store.rows("SELECT count(*) FROM attempts WHERE key = ?", entry.key)[0][0]) + 1
     attempt = Attempt(
         task_id=f"{store.prefix}{entry.key}",
@@ -176,7 +178,9 @@ def _interrupted(
         ended=None,
         outcome="interrupted",
         retry=entry.retries,
-        host=host,
+        pid=pid,
+        host=known_host or host,
+        worker=worker or "",
         reason="the kernel died",
     )
     if policy is Interrupted.MARK or entry.interruptions > config.max_interruptions:
@@ -209,11 +213,12 @@ def lookup(store: Store, key: int, task_id: str) -> Entry | None:
     entry.state = TaskState(row[5])
     attempts: list[Attempt] = []
     result, error = None, error_of(entry, entry.state, row[12] or "")
-    for found in store.rows(f"SELECT {ATTEMPT}, stdout, stderr, dropped, error FROM attempts WHERE key = ? ORDER BY attempt", key):  # noqa: S608
-        attempt = read_attempt(entry, found[:16], task_id)
+    for found in store.rows(f"SELECT {OUTPUT}, {ATTEMPT} FROM attempts WHERE key = ? ORDER BY attempt", key):  # noqa: S608
+        out, err, dropped, text, *columns = found
+        attempt = read_attempt(entry, tuple(columns), task_id)
         attempts.append(attempt)
-        result = read_result(attempt, found[16], found[17], found[18])
+        result = read_result(attempt, out, err, dropped)
         if entry.state is TaskState.FAILED:
-            error = read_error(found[19], result, attempt.retry + 1)
+            error = read_error(text, result, attempt.retry + 1)
     entry.outcome = Outcome(result=result, error=error, attempts=tuple(attempts))
     return entry

@@ -14,27 +14,27 @@ longer than two seconds while a time is awaited: a machine that was suspended, o
 
 import asyncio
 import itertools
-import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
 from nbprocs.engine.home import Home, log
-from nbprocs.errors import Closed, ProcessError
+from nbprocs.errors import Closed, ProcessError, WorkerLost
 from nbprocs.policy import RetryPolicy
 from nbprocs.processes.events import Subscribers
-from nbprocs.scheduler.backend import Backend, Ended, Job, Started
+from nbprocs.scheduler.backend import Backend, Ended, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.estimate import Durations
+from nbprocs.scheduler.fence import Fence
 from nbprocs.scheduler.joining import Joiners
 from nbprocs.scheduler.journal import Journal
 from nbprocs.scheduler.model import Attempt, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
 from nbprocs.scheduler.options import timeout_factor
-from nbprocs.scheduler.outcome import Outcome, Run, attempt_of, error_of
+from nbprocs.scheduler.outcome import Outcome, Run, attempt_of, error_of, job_of
 from nbprocs.scheduler.queue import TaskQueue
+from nbprocs.scheduler.room import Room
 from nbprocs.scheduler.slots import Slots
-from nbprocs.scheduler.system import available_memory, gpu_devices
 from nbprocs.scheduler.times import Recurrence, latest_due, next_run
 
 __all__ = ["Runner"]
@@ -59,8 +59,8 @@ class Runner:
         self.calls = calls
         self.clock = clock
         self.home: Home | None = None
-        self.gpus = gpu_devices()
-        self.queue = TaskQueue(max_running=config.max_concurrent_tasks, groups=config.groups, resources=config.resources)
+        self.queue = TaskQueue(groups=config.groups, resources=config.resources)
+        self.room = Room(backend, self.queue, config.max_concurrent_tasks)
         self.durations = Durations()
         self.attempts: deque[Attempt] = deque(maxlen=config.history)
         self.finished: OrderedDict[int, Entry] = OrderedDict()
@@ -72,7 +72,7 @@ class Runner:
         self._store_error: str | None = None  # until the store can be written again
         self.closed = False
         self.subscribers: Subscribers[[SchedulerEvent]] = Subscribers("the scheduler")
-        self._slots = Slots(self.gpus)
+        self._slots = Slots()
         self._policies: dict[int, RetryPolicy] = {}
         self._runs = itertools.count(1)
         self._running: dict[int, Entry] = {}
@@ -80,17 +80,26 @@ class Runner:
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners = Joiners(self)
-        self._host = socket.gethostname()
+        self.fence = Fence(backend, prefix, stored=journal.store is not None)
+        self._free_memory: Callable[[], float] | None = getattr(backend, "free_memory", None)
 
     # -- life
 
     def bind(self, home: Home) -> None:
         """Live on this loop from now on."""
         self.home = home
-        self.backend.bind(home)
+        self.backend.bind(home, self._capacity_changed)
         if self.calls is not None:
-            self.calls.bind(home)
+            self.calls.bind(home, lambda: None)
+        self.room.read()
+        self.fence.begin(home, self.want)
         self.want()
+
+    def _capacity_changed(self) -> None:
+        if not self.closed:
+            self.room.read()
+            self.emit(TaskEventKind.CHANGED)
+            self.want()
 
     def want(self) -> None:
         """Pump in this turn of the loop. Without a home yet: when there is one."""
@@ -108,6 +117,7 @@ class Runner:
         self._disarm()
         for entry in list(self._running.values()):
             self._end_run(entry, "closing")
+        await self.fence.aclose()
         await self.backend.aclose()
         if self.calls is not None:
             await self.calls.aclose()
@@ -152,7 +162,7 @@ class Runner:
         if self.closed:
             return
         now = self.clock()
-        taken = [] if self.halted else self.queue.take(now, available_memory)
+        taken = [] if self.halted or not self.fence.up else self.queue.take(now, self._free_memory)
         for entry in taken:
             self.journal.change(entry, started=now.wall)
         try:
@@ -166,6 +176,7 @@ class Runner:
         self._tell()
         self._arm(now)
         self.joiners.check()
+        self.room.demand(self.running(), idle=bool(self.halted))
 
     def _give_back(self, taken: list[Entry], now: Now, error: StoreError) -> None:
         """The disk does not take that they start, so they must not; nor is anybody told of an end that is not on disk. Tried again soon."""
@@ -227,24 +238,9 @@ class Runner:
             units=units,
         )
         env = self._slots.environment(slot, units)
-        env["NBPROCS_TASK_ID"], env["NBPROCS_ATTEMPT"] = self.task_id(entry), str(run.number)
-        env.update(options.env_vars)
-        job = Job(
-            id=run.id,
-            task_id=self.task_id(entry),
-            name=entry.label,
-            command=entry.command,
-            args=entry.args,
-            working_dir=options.working_dir,
-            env_vars=env,
-            timeout=self.timeout(entry),
-            shell=options.shell,
-            named=options.name is not None,
-        )
+        job = job_of(entry, run, task_id=self.task_id(entry), timeout=self.timeout(entry), env=env)
         self._running[entry.key] = entry
         self._backend(entry).start(job, lambda event: self._heard(entry, run, event))
-        if self.subscribers:
-            self.emit(TaskEventKind.STARTED, entry)
 
     def _backend(self, entry: Entry) -> Backend:
         return self.calls if callable(entry.command) and self.calls is not None else self.backend
@@ -263,10 +259,10 @@ class Runner:
     # -- ends
 
     def _heard(self, entry: Entry, run: Run, event: Started | Ended) -> None:
-        if isinstance(event, Started):
-            run.seen = event
-            return
         now = self.clock()
+        if isinstance(event, Started):
+            self._began(entry, run, event, now)
+            return
         self._running.pop(entry.key, None)
         self._slots.give(run.slot, run.units)
         attempt = attempt_of(entry, run, event, task_id=self.task_id(entry), wall=now.wall, elapsed=now.elapsed)
@@ -276,13 +272,38 @@ class Runner:
         outcome.result, outcome.error = event.result, event.error
         entry.run = None
         self.journal.attempt(entry, attempt, event.result, event.error)
-        if event.stopped and run.intent == "closing":
+        lost = event.error if isinstance(event.error, WorkerLost) else None
+        stopped = event.stopped or lost is not None  # where its machine went nothing of it runs either
+        if stopped and run.intent == "closing":
             self._back_to_queue(entry, now)
-        elif event.stopped and run.intent:
+        elif stopped and run.intent:
             self._finish(entry, TaskState.CANCELLED, now)
+        elif lost is not None and lost.expected:
+            self._taken_away(entry, lost, now)
         else:
             self._judge(entry, attempt, event.error, now)
         self.want()
+
+    def _began(self, entry: Entry, run: Run, event: Started, now: Now) -> None:
+        """It runs: this is its start, not the hand-over. Where is noted too: on another machine it may outlive this kernel."""
+        run.seen, run.started, run.elapsed = event, now.wall, now.elapsed
+        self.journal.change(entry, started=now.wall, pid=event.pid, host=event.host, worker=event.worker)
+        if event.worker:
+            self.want()
+        if self.subscribers:
+            self.emit(TaskEventKind.STARTED, entry)
+
+    def _taken_away(self, entry: Entry, error: WorkerLost, now: Now) -> None:
+        """Its worker went on purpose: again, not counted. At once the first time, then with growing delays: it may be too long for any."""
+        before = reversed(entry.outcome.attempts[:-1])
+        losses = sum(1 for _ in itertools.takewhile(lambda attempt: attempt.reason == error.reason, before))
+        delay = 0.0
+        if losses:
+            asked = self.config.policy(losses).decide(error, attempt=losses, elapsed=0.0)
+            delay = self.config.retry_delay if asked is None else asked
+        self.queue.again(entry, now, time=entry.time, due=now.elapsed + delay if delay else None)
+        self.journal.waits_again(entry)
+        self.emit(TaskEventKind.RETRYING, entry, delay=delay, error=error)
 
     def _back_to_queue(self, entry: Entry, now: Now) -> None:
         self.queue.again(entry, now, time=entry.time, due=None)

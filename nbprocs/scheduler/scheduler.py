@@ -117,7 +117,7 @@ class TaskScheduler(Control, Views):
             if entry.options.name is not None:
                 runner.names[entry.options.name] = entry
             for name, _ in entry.options.resources:
-                self._declare(name)
+                runner.room.declare(name)
         runner.missing = found.missing
         return last
 

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from nbprocs.scheduler.errors import StoreCorrupt, StoreError, StoreInUse, StoreTooNew
 
-__all__ = ["APPLICATION", "VERSION", "create", "inspect"]
+__all__ = ["APPLICATION", "ATTEMPT", "OUTPUT", "VERSION", "create", "inspect", "upgrade"]
 
 APPLICATION = 0x6E627073  # "nbps", in the file's header
-VERSION = 1
+VERSION = 2
+ATTEMPT = (
+    "key, attempt, retry, queued, started, ended, outcome, exit_code, signal, reason, execution_time, peak_rss, cpu_time, "
+    "pid, host, slot, worker"
+)
+OUTPUT = "stdout, stderr, dropped, error"
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -28,15 +33,30 @@ CREATE TABLE tasks (
     interruptions INTEGER NOT NULL DEFAULT 0,
     started REAL,                         -- of the attempt under way
     name TEXT,
-    error TEXT                            -- why it was skipped, cancelled or interrupted
+    error TEXT,                           -- why it was skipped, cancelled or interrupted
+    pid INTEGER, host TEXT, worker TEXT,  -- where the attempt under way runs
+    folder TEXT,                          -- where it was scheduled
+    unique_key TEXT                       -- schedule(key=…)
 );
 CREATE INDEX named ON tasks (name) WHERE name IS NOT NULL;
+CREATE INDEX keyed ON tasks (unique_key) WHERE unique_key IS NOT NULL;
 CREATE TABLE attempts (
     key INTEGER NOT NULL, attempt INTEGER NOT NULL, retry INTEGER NOT NULL, queued REAL NOT NULL, started REAL, ended REAL,
     outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, reason TEXT, execution_time REAL, peak_rss INTEGER, cpu_time REAL,
-    pid INTEGER, host TEXT, slot INTEGER, stdout BLOB, stderr BLOB, dropped INTEGER, error TEXT
+    pid INTEGER, host TEXT, slot INTEGER, worker TEXT, stdout BLOB, stderr BLOB, dropped INTEGER, error TEXT
 );
 CREATE INDEX attempts_of ON attempts (key);
+"""
+
+# From version 1 to 2, for a queue that an earlier release wrote.
+_UPGRADE = """
+ALTER TABLE tasks ADD COLUMN pid INTEGER;
+ALTER TABLE tasks ADD COLUMN host TEXT;
+ALTER TABLE tasks ADD COLUMN worker TEXT;
+ALTER TABLE tasks ADD COLUMN folder TEXT;
+ALTER TABLE tasks ADD COLUMN unique_key TEXT;
+CREATE INDEX keyed ON tasks (unique_key) WHERE unique_key IS NOT NULL;
+ALTER TABLE attempts ADD COLUMN worker TEXT;
 """
 
 # No index on the state: it would more than double what a new task costs, for one scan (0.1 s a million tasks) when a queue is opened.
@@ -67,6 +87,14 @@ def create(path: Path, prefix: str) -> None:
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Give a queue of version 1 the columns of version 2. Inside a transaction of the caller's."""
+    if db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+        for statement in filter(None, map(str.strip, _UPGRADE.split(";"))):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def inspect(path: Path) -> None:

@@ -23,14 +23,15 @@ from typing import Any
 import psutil
 
 from nbprocs.scheduler.errors import StoreError, StoreInUse
-from nbprocs.scheduler.schema import create, inspect
+from nbprocs.scheduler.schema import ATTEMPT, OUTPUT, create, inspect, upgrade
 
 __all__ = ["INSERT", "Store"]
 
 _PLAIN = "INSERT INTO tasks (key, argv, priority, time) VALUES (?, ?, ?, ?)"  # all else at its default: half the time
 INSERT = "INSERT INTO tasks (key, argv, priority, time, clock, state, options, after, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PLAIN_COLUMNS = 4
-_INSERT_ATTEMPT = f"INSERT INTO attempts VALUES ({', '.join('?' * 20)})"  # noqa: S608 - no text of a user's
+_ATTEMPT_COLUMNS = f"{ATTEMPT}, {OUTPUT}"
+_INSERT_ATTEMPT = f"INSERT INTO attempts ({_ATTEMPT_COLUMNS}) VALUES ({', '.join('?' * len(_ATTEMPT_COLUMNS.split(',')))})"  # noqa: S608 - no text of a user's
 
 _open_here: set[tuple[int, int]] = set()  # (device, inode): a second open in this process would drop the POSIX lock of the first
 _registry = threading.Lock()
@@ -80,6 +81,7 @@ class Store:
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA wal_autocheckpoint = 4000")
             db.execute("BEGIN IMMEDIATE")
+            upgrade(db)
             db.execute("COMMIT")
         except sqlite3.Error as error:
             db.close()

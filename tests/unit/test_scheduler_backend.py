@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import pytest
 
 from nbprocs.engine.home import Home
 from nbprocs.pool import PoolConfig, ProcessPool
-from nbprocs.scheduler import Ended, Job, LocalBackend, PoolBackend, Started, TaskScheduler
+from nbprocs.scheduler import Capacity, Ended, Job, LocalBackend, PoolBackend, Started, TaskScheduler
 from nbprocs.testing.conformance import FakeBackend, check_backend
 from tests.children import SLEEPER, python_child
 
@@ -18,10 +19,12 @@ COMMANDS = {
     "refused": ("/no/such/program", ()),
 }
 NAMES = {name: (name, ()) for name in COMMANDS}
+GPU = python_child("ready(os.environ.get('CUDA_VISIBLE_DEVICES', '')); forever()")
 
 
-async def test_local_backend_conforms() -> None:
-    await check_backend(LocalBackend, COMMANDS)
+async def test_local_backend_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    await check_backend(LocalBackend, {**COMMANDS, "gpu": (GPU[0], GPU[1:])})
 
 
 async def test_fake_backend_conforms() -> None:
@@ -94,12 +97,60 @@ class TellsAtOnce(FakeBackend):
         report(Started())
 
 
+class NoReason(FakeBackend):
+    def capacity(self) -> Capacity:
+        return Capacity(slots=0)
+
+
+class NoHost(FakeBackend):
+    def start(self, job: Job, report) -> None:
+        super().start(job, lambda event: report(Started() if isinstance(event, Started) else event))
+
+
+class Proxy:
+    """What a careless backend takes for a process."""
+
+    pid = 1
+
+
+class NoProcess(FakeBackend):
+    def start(self, job: Job, report) -> None:
+        told = Started(host="h", pid=1, process=Proxy())  # type: ignore[arg-type]
+        super().start(job, lambda event: report(told if isinstance(event, Started) else event))
+
+
+class SameGpu(LocalBackend):
+    def start(self, job: Job, report) -> None:
+        super().start(replace(job, env_vars={"CUDA_VISIBLE_DEVICES": "0"}), report)
+
+
 @pytest.mark.parametrize(
-    ("wrong", "what"), [(TellsTwice, "exactly one Ended"), (TellsAtOnce, "returns before anything"), (IgnoresCancel, "no Ended within")]
+    ("wrong", "what"),
+    [
+        (TellsTwice, "exactly one Ended"),
+        (TellsAtOnce, "returns before anything"),
+        (IgnoresCancel, "no Ended within"),
+        (NoReason, "says what it waits for"),
+        (NoHost, "tells the host"),
+        (NoProcess, "has what JobProcess names"),
+    ],
 )
 async def test_the_check_finds_broken_backends(wrong: type[FakeBackend], what: str) -> None:
     with pytest.raises(AssertionError, match=what):
         await check_backend(wrong, NAMES, limit=0.5)
+
+
+async def test_the_check_finds_a_gpu_that_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    backends: list[SameGpu] = []
+
+    def make() -> SameGpu:
+        backends.append(SameGpu())
+        return backends[0]
+
+    with pytest.raises(AssertionError, match="a GPU of its own"):
+        await check_backend(make, {**COMMANDS, "gpu": (GPU[0], GPU[1:])})
+    await backends[0].aclose()
 
 
 async def test_functions_run_in_a_pool_and_commands_beside_them() -> None:
@@ -120,7 +171,7 @@ async def test_a_function_without_a_pool_is_refused() -> None:
 
 async def test_local_jobs_tell_pid_and_process() -> None:
     backend = LocalBackend()
-    backend.bind(Home.current())
+    backend.bind(Home.current(), lambda: None)
     events: asyncio.Queue[Started | Ended] = asyncio.Queue()
     argv = python_child("ready(); forever()")
     backend.start(Job(id="1", task_id="1", name="n", command=argv[0], args=argv[1:]), events.put_nowait)

@@ -12,7 +12,7 @@ from nbprocs.scheduler.estimate import Durations, eta
 from nbprocs.scheduler.model import Condition, Halt, Interrupted, Misfire, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import decode, encode, make_options, memory_bytes
 from nbprocs.scheduler.plots import layers
-from nbprocs.scheduler.slots import Numbers, Slots
+from nbprocs.scheduler.slots import Gpus, Numbers, Slots
 from nbprocs.scheduler.system import available_memory, gpu_devices, now
 from nbprocs.scheduler.times import Recurrence, following, latest_due, next_run, parse_at, to_datetime, zone
 
@@ -153,10 +153,14 @@ def test_a_timedelta_is_a_time() -> None:
 
 
 def test_slots_and_numbers() -> None:
-    slots = Slots(("GPU-x",))
-    slot, units = slots.take((("gpu", 2.0), ("mem", 0.5), ("huge", 1.0)), {"gpu": 2, "mem": 1.0, "huge": 1e6})
-    assert units == {"gpu": [0, 1]}
-    assert slots.environment(slot, units)["CUDA_VISIBLE_DEVICES"] == "GPU-x,1"
+    slots = Slots()
+    slot, units = slots.take((("gpu", 2.0), ("mem", 0.5), ("port", 2.0), ("huge", 1.0)), {"gpu": 2, "mem": 1.0, "port": 2, "huge": 1e6})
+    assert units == {"port": [0, 1]}
+    assert slots.environment(slot, units) == {"NBPROCS_SLOT": "0", "NBPROCS_SLOT_PORT": "0,1"}
+    gpus = Gpus(("GPU-x",))
+    assert gpus.take("a", 2.0)["CUDA_VISIBLE_DEVICES"] == "GPU-x,1"
+    gpus.give("a")
+    assert gpus.take("b", 1.0)["CUDA_VISIBLE_DEVICES"] == "GPU-x"
     slots.give(slot, units)
     numbers = Numbers()
     taken = [numbers.take() for _ in range(5)]

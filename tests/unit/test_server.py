@@ -1,0 +1,130 @@
+"""The server's extension: what it makes of the shims' answers, and that nothing but an order reaches them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from nbprocs.engine import asking
+from nbprocs.server import census as room
+from tests.unit.test_asking import shims  # noqa: F401 - a fixture
+
+STATUS = {
+    "v": 1,
+    "shim": {"pid": 1, "kernel_pid": 77, "detached": False, "kernel_alive": True},
+    "children": [{"id": "i", "name": "web", "pid": 9, "command": "python -m http.server", "status": "running", "cpu": 1.5, "rss": 4096}],
+    "strays": [{"pid": 10, "command": "left over"}],
+}
+
+
+def line(answer):
+    return json.dumps(answer).encode() + b"\n"
+
+
+def test_a_row_says_where_its_kernel_is_seen(shims, tmp_path):  # noqa: F811
+    shims("shim-77-a", line(STATUS))
+    found = room.census(tmp_path, notebooks={77: room.Notebook(kernel="k", path="a.ipynb", kind="notebook")})
+    web, stray = found["processes"]
+    assert (web["name"], web["path"], web["kernel"], web["socket"], web["kernel_alive"]) == ("web", "a.ipynb", "k", "shim-77-a.sock", True)
+    assert (stray["status"], stray["pid"]) == ("stray", 10)
+    assert found["silent"] == []
+
+
+def test_a_shim_that_does_not_answer_is_named(shims, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(room, "_PATIENCE", 0.1)
+    shims("a", None)
+    shims("b", line(STATUS))
+    found = room.census(tmp_path, notebooks={})
+    assert [silent["socket"] for silent in found["silent"]] == ["a.sock"]
+    assert len(found["processes"]) == 2
+
+
+@pytest.mark.parametrize("socket", ["../x.sock", "/tmp/x.sock", "a/b.sock", "x", "", "a.sock\n"])
+def test_a_socket_is_named_and_no_path(tmp_path, socket):
+    with pytest.raises(ValueError, match="no name of a socket"):
+        room.order(tmp_path, socket=socket, request={"op": "stop", "id": "i"})
+    with pytest.raises(ValueError, match="name of a socket"):
+        room.output(tmp_path, socket=socket, process="i", offset=0)
+
+
+@pytest.mark.parametrize("op", ["start", "spawn", "status", "", None, "exec"])
+def test_only_orders_are_carried(shims, tmp_path, op):  # noqa: F811
+    shim = shims("a", line({"ok": True}))
+    with pytest.raises(ValueError, match="none of"):
+        room.order(tmp_path, socket="a.sock", request={"op": op, "id": "i"})
+    assert shim.asked == []
+
+
+@pytest.mark.parametrize("grace", [-1, 1e9, float("nan"), "5", None])
+def test_a_grace_is_a_number_of_seconds(tmp_path, grace):
+    with pytest.raises(ValueError, match="grace"):
+        room.order(tmp_path, socket="a.sock", request={"op": "stop", "id": "i", "grace": grace})
+
+
+def test_an_order_reaches_its_shim(shims, tmp_path):  # noqa: F811
+    shim = shims("a", line({"ok": True}))
+    assert room.order(tmp_path, socket="a.sock", request={"op": "stop", "id": "i", "grace": 2}) == {"ok": True}
+    assert shim.asked == [{"v": asking.VERSION, "op": "stop", "id": "i", "grace": 2}]
+    assert room.order(tmp_path, socket="none.sock", request={"op": "pause", "id": "i"})["ok"] is False
+
+
+def test_ten_kernels_with_twenty_processes_each_are_quick(shims, tmp_path):  # noqa: F811
+    """The panel's refresh: at most 150 ms of the server's time. Medians, because the machine is shared."""
+    for number in range(10):
+        shims(f"shim-{number}", line({**STATUS, "children": STATUS["children"] * 20}))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        found = room.census(tmp_path, notebooks={})
+        times.append(time.perf_counter() - began)
+    assert len(found["processes"]) == 210
+    assert sorted(times)[2] < 0.15
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real jupyter-server with the extension, its own folders, and a token."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    env = {**os.environ, "NBPROCS_RUNTIME_DIR": str(folder), "HOME": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path / "j")}
+    command = [sys.executable, "-m", "jupyter_server", "--port=0", "--no-browser", "--allow-root", "--IdentityProvider.token=secret"]
+    command += ["--ServerApp.jpserver_extensions={'nbprocs.server': True}", f"--ServerApp.root_dir={tmp_path}"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        address = next(row.split()[-1].split("?")[0] for row in process.stderr if "http://" in row and "token" in row)
+        yield address.rsplit("/", 1)[0] if not address.endswith("/") else address[:-1], folder
+        process.terminate()
+        process.stderr.read()
+
+
+def fetch(address, *, token=None, body=None, headers=()):
+    request = urllib.request.Request(address, data=body, headers=dict(headers))
+    if token:
+        request.add_header("Authorization", f"token {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, json.loads(response.read() or "null")
+    except urllib.error.HTTPError as error:
+        error.read()
+        return error.code, None
+
+
+def test_nothing_is_reachable_without_the_token(server, shims):  # noqa: F811
+    base, folder = server
+    shim = shims("shim-1-a", line({**STATUS, "ok": True}), folder)
+    for path in ("processes", "output?socket=shim-1-a.sock&id=i"):
+        assert fetch(f"{base}/nbprocs/{path}")[0] == 403
+        assert fetch(f"{base}/nbprocs/{path}", token="wrong")[0] == 403
+    assert shim.asked == []
+    status, found = fetch(f"{base}/nbprocs/processes", token="secret")
+    assert (status, found["processes"][0]["name"]) == (200, "web")
+    order = json.dumps({"socket": "shim-1-a.sock", "id": "i", "op": "stop"}).encode()
+    assert fetch(f"{base}/nbprocs/order", body=order)[0] == 403
+    assert fetch(f"{base}/nbprocs/order", body=order, token="secret") == (200, {**STATUS, "ok": True})
+    assert fetch(f"{base}/nbprocs/order", body=order.replace(b"stop", b"start"), token="secret")[0] == 400
+    assert fetch(f"{base}/nbprocs/order", body=b"[]", token="secret")[0] == 400
+    assert [asked["op"] for asked in shim.asked] == ["status", "stop"]
