@@ -1,7 +1,9 @@
 """The shim process: run by nbprocs.engine.shim with ``python -I -S -E``; standard library only, imported by nobody.
 
-Arguments: the descriptor of its first socket, the kernel's pid, the kernel's part of the tags, the kernel's token, whether it follows one that died.
-Memory and the first start are what a shim costs, so it loads no more than it needs: this file gives it the package's own modules without the
+Arguments: the descriptor of its first socket, the kernel's pid, the kernel's part of the tags, the kernel's token, whether it follows
+one that died.
+Memory and the first start are what a shim costs, so it loads no more than it needs: this file gives it the package's own modules without
+the
 package's ``__init__``, which would load all of nbprocs.
 """
 
@@ -15,7 +17,10 @@ sys.modules["nbprocs"] = _package
 
 
 def _become_subreaper() -> None:
-    """Be the one whom orphaned descendants fall to, and be woken from SIGSTOP when the kernel ends. Linux; elsewhere sessions have to do."""
+    """Be the one whom orphaned descendants fall to, and be woken from SIGSTOP when the kernel ends.
+
+    Linux; elsewhere sessions have to do.
+    """
     if sys.platform != "linux":
         return
     import ctypes  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""How one tree is ended, decided without touching anything: told the time and who was seen, it answers whom to send what, and when to look again.
+"""How one tree is ended: told the time and who was seen, it answers whom to send what, and when to look again. Touches nothing itself.
 
 ::
 
@@ -7,9 +7,11 @@
        │  to each one once               │  at every look
        └──────── enough looks in a row found nobody ────────► done
 
-With ``leader_first`` ASKING has two parts: the child alone is asked; when the grace is over the rest of its tree is, and a shorter grace begins.
+With ``leader_first`` ASKING has two parts: the child alone is asked; when the grace is over the rest of its tree is, and a shorter grace
+begins.
 
-One empty look proves nothing while things move: a process that forks and ends every few milliseconds may be between two names. The more often
+One empty look proves nothing while things move: a process that forks and ends every few milliseconds may be between two names. The more
+often
 new members turned up, the more empty looks in a row are wanted.
 """
 
@@ -19,7 +21,7 @@ import signal
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Ending", "Step"]
+__all__ = ["Ending", "Measures"]
 
 KILL_DEADLINE = 5.0  # seconds after the first SIGKILL in which the system must have ended everybody
 SECOND_GRACE = 0.5  # seconds for the rest of the tree, where the leader was asked first
@@ -32,7 +34,7 @@ SIGKILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Measures:
     """What one look led to."""
 
     send: tuple[tuple[int, tuple[int, ...]], ...]  # (pid, signals in order)
@@ -74,7 +76,7 @@ class Ending:
         """The pids that we may not signal."""
         return {pid for pid, _ in self._refused}
 
-    def looked(self, now: float, seen: Mapping[int, float]) -> Step:
+    def looked(self, now: float, seen: Mapping[int, float]) -> Measures:
         """After a look that found these living members (pid → start). Raises RuntimeError when it is over already."""
         if self.done:
             msg = "this ending is over"
@@ -90,30 +92,30 @@ class Ending:
         if self._give_up_at is not None and now >= self._give_up_at:
             self.done = True
             self.survivors = tuple(sorted(seen))
-            return Step((), None)
+            return Measures((), None)
         if now >= self._kill_at:
             return self._kill(now, members, news=news)
         return self._ask(now, members)
 
-    def _nobody(self, now: float) -> Step:
+    def _nobody(self, now: float) -> Measures:
         self._empty += 1
         if self._empty >= (CALM if self._news <= 1 else RESTLESS):
             self.done = True
-            return Step((), None)
-        return Step((), now + BETWEEN_EMPTY * self._empty)
+            return Measures((), None)
+        return Measures((), now + BETWEEN_EMPTY * self._empty)
 
-    def _ask(self, now: float, members: set[tuple[int, float]]) -> Step:
+    def _ask(self, now: float, members: set[tuple[int, float]]) -> Measures:
         whole = now >= self._whole_tree_at
         fresh = {member for member in members - self._asked if whole or member[0] == self.leader}
         self._asked |= fresh
         send = tuple((pid, (self.signal, SIGCONT)) for pid, _ in sorted(fresh))
         self._wait = FIRST_LOOK if fresh else min(self._wait * 2, LONGEST_LOOK)
         change = self._kill_at if whole else self._whole_tree_at
-        return Step(send, min(now + self._wait, change))
+        return Measures(send, min(now + self._wait, change))
 
-    def _kill(self, now: float, members: set[tuple[int, float]], *, news: bool) -> Step:
+    def _kill(self, now: float, members: set[tuple[int, float]], *, news: bool) -> Measures:
         if self._give_up_at is None:  # the deadline counts from the SIGKILL that is really sent
             self._give_up_at = now + KILL_DEADLINE
         self._wait = CHASE if news else min(self._wait * 2, LONGEST_LOOK / 2)  # who forks faster than we look is never caught
         self.killed = True
-        return Step(tuple((pid, (SIGKILL,)) for pid, _ in sorted(members)), min(now + self._wait, self._give_up_at))
+        return Measures(tuple((pid, (SIGKILL,)) for pid, _ in sorted(members)), min(now + self._wait, self._give_up_at))

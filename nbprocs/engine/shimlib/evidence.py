@@ -49,7 +49,10 @@ class Claim(NamedTuple):
 
 
 def tokens_in(value: bytes) -> frozenset[str]:
-    """What an environment's NBPROCS_TOKEN says: the tokens of nested kernels, each with all that it begins with (kernel, manager, process)."""
+    """What an environment's NBPROCS_TOKEN says.
+
+    The tokens of nested kernels, each with all that it begins with (kernel, manager, process).
+    """
     found = set()
     for token in value.decode("ascii", "replace").split(":"):
         parts = token.split(".")

@@ -1,7 +1,9 @@
 """Starting a child inside the shim, and saying which step of it failed.
 
-``posix_spawn`` is the fast way: the shim is small and single-threaded, so its own folder, umask and tag may be changed around it and put back.
-Where the child needs more (another user, niceness, limits) it is fork, and each step in the child in the order of subprocess; what fails there
+``posix_spawn`` is the fast way: the shim is small and single-threaded, so its own folder, umask and tag may be changed around it and put
+back.
+Where the child needs more (another user, niceness, limits) it is fork, and each step in the child in the order of subprocess; what fails
+there
 comes back by a pipe that exec closes.
 """
 
@@ -96,9 +98,7 @@ def _spawned(order: StartOrder, fds: Sequence[int], env: Mapping[bytes, bytes]) 
             raise Refusal("cwd", error) from error
     try:
         program = find(order.executable or order.argv[0], env.get(b"PATH"), order.cwd)
-        return os.posix_spawn(
-            program, order.argv, env, file_actions=_actions(order, fds), setsid=True, setsigmask=(), setsigdef=_RESET
-        )
+        return os.posix_spawn(program, order.argv, env, file_actions=_actions(order, fds), setsid=True, setsigmask=(), setsigdef=_RESET)
     except (OSError, ValueError) as error:
         raise Refusal("program", error) from error
     finally:

@@ -120,13 +120,15 @@ class Looker:
             children.setdefault(row.ppid, []).append(row.pid)
         evidence = {row.pid: self._translated(found_of(row)) for row in table.values() if not row.gone and row.pid != self._me}
         ours = below([self._me], children) - {self._me}
+        led = {kid.pid for kid in self._kids}
         found = []
         for claim in claims:
             meant = [kid for kid in self._kids if claim.everything or claim.has_tag(kid.tag)]
             roots = {kid.pid for kid in meant if self._is_still(kid, table.get(kid.pid))}
             for pid, known in evidence.items():
                 if claim.everything:
-                    mine = pid in ours or (known.tag is not None and parts_of_tag(known.tag)[0] == self.base) or self.token in known.tokens
+                    mine = pid in ours or known.session in led or (is_tag(known.tag) and parts_of_tag(known.tag or 0)[0] == self.base)
+                    mine = mine or self.token in known.tokens
                 else:
                     mine = claimed(claim, known, stray=claim.strays and table[pid].ppid == self._me and self._stray(known))
                 if mine and pid not in self._kids.by_pid:
@@ -135,7 +137,7 @@ class Looker:
         return found
 
     def _is_still(self, kid: Kid, row: Row | None) -> bool:
-        return row is not None and (kid.own or not kid.start or row.start == kid.start or row.start == 0)
+        return row is not None and (kid.own or not kid.start or row.start in (kid.start, 0))
 
 
 class _Walk:
@@ -177,7 +179,8 @@ def found_of(row: Row) -> Found:
 def send_signals(pid: int, start: float, numbers: Iterable[int], *, own: bool) -> None:
     """Signals to a process while its identity holds; nothing if it has gone. Raises PermissionError.
 
-    ``own``: an unreaped child of ours, whose pid can't be anybody else's. For all others the pidfd is opened first and the row read after that:
+    ``own``: an unreaped child of ours, whose pid can't be anybody else's. For all others the pidfd is opened first and the row read
+    after that:
     if the row is the one that was seen, the pidfd is of that process or of one that is gone.
     """
     with contextlib.suppress(ProcessLookupError):

@@ -10,7 +10,21 @@ import sys
 import time
 from typing import NamedTuple
 
-__all__ = ["ON_LINUX", "PAGE", "TICK", "Identity", "Row", "children_of", "environ_of", "name_of", "parse_stat", "present", "read_proc", "rows", "tag_of"]
+__all__ = [
+    "ON_LINUX",
+    "PAGE",
+    "TICK",
+    "Identity",
+    "Row",
+    "children_of",
+    "environ_of",
+    "name_of",
+    "parse_stat",
+    "present",
+    "read_proc",
+    "rows",
+    "tag_of",
+]
 
 ON_LINUX = sys.platform == "linux"
 PAGE = os.sysconf("SC_PAGE_SIZE") if ON_LINUX else 4096

@@ -79,15 +79,26 @@ class Server:
             self._kernel_gone(-1)
         while not self._done:
             self._flush()
-            for fd, _ in self._poll.poll(self._timeout()):
-                handler = self._handlers.get(fd)
-                if handler is not None:
-                    handler(fd)
-            self.reap()
-            self.timers.run(time.monotonic())
-            self.tending.step()
+            ready = self._poll.poll(self._timeout())
+            try:
+                for fd, _ in ready:
+                    handler = self._handlers.get(fd)
+                    if handler is not None:
+                        handler(fd)
+                self.reap()
+                self.timers.run(time.monotonic())
+                self.tending.step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the children must keep their guard
+                self._complain(error)
         if self.status is not None:
             self.status.close()
+
+    def _complain(self, error: Exception) -> None:
+        """Say it in the kernel's log; a fault that comes again at once must not make it spin."""
+        import traceback  # noqa: PLC0415 - only in trouble
+
+        self._first.tell(wire.LOG, "".join(traceback.format_exception(error)))
+        time.sleep(0.01)
 
     def _timeout(self) -> float | None:
         times = [when for when in (self.timers.next(), self.tending.next()) if when is not None]
@@ -149,7 +160,9 @@ class Server:
                     self._serve(*fields)
                 case wire.GUARD:
                     number, pid, start, token, tag = fields
-                    self._guard(Kid(number, pid, tag, None, ("", "", None), (), token, (0, False, 0.0, None), self.began, own=False, start=start))
+                    self._guard(
+                        Kid(number, pid, tag, None, ("", "", None), (), token, (0, False, 0.0, None), self.began, own=False, start=start)
+                    )
                 case wire.RELEASE:
                     kid = self.kids.by_number.get(fields[0])
                     if kid is not None:
@@ -233,7 +246,9 @@ class Server:
             case wire.TAKE:
                 self._take(link, *fields)
             case wire.STRAYS:
-                link.tell(wire.STRAYS_ARE, fields[0], tuple((found.pid, found.start, command_of(found.pid)) for found in self.looker.strays()))
+                link.tell(
+                    wire.STRAYS_ARE, fields[0], tuple((found.pid, found.start, command_of(found.pid)) for found in self.looker.strays())
+                )
 
     def _to_kid(self, number: int, act: Callable[[Kid], object]) -> None:
         self.reap()
@@ -277,7 +292,9 @@ class Server:
         self.kids.add(kid)
         link.tell(wire.STARTED, order.number, pid)
 
-    def _take(self, link: ShimLink, number: int, pid: int, start: float, tag: int, argv: Any, token: str, stop: Any, remaining: Any, label: Any) -> None:
+    def _take(
+        self, link: ShimLink, number: int, pid: int, start: float, tag: int, argv: Any, token: str, stop: Any, remaining: Any, label: Any
+    ) -> None:
         """A child of a shim that died."""
         kid = Kid(number, pid, tag, link, label, argv, token, stop, time.monotonic(), own=False, start=start)
         if remaining is not None:
@@ -389,9 +406,7 @@ class Server:
             over(left)
 
         number, leader_first = kid.stop[:2]
-        self.tending.end(
-            self.tending.claim_of(kid), number=number, leader_first=leader_first, grace=grace, leader=kid.pid, over=ended
-        )
+        self.tending.end(self.tending.claim_of(kid), number=number, leader_first=leader_first, grace=grace, leader=kid.pid, over=ended)
 
 
 def _nothing(*_: object) -> None:

@@ -1,13 +1,13 @@
-"""What a shim answers to others: a unix socket, a line of JSON for a line of JSON. It answers while the kernel is blocked, and can start nothing.
+"""What a shim answers to others: a unix socket, a line of JSON for a line of JSON. It answers while the kernel is blocked.
 
-The socket is ``<runtime folder>/shim-<kernel pid>-<random>.sock`` (see nbprocs.engine.places), mode 0600, and the peer must be the same user.
-
-Requests, one a line, each with ``"v": 1``:
+It can start nothing. The socket is ``<runtime folder>/shim-<kernel pid>-<random>.sock`` (see nbprocs.engine.places), mode 0600, and
+the peer must be the same user. Requests, one a line, each with ``"v": 1``:
 
 ``{"op": "status"}``
-    → ``{"v": 1, "shim": {"pid", "kernel_pid", "version", "started", "uptime", "detached", "kernel_alive"}, "children": [{"id", "name", "pid", "start",
-    "command", "status", "paused", "started", "cpu", "rss", "threads"}], "strays": [{"pid", "start", "command"}]}``.
-    Times are seconds since the epoch, ``uptime`` and ``cpu`` seconds, ``rss`` bytes of the whole tree, ``start`` ticks since boot, commands masked.
+    → ``{"v": 1, "shim": {…}, "children": [{…}], "strays": [{"pid", "start", "command"}]}``.
+    A shim has "pid", "kernel_pid", "version", "started", "uptime", "detached" and "kernel_alive"; a child "id", "name", "pid", "start",
+    "command" (masked), "status", "paused", "started", "cpu", "rss" and "threads". Times are seconds since the epoch, ``uptime`` and
+    ``cpu`` seconds, ``rss`` bytes of the whole tree, ``start`` ticks since boot.
 ``{"op": "stop", "id": …, "grace": seconds}``
     → ``{"v": 1, "ok": true}`` when nobody of the tree is left, else ``"ok": false`` with the ``error`` and the ``survivors``.
 ``{"op": "pause" | "resume" | "interrupt", "id": …}``
@@ -27,7 +27,6 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.engine.places import bind_in
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.kids import Kid
 from nbprocs.engine.shimlib.proc import TICK, command_of, read_proc
@@ -41,6 +40,7 @@ VERSION = 1
 _MOST = 16  # connections at once
 _LONGEST = 64 << 10  # bytes of a request
 _DEFAULT_GRACE = 5.0
+_SUN_PATH = 100  # bytes that surely fit into a socket's address
 
 
 class Status:
@@ -52,7 +52,7 @@ class Status:
         self.path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            bind_in(self._listener, path)
+            _bind(self._listener, path)
             self._listener.listen(_MOST)
         except OSError:
             self._listener.close()
@@ -222,11 +222,28 @@ class _Asker:
         self._status.watch(self, select.POLLIN)
 
 
+def _bind(sock: socket.socket, path: str) -> None:
+    """Bind it for us alone, mode 0600. A path too long for a socket's address is reached through a descriptor of its folder."""
+    before = os.umask(0o177)
+    try:
+        if len(os.fsencode(path)) <= _SUN_PATH:
+            sock.bind(path)
+            return
+        folder, name = os.path.split(path)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            sock.bind(f"/proc/self/fd/{fd}/{name}")
+        finally:
+            os.close(fd)
+    finally:
+        os.umask(before)
+
+
 def _same_user(sock: socket.socket) -> bool:
     if not hasattr(socket, "SO_PEERCRED"):  # the folder and the socket are for its owner alone
         return True
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return uid == os.geteuid()
+    return bool(uid == os.geteuid())
 
 
 def _refusal(why: str) -> dict[str, Any]:
@@ -244,5 +261,5 @@ def _masked(argv: tuple[str, ...]) -> str:
     from nbprocs.redact import mask_command  # noqa: PLC0415 - regular expressions: only where somebody asks
 
     if argv[:2] == ("/bin/sh", "-c") and len(argv) == 3:  # noqa: PLR2004
-        return mask_command((argv[2],), shell=True)
+        return mask_command((argv[2],), shell=True)  # noqa: S604 - how it is shown
     return mask_command(argv)

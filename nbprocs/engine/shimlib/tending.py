@@ -77,7 +77,9 @@ class Tending:
         self._tasks: list[_Task] = []
         self._soonest = 0.0  # no look before this
 
-    def end(self, claim: Claim, *, number: int, leader_first: bool, grace: float, leader: int, over: Over, whole_table: bool = False) -> None:
+    def end(
+        self, claim: Claim, *, number: int, leader_first: bool, grace: float, leader: int, over: Over, whole_table: bool = False
+    ) -> None:
         """Begin to end a tree with a signal; ``over`` is called with who survived."""
         now = time.monotonic()
         ending = Ending(now=now, signal=number, grace=grace, leader=leader, leader_first=leader_first and bool(leader))
@@ -158,4 +160,5 @@ class Tending:
             self.signal_tree(kid, signal.SIGINT)
 
     def claim_of(self, kid: Kid) -> Claim:
+        """The tree of one child."""
         return self._looker.claim(number=kid.number, manager=parts_of_tag(kid.tag)[1], pid=kid.pid, token=kid.token)

@@ -5,11 +5,14 @@
     4 bytes: length  |  marshal of a tuple: (operation, fields …)         one frame
     a frame that carries descriptors is one sendmsg with SCM_RIGHTS       so that each received set belongs to the next such frame
 
-Both ends are the same interpreter of the same installation, so marshal (the fastest of the standard library) is understood by both; the first
-frame in each direction is HELLO with the version all the same, since a shim outlives an upgrade of the package under a running kernel. A stream
+Both ends are the same interpreter of the same installation, so marshal (the fastest of the standard library) is understood by both; the
+first
+frame in each direction is HELLO with the version all the same, since a shim outlives an upgrade of the package under a running kernel. A
+stream
 and not SEQPACKET: an argument list may be 2 MB, more than a datagram can be, and macOS has no SEQPACKET.
 
-Times are ``time.monotonic()``, which all processes of a system share. A *number* is a child, unique in its kernel; a *key* names a question.
+Times are ``time.monotonic()``, which all processes of a system share. A *number* is a child, unique in its kernel; a *key* names a
+question.
 """
 
 from __future__ import annotations
@@ -19,7 +22,20 @@ import os
 import struct
 from typing import Any, NamedTuple
 
-__all__ = ["VERSION", "Exited", "StartOrder", "StopOrder", "Survivor", "Unpacker", "child_part", "is_tag", "new_base", "pack", "parts_of_tag", "tag_of_child"]
+__all__ = [
+    "VERSION",
+    "Exited",
+    "StartOrder",
+    "StopOrder",
+    "Survivor",
+    "Unpacker",
+    "child_part",
+    "is_tag",
+    "new_base",
+    "pack",
+    "parts_of_tag",
+    "tag_of_child",
+]
 
 VERSION = 1
 
@@ -55,7 +71,8 @@ LOG = 42  # (text)
 _HEAD = struct.Struct("=I")
 _LARGEST = 64 << 20  # bytes: what is longer is no frame of ours
 
-# A tag: 28 bits of a kernel's own, the first of them set, 12 of a manager, 22 of a child. Below 2**62: in Python a resource limit is a signed
+# A tag: 28 bits of a kernel's own, the first of them set, 12 of a manager, 22 of a child. Below 2**62: in Python a resource limit is a
+# signed
 # number. Two kernels of one host have the same 28 bits once in a hundred million; and then the tags mean something below their shims only.
 _CHILD_BITS, _MANAGER_BITS, _BASE_BITS = 22, 12, 28
 
