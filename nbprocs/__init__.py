@@ -10,7 +10,8 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #
 #     magics   server
 #     widgets
-#     recovery
+#     recovery  runs
+#     cluster
 #     monitor   scheduler
 #     pool
 #     processes
@@ -32,6 +33,7 @@ from nbprocs.errors import (
     Closed,
     CommunicationError,
     ExecutionTimeout,
+    ExpectTimeout,
     NameInUse,
     NotReady,
     OutOfMemory,
@@ -60,6 +62,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import set_recorder_factory
 
 __version__ = "0.2.0"
 
@@ -76,6 +79,7 @@ _LAZY = {
         "PythonWorker",
         "RemoteError",
         "WorkerInfo",
+        "WorkerOutput",
         "WorkerState",
     ),
     "nbprocs.scheduler": (
@@ -98,6 +102,7 @@ _LAZY = {
         "TaskInterrupted",
         "TaskScheduler",
     ),
+    "nbprocs.cluster": ("DaskBackend",),
     "nbprocs.monitor": (
         "Alert",
         "AlertSeverity",
@@ -125,11 +130,24 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs.doctor": ("Diagnosis", "Finding", "doctor"),
+    "nbprocs.runs": (
+        "NotRerunnable",
+        "RunDiff",
+        "RunHistory",
+        "RunRecord",
+        "RunsConfig",
+        "RunsError",
+        "RunsTooNew",
+        "runs",
+        "set_runs",
+    ),
     "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
 }
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
+    from nbprocs.cluster import DaskBackend
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -152,6 +170,7 @@ if TYPE_CHECKING:
         PythonWorker,
         RemoteError,
         WorkerInfo,
+        WorkerOutput,
         WorkerState,
     )
     from nbprocs.processes.readiness import LogLine, Port, Url
@@ -170,6 +189,8 @@ if TYPE_CHECKING:
         ScaleUp,
         Sequence,
     )
+    from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
+    from nbprocs.runs.doctor import Diagnosis, Finding, doctor
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -216,6 +237,14 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
+def _record_runs(runs: Any) -> Any:
+    """The first ``runs=``: what records is loaded."""
+    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
+
+
+set_recorder_factory(_record_runs)
+
+
 def _show_live(model: object) -> None:
     """The first display of one of our objects in a kernel: the views are loaded and take over."""
     live = importlib.import_module("nbprocs.widgets.live")
@@ -240,12 +269,16 @@ __all__ = [
     "CommunicationError",
     "Condition",
     "Dashboard",
+    "DaskBackend",
     "DependencyFailed",
+    "Diagnosis",
     "DoNothing",
     "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
+    "ExpectTimeout",
+    "Finding",
     "FirstOf",
     "Halt",
     "Halted",
@@ -256,6 +289,7 @@ __all__ = [
     "Misfire",
     "NameInUse",
     "NotReady",
+    "NotRerunnable",
     "NotifyAdmin",
     "OutOfMemory",
     "Outcome",
@@ -293,6 +327,12 @@ __all__ = [
     "RestartsExhausted",
     "RetryPolicy",
     "Rule",
+    "RunDiff",
+    "RunHistory",
+    "RunRecord",
+    "RunsConfig",
+    "RunsError",
+    "RunsTooNew",
     "ScaleDown",
     "ScaleUp",
     "ScheduledTask",
@@ -316,7 +356,11 @@ __all__ = [
     "Url",
     "WorkerInfo",
     "WorkerLost",
+    "WorkerOutput",
     "WorkerState",
+    "doctor",
     "record",
     "replay",
+    "runs",
+    "set_runs",
 ]

@@ -22,7 +22,28 @@ from typing import Any
 from markupsafe import Markup as Html
 from markupsafe import escape
 
-__all__ = ["Displayable", "Html", "cell", "joined", "plain", "set_view_factory", "table", "text", "view_factory"]
+__all__ = [
+    "PALETTE",
+    "Displayable",
+    "Html",
+    "bytes_text",
+    "cell",
+    "clock",
+    "duration",
+    "joined",
+    "plain",
+    "set_view_factory",
+    "table",
+    "text",
+    "view_factory",
+]
+
+# Okabe and Ito's colours ("Color Universal Design", 2008): told apart by the colour-blind, too
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+ORANGE, SKY, YELLOW, BLACK, GREY = "#e69f00", "#56b4e9", "#f0e442", "#000000", "#999999"
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)  # in the order of use; yellow is hard to see as a line
+# Colours of words on a light or dark page
+GOOD, BAD, CAREFUL, QUIET, ODD = "#1a7f37", "#cf222e", "#9a6700", "#57606a", "#8250df"
 
 ViewFactory = Callable[[Any], dict[str, Any] | None]
 Publisher = Callable[[Any], object]
@@ -40,6 +61,7 @@ _CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\
 _MARK = "[\u0300-\u036f\u0483-\u0489\u1160-\u11ff\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f]"
 _MARKS = f"({_MARK}{{16}}){_MARK}+"
 
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top;white-space:nowrap"
 
 
@@ -70,6 +92,48 @@ def text(value: object, *, limit: int | None = None) -> Html:
     return escape(plain(value, limit=limit))
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(0.0123), duration(3.21), duration(75), duration(7260), duration(200000)
+    ('12 ms', '3.2 s', '1 m 15 s', '2 h 01 m', '2 d 07 h')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} m {whole % _MINUTE:02d} s"
+    if whole < _DAY:
+        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} m"
+    return f"{whole // _DAY} d {whole % _DAY // _HOUR:02d} h"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a clock shows them.
+
+    >>> clock(245), clock(7231)
+    ('4:05', '2:00:31')
+    """
+    minutes, rest = divmod(round(seconds), _MINUTE)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def bytes_text(size: float) -> str:
+    """Bytes as a person says them, in powers of 1024.
+
+    >>> bytes_text(512), bytes_text(1536), bytes_text(3 << 30)
+    ('512 B', '1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:  # noqa: PLR2004 - the base of the units
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
 def joined(parts: Iterable[object], by: str = "") -> Html:
     """Pieces in a row; those that are not Html are escaped.
 
@@ -79,14 +143,16 @@ def joined(parts: Iterable[object], by: str = "") -> Html:
     return escape(by).join(map(escape, parts))
 
 
-def cell(content: object, *, kind: str = "td", style: str = "") -> Html:
-    """A cell of a table, to the left whatever the page's style says (JupyterLab's and nbconvert's say right); a head with ``kind="th"``.
+def cell(content: object, *, head: bool = False, style: str = "") -> Html:
+    """A cell of a table, to the left whatever the page's style says (JupyterLab's and nbconvert's say right).
+
+    A head is a bold cell, no ``<th>``: ``nbconvert --sanitize-html`` knows none and shows the tag.
 
     >>> cell("<3 MiB", style=";color:red")
     Markup('<td style="padding:2px 10px 2px 0;text-align:left;vertical-align:top;white-space:nowrap;color:red">&lt;3 MiB</td>')
     """
-    scope = Html(' scope="col"') if kind == "th" else ""
-    return Html('<{}{} style="{}{}">{}</{}>').format(kind, scope, _CELL, style, content, kind)
+    shown = Html("<b>{}</b>").format(content) if head else content
+    return Html('<td style="{}{}">{}</td>').format(_CELL, style, shown)
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> Html:
@@ -95,7 +161,7 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> Html:
     >>> table(["name"], [["web"], ["db"]]).count("<tr>")
     3
     """
-    top = joined(cell(name, kind="th") for name in head)
+    top = joined(cell(name, head=True) for name in head)
     lines = joined(Html("<tr>{}</tr>").format(joined(cell(content, style=";white-space:normal") for content in row)) for row in rows)
     return Html('<table style="border-collapse:collapse">{}{}</table>').format(Html("<tr>{}</tr>").format(top) if top else "", lines)
 

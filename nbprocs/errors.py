@@ -13,6 +13,7 @@
      ├─ ExecutionTimeout       it ran longer than allowed and was killed (also a TimeoutError)
      ├─ ResourceExhausted      a limit was reached: ours (max_concurrent) or the system's (descriptors, processes, memory)
      ├─ CommunicationError     talking to a live or just-ended process failed: closed stdin, broken frame
+     │   └─ ExpectTimeout          … expect() waited in vain (also a TimeoutError)
      ├─ Unhealthy              it runs, but an alert or its liveness probe says that it is not well
      ├─ StopFailed             after SIGKILL and its deadline somebody of the tree is still there
      ├─ RestartsExhausted      a supervisor gave up: FATAL
@@ -35,6 +36,7 @@ __all__ = [
     "Closed",
     "CommunicationError",
     "ExecutionTimeout",
+    "ExpectTimeout",
     "NameInUse",
     "NotReady",
     "OutOfMemory",
@@ -221,6 +223,14 @@ class CommunicationError(ProcessError):
 
     >>> str(CommunicationError("web has no stdin; start it with stdin=True"))
     'web has no stdin; start it with stdin=True'
+    """
+
+
+class ExpectTimeout(CommunicationError, TimeoutError):
+    """What was expected of its output did not come in time; it goes on.
+
+    >>> isinstance(ExpectTimeout("web wrote nothing that matches 'ready' within 5 s"), TimeoutError)
+    True
     """
 
 

@@ -6,12 +6,13 @@ an exception whose ``__str__`` raises must not lose its task.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-__all__ = ["add_note", "call", "guarded", "repr_of", "text_of", "told"]
+__all__ = ["add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
 
 log = logging.getLogger("nbprocs")
 P = ParamSpec("P")
@@ -53,6 +54,35 @@ def call(what: str, callback: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     except BaseException as error:  # noqa: BLE001 - as above
         told(what, error)
         return None
+
+
+def attempt(callback: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, BaseException | None]:
+    """Call it; returns what it returned and what it raised, SystemExit and KeyboardInterrupt too. For who does more than log it.
+
+    >>> attempt(len, "ab"), attempt(len, 5)[0]
+    ((2, None), None)
+    """
+    try:
+        return callback(*args, **kwargs), None
+    except BaseException as error:  # noqa: BLE001 - as above
+        return None, error
+
+
+async def finish(answer: Awaitable[T], *, timeout: float | None = None) -> tuple[T | None, BaseException | None]:
+    """Await what the user's code returned; returns its value and what it raised, TimeoutError after ``timeout`` seconds.
+
+    Only a cancelling of the calling task goes through. Takes ``timeout`` seconds, and as long as the user's ``finally`` after that.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await answer, None
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return None, error  # its own, such as that of a future that it awaited
+    except BaseException as error:  # noqa: BLE001 - as above
+        return None, error
 
 
 def repr_of(thing: object) -> str:

@@ -166,6 +166,8 @@ class ProcessResult:
     dropped_bytes: int = 0  # output that neither memory nor the spill file could hold
     peak_rss: int | None = None  # bytes, of the process itself, as the kernel accounted it at the exit
     cpu_time: float | None = None  # seconds, user + system, with the children it waited for
+    encoding: str = "utf-8"  # of its text
+    errors: str = "replace"  # what becomes of bytes that are not in that encoding
 
     @property
     def stdout(self) -> bytes:
@@ -184,8 +186,8 @@ class ProcessResult:
 
     @property
     def text(self) -> str:
-        """The standard output as text; bytes that are not UTF-8 become U+FFFD."""
-        return self.stdout.decode("utf-8", "replace")
+        """The standard output as text, in the encoding that it was started with; what can't be decoded becomes U+FFFD by default."""
+        return self.stdout.decode(self.encoding, self.errors)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the output itself."""

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text", "one_line", "readable"]
+__all__ = ["MASK", "is_secret_name", "mask_command", "mask_env", "mask_text", "mask_words", "one_line", "readable"]
 
 MASK = "•••"
 
@@ -73,10 +73,26 @@ def mask_command(argv: Iterable[str], *, shell: bool = False) -> str:
     return _masked(tuple(argv), shell)
 
 
+def mask_words(argv: Iterable[str], *, shell: bool = False) -> tuple[str, ...]:
+    """The words of a command, not quoted, with the values of secret-looking options masked; a shell line stays one word.
+
+    >>> mask_words(("mysql", "--password", "abc", "--host=db"))
+    ('mysql', '--password', '•••', '--host=db')
+    """
+    return _masked_words(tuple(argv), shell)
+
+
 @functools.lru_cache(maxsize=512)  # a pool or a queue shows the same few commands again and again
 def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - private
     if shell:
         return readable(mask_text(" ".join(words)))
+    masked = _masked_words(words, shell)
+    return " ".join(_quoted(word) if word == shown else readable(shown) for word, shown in zip(words, masked, strict=True))
+
+
+def _masked_words(words: tuple[str, ...], shell: bool) -> tuple[str, ...]:  # noqa: FBT001 - private
+    if shell:
+        return tuple(mask_text(word) for word in words)
     shown: list[str] = []
     hide_next = False
     for word in words:
@@ -89,9 +105,8 @@ def _masked(words: tuple[str, ...], shell: bool) -> str:  # noqa: FBT001 - priva
         if assigned and is_secret_name(assigned[1]):
             shown.append(f"{assigned[1]}{assigned[2]}{MASK}")
         else:
-            masked = re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", re.sub(_URL_LOGIN, rf"\1:{MASK}@", word))
-            shown.append(readable(masked) if masked != word else _quoted(word))
-    return " ".join(shown)
+            shown.append(re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", re.sub(_URL_LOGIN, rf"\1:{MASK}@", word)))
+    return tuple(shown)
 
 
 def one_line(command: str, *, limit: int = 100) -> str:

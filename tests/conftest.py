@@ -1,6 +1,7 @@
 """What every test gets: leak checks, a watch for blocking calls, and loops in other modes for those that ask.
 
-- ``leaks`` compares children, zombies, strays, threads, descriptors and comms before and after; ``leaked_tasks`` the loop's tasks.
+- ``leaks`` compares children, zombies, strays, threads, descriptors and comms before and after; ``leaked_tasks`` the loop's tasks and the futures
+  that somebody still holds.
 - ``blocking`` makes a blocking call of nbprocs on a running loop an error.
 - ``@pytest.mark.loop_modes`` runs an async test three times: plainly, in debug mode, and with eager tasks (Python 3.12+).
 """
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nbprocs.testing import Snapshot, leaked, warm
+from nbprocs.testing import Snapshot, kept_futures, leaked, warm
 from nbprocs.testing import leaked_tasks as left_running
 from tests import blocking as blocking_calls
 
@@ -24,6 +25,7 @@ settings.register_profile("nbprocs", deadline=None, suppress_health_check=SLOW_C
 settings.register_profile("ci", settings.get_profile("nbprocs"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "nbprocs")
 
+MOST_KEPT = 200  # futures that are done, yet held, at the end of a test: results and handles that the test itself holds
 LOOP_MODES = ("plain", "debug", *(("eager",) if sys.version_info >= (3, 12) else ()))
 
 
@@ -66,9 +68,12 @@ async def _own_loop(loop_mode: str) -> AsyncIterator[None]:
     elif loop_mode == "eager":
         loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     before = asyncio.all_tasks()
-    yield
-    if found := await left_running(before):
-        pytest.fail("left running:\n  " + "\n  ".join(found), pytrace=False)
+    with kept_futures() as kept:
+        yield
+        if found := await left_running(before):
+            pytest.fail("left running:\n  " + "\n  ".join(found), pytrace=False)
+        if (number := kept()) > MOST_KEPT:
+            pytest.fail(f"{number} futures that are done are still held: by a list of waiters?", pytrace=False)
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,14 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbprocs.engine.shimlib.wire import Survivor
 from nbprocs.engine.table import Identity
 from nbprocs.model import Stream
+
+if TYPE_CHECKING:
+    from nbprocs.engine.tree import Root
 
 __all__ = [
     "DRAIN",
@@ -162,6 +165,10 @@ class Child(Protocol):
     @property
     def identity(self) -> Identity:
         """(pid, start)."""
+
+    @property
+    def root(self) -> Root:
+        """Its tree as the process table shows it."""
 
     async def write(self, data: bytes) -> None:
         """Hand all of the data to the system. Raises BrokenPipeError when the child closed its end or is gone."""

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from nbprocs.engine.handles import Handle, descriptor_budget, latest_pid, listing, open_handle
+from nbprocs.engine.handles import KEEP_ALL, Handle, descriptor_budget, latest_pid, listing, open_handle
 from nbprocs.engine.table import ON_LINUX, Identity, Row
 
 __all__ = ["Forest", "Member"]
 
-KEPT_EACH = 4  # descriptors of one kept handle
 TRUSTED = 10  # scans in a row that may rely on the latest pid alone: it is the same again after as many births as there are pids
 
 
@@ -50,6 +49,8 @@ class Forest:
         self._marks: dict[int, float] = {}
         self._newest = self._trusted = 0
         self._changed = True  # other roots than in the listing before
+        self._refreshed: dict[int, float] | None = None  # the listing that was gone through whole
+        self._sorted: dict[Identity, list[Member]] | None = None  # the trees, until somebody comes or goes
         self._roots: dict[int, Identity] = {}
         self._above: dict[Identity, Identity] = {}  # a watched root inside another one's tree -> that one
 
@@ -78,7 +79,7 @@ class Forest:
     def _plant(self, roots: dict[int, Identity]) -> None:
         if roots == self._roots:
             return
-        old, self._roots, self._changed = self._roots, roots, True
+        old, self._roots, self._changed, self._sorted = self._roots, roots, True, None
         added = [pid for pid, root in roots.items() if old.get(pid) != root]
         if any(pid in self._outsiders for pid in added):
             self._outsiders.clear()  # its children may be among them
@@ -87,18 +88,23 @@ class Forest:
             self._drop(pid)
 
     def _drop(self, pid: int) -> None:
+        self._sorted = None
         member = self.members.pop(pid)
         self._release(member.handle)
 
     def _release(self, handle: Handle) -> None:
-        if handle.kept:
-            self._kept -= KEPT_EACH
+        self._kept -= handle.kept
         handle.close()
 
     def _refresh(self, marks: dict[int, float]) -> dict[int, tuple[Handle, Row]]:
         """Read every member and every newcomer; whoever went is dropped."""
         fresh: dict[int, tuple[Handle, Row]] = {}
         members, outsiders = self.members, self._outsiders
+        if marks is self._refreshed:  # nobody has been born
+            for known in list(members.values()):
+                self._reread(known)
+            return fresh
+        self._refreshed = marks
         for pid in [pid for pid in members if pid not in marks]:
             self._drop(pid)
         for pid in [pid for pid in outsiders if pid not in marks]:
@@ -106,18 +112,24 @@ class Forest:
         for pid, mark in marks.items():
             member = members.get(pid)
             if member is not None:
-                row = member.handle.row()
-                if row is not None:
-                    member.row = row
-                    member.at = perf_counter()
+                if self._reread(member):
                     continue
-                self._drop(pid)
             elif outsiders.get(pid) == mark:
                 continue
             found = self._open(pid)
             if found is not None:
                 fresh[pid] = found
         return fresh
+
+    def _reread(self, member: Member) -> bool:
+        """The member's row anew; False if it is gone, and dropped."""
+        row = member.handle.row()
+        if row is None:
+            self._drop(member.handle.pid)
+            return False
+        member.row = row
+        member.at = perf_counter()
+        return True
 
     def _open(self, pid: int) -> tuple[Handle, Row] | None:
         handle = open_handle(pid, portable=self.portable)
@@ -128,9 +140,18 @@ class Forest:
             return None
         return handle, row
 
+    def _grant(self) -> int:
+        """How many descriptors the next member may keep: all, while half of them are left; then the one that spares most reads."""
+        if self.portable:
+            return 0
+        return KEEP_ALL if self._kept + KEEP_ALL <= self._keep // 2 else int(self._kept < self._keep)
+
     def _place(self, fresh: dict[int, tuple[Handle, Row]], marks: dict[int, float]) -> None:
         """Sort the newcomers into trees; the rest are outsiders from now on."""
         self.reused = {root for pid, root in self._roots.items() if (found := fresh.get(pid)) is not None and found[1].start != root.start}
+        if not fresh:
+            return
+        self._sorted = None
         sessions = {root.pid: root for root in self._roots.values()}
         for pid, (handle, row) in fresh.items():
             root = self._owner(row, fresh, sessions)
@@ -139,12 +160,12 @@ class Forest:
                 handle.close()
                 continue
             self._outsiders.pop(pid, None)
-            if not self.portable and self._kept + KEPT_EACH <= self._keep:
-                kept = open_handle(pid, keep=True)
+            if grant := self._grant():
+                kept = open_handle(pid, keep=grant)
                 again = None if kept is None else kept.row()
                 if kept is not None and again is not None and again.start == row.start:
                     handle.close()
-                    self._kept += KEPT_EACH
+                    self._kept += grant
                     self.members[pid] = Member(kept, again, root, perf_counter())
                     continue
                 if kept is not None:
@@ -182,6 +203,11 @@ class Forest:
         return None
 
     def _trees(self) -> dict[Identity, list[Member]]:
+        if self._sorted is None:
+            self._sorted = self._sort()
+        return self._sorted
+
+    def _sort(self) -> dict[Identity, list[Member]]:
         trees: dict[Identity, list[Member]] = {}
         for member in self.members.values():
             if member.row.pid == member.root.pid:
@@ -204,5 +230,5 @@ class Forest:
         for pid in list(self.members):
             self._drop(pid)
         self._outsiders.clear()
-        self._roots = {}
+        self._roots, self._refreshed, self._sorted = {}, None, None
         self._above.clear()

@@ -16,6 +16,7 @@ import psutil
 from nbprocs.engine.table import ON_LINUX, Row, parse_stat, read_psutil
 
 __all__ = [
+    "KEEP_ALL",
     "Handle",
     "ProcHandle",
     "PsutilHandle",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 
+KEEP_ALL = 4  # descriptors of a handle that opens nothing any more
 RESTED_MOST = 9  # looks in a row that may rely on a process not having run
 
 Inodes = Callable[[], Mapping[int, int]]
@@ -37,7 +39,7 @@ class Handle(Protocol):
     """What can be asked about one process. After ``row()`` has returned None it is gone for good, and so are all other answers."""
 
     pid: int
-    kept: bool  # it holds descriptors
+    kept: int  # descriptors that it holds
     rested: bool  # it has not run since the look before: the answers are those of then
 
     def row(self) -> Row | None:
@@ -73,7 +75,9 @@ def descriptor_budget() -> int:
 
 
 class ProcHandle:
-    """By ``/proc``. With ``keep`` four descriptors stay open until ``close``; without it each question opens and closes its own.
+    """By ``/proc``; keeps four descriptors open until ``close``, or one, or none.
+
+    Four answer all questions. The one tells a process at rest; other questions open and close their own, as all do without any.
 
     A process of one thread whose run time and time slices (schedstat) are what they were has not run, so nothing that it does can have
     changed: the answers of before hold, for ``RESTED_MOST`` looks at most (its pages may be reclaimed meanwhile). An idle process costs
@@ -98,7 +102,7 @@ class ProcHandle:
         "start",
     )
 
-    def __init__(self, pid: int, *, keep: bool) -> None:
+    def __init__(self, pid: int, *, keep: int) -> None:
         """Raises OSError when there is no such process."""
         self.pid = pid
         self.start: float | None = None
@@ -111,9 +115,10 @@ class ProcHandle:
         self._text = self._io_text = self._sched_text = b""  # as last read: what is the same needn't be understood again
         self._io = self._fd_dir = self._sched = -1
         self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        if keep:
+        if keep == KEEP_ALL:
             self._fd_dir = _open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY)
             self._io = _open(f"/proc/{pid}/io", os.O_RDONLY)
+        if keep:
             self._sched = _open(f"/proc/{pid}/schedstat", os.O_RDONLY)
 
     def row(self) -> Row | None:
@@ -121,7 +126,7 @@ class ProcHandle:
         try:
             if self._sched >= 0 and self._has_rested():
                 return self._row
-            text = os.pread(self._stat, 1024, 0) if self.kept else self._first_text()
+            text = os.pread(self._stat, 1024, 0) if self.kept == KEEP_ALL else self._first_text()
             if text == self._text:
                 return self._row
             row = parse_stat(self.pid, text)
@@ -224,7 +229,7 @@ class ProcHandle:
             if fd >= 0:
                 os.close(fd)
         self._stat = self._io = self._fd_dir = self._sched = -1
-        self.kept = self.rested = False
+        self.kept, self.rested = 0, False
 
 
 def _open(path: str, flags: int) -> int:
@@ -246,7 +251,7 @@ class PsutilHandle:
     def __init__(self, pid: int) -> None:
         """Raises ProcessLookupError when there is no such process."""
         self.pid = pid
-        self.kept = self.rested = False
+        self.kept, self.rested = 0, False
         try:
             self._process = psutil.Process(pid)
         except psutil.Error as error:
@@ -299,7 +304,7 @@ class PsutilHandle:
         """See Handle."""
 
 
-def open_handle(pid: int, *, keep: bool = False, portable: bool = not ON_LINUX) -> Handle | None:
+def open_handle(pid: int, *, keep: int = 0, portable: bool = not ON_LINUX) -> Handle | None:
     """The handle of a process, or None if there is none."""
     try:
         return PsutilHandle(pid) if portable else ProcHandle(pid, keep=keep)

@@ -161,7 +161,7 @@ class PortableLauncher:
 
     async def end_all(self, children: Iterable[Child], *, grace: float) -> list[Survivor]:
         """See Launcher."""
-        roots = [child.root for child in children if hasattr(child, "root")]
+        roots = [child.root for child in children]
         return await end_trees([Root(token=self.token, since=self._since), *roots], grace=grace)
 
     async def strays(self) -> list[Stray]:

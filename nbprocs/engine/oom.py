@@ -4,36 +4,9 @@ An out-of-memory kill looks like any other SIGKILL from outside; only the counte
 in ``memory.oom_control`` on v1).
 """
 
+from nbprocs.engine.container import kill_counter, kills_in
+
 __all__ = ["OomWatch"]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _own_files() -> list[str]:
-    files = []
-    for line in _read("/proc/self/cgroup").decode(errors="surrogateescape").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            files.append(f"/sys/fs/cgroup{path}/memory.events")
-            files.append("/sys/fs/cgroup/memory.events")  # in a container's namespace the own path is the root
-        elif "memory" in controllers.split(","):
-            files.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-            files.append("/sys/fs/cgroup/memory/memory.oom_control")
-    return files
-
-
-def _kills(path: str) -> int | None:
-    for line in _read(path).splitlines():
-        name, _, value = line.partition(b" ")
-        if name == b"oom_kill":
-            return int(value)
-    return None
 
 
 class OomWatch:
@@ -43,15 +16,14 @@ class OomWatch:
     """
 
     def __init__(self) -> None:
-        counters = ((path, _kills(path)) for path in _own_files())
-        found: tuple[str, int | None] = next((counter for counter in counters if counter[1] is not None), ("", None))
-        self._path, self._seen = found
+        self._counter = kill_counter()
+        self._seen = None if self._counter is None else kills_in(self._counter)
 
     def explains(self) -> bool:
         """Whether a SIGKILL that just came was the system's, for memory. Each kill counts once."""
-        if self._seen is None:
+        if self._seen is None or self._counter is None:
             return False
-        now = _kills(self._path)
+        now = kills_in(self._counter)
         if now is None or now <= self._seen:
             return False
         self._seen += 1

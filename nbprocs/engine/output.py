@@ -13,6 +13,7 @@ every reader is told. Nothing here splits lines until somebody asks: chunks are 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
 import threading
 import weakref
@@ -21,11 +22,13 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from nbprocs.engine.home import log
+from nbprocs.engine.waiting import Waiters
 
-__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog", "wake"]
+__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LONGEST_LINE", "LineReader", "OutputLog", "wake"]
 
 DEFAULT_MEMORY = 8 << 20  # bytes a stream
 DEFAULT_SPILL = 2 << 30
+LONGEST_LINE = 1 << 30  # bytes; what is longer comes in pieces, so that a line without end does not fill the memory
 _BLOCK = 64 << 10  # small writes are gathered into blocks of this size: a bytes object costs 33 bytes by itself
 
 
@@ -59,7 +62,7 @@ class OutputLog:
         self._spill: BinaryIO | None = None
         self._spilled = 0
         self._lock = threading.Lock()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
 
     # -- writing
 
@@ -78,14 +81,14 @@ class OutputLog:
             while self.end - self._first > self.memory_limit and self._chunks:
                 self._evict(self._chunks.popleft())
         if self._waiters:
-            wake(self._waiters)
+            self._waiters.wake(None)
         if self.on_feed is not None:
             self.on_feed(size)
 
     def close(self) -> None:
         """No more will come: every waiting reader goes on. Idempotent."""
         self.closed = True
-        wake(self._waiters)
+        self._waiters.wake(None)
 
     def _evict(self, chunk: bytes) -> None:
         if self._first == self._spilled and self.spill_error is None:
@@ -197,13 +200,7 @@ class OutputLog:
     async def wait(self, position: int) -> None:
         """Until there is a byte behind ``position``, or the log is closed. Only on the loop that feeds it."""
         while self.end <= position and not self.closed:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+            await self._waiters.wait()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -213,14 +210,35 @@ class OutputLog:
 class LineReader:
     """Splits a log into lines, a block at a time; each reader has its own place.
 
-    Lines are text (bytes that are not UTF-8 become U+FFFD) without their newline or carriage return + newline. A carriage return inside a
-    line stays: what it means is the view's affair. Where bytes were dropped, a line says how many.
+    Lines are text, without their newline or carriage return + newline. A carriage return inside a line stays: what it means is the view's
+    affair; ``frames`` gives the parts of a line that has no end yet. Where bytes were dropped, a line says how many. A line longer than
+    ``limit`` bytes comes in pieces.
     """
 
-    def __init__(self, source: OutputLog, position: int = 0) -> None:
+    def __init__(
+        self, source: OutputLog, position: int = 0, *, encoding: str = "utf-8", errors: str = "replace", limit: int = LONGEST_LINE
+    ) -> None:
         self.source = source
         self.position = position
+        self.limit = limit
         self._carry: list[bytes] = []  # the beginning of a line whose end has not come
+        self._carried = 0  # bytes
+        self._framed = False  # a part of that line was given out already
+        self._encoding, self._errors = encoding, errors
+        self._wide: codecs.IncrementalDecoder | None = None
+        if "\n".encode(encoding) != b"\n":  # UTF-16 and its like: newlines are found in the text, which goes on as UTF-8
+            self._wide = codecs.getincrementaldecoder(encoding)(errors)
+            self._encoding, self._errors = "utf-8", "surrogatepass"
+
+    @property
+    def unfinished(self) -> str:
+        """The line that has no end yet; empty if there is none."""
+        return self._decode(b"".join(self._carry)) if self._carry else ""
+
+    @property
+    def unfinished_frames(self) -> bool:
+        """Whether the unfinished line has parts that carriage returns have closed."""
+        return any(b"\r" in piece for piece in self._carry)
 
     def take(self, size: int = 256 << 10) -> list[str] | None:
         """The complete lines among the next bytes: an empty list if there are none yet, None at the end."""
@@ -237,25 +255,60 @@ class LineReader:
             return self._flush() or None
         return []
 
+    def frames(self) -> list[str]:
+        """The parts of the unfinished line that carriage returns have closed, such as the steps of a progress bar; they come once."""
+        data = b"".join(self._carry)
+        cut = data.rfind(b"\r")
+        if cut < 0:
+            return []
+        self._keep(data[cut + 1 :])
+        found = [frame for frame in self._decode(data[:cut]).split("\r") if frame]
+        self._framed = self._framed or bool(found)
+        return found
+
+    def _keep(self, rest: bytes) -> None:
+        self._carry = [rest] if rest else []
+        self._carried = len(rest)
+
+    def _decode(self, data: bytes) -> str:
+        return data.decode(self._encoding, self._errors)
+
     def _split(self, data: bytes) -> list[str]:
+        if self._wide is not None:
+            data = self._wide.decode(data).encode("utf-8", "surrogatepass")
         cut = data.rfind(b"\n")
         if cut < 0:
             self._carry.append(data)
-            return []
-        if self._carry:
-            block = b"".join((*self._carry, data[:cut]))
-            self._carry.clear()
-        else:
-            block = data[:cut]
-        if cut + 1 < len(data):
-            self._carry.append(data[cut + 1 :])
+            self._carried += len(data)
+            return self._flush() if self._carried >= self.limit else []
+        block = b"".join((*self._carry, data[:cut])) if self._carry else data[:cut]
         # Decoding whole lines at once can't split a character, and is many times faster than line by line.
-        lines = block.decode("utf-8", "replace").split("\n")
-        return [line.removesuffix("\r") for line in lines] if b"\r" in block else lines
+        lines = self._decode(block).split("\n")
+        if b"\r" in block:
+            lines = [line.removesuffix("\r") for line in lines]
+        if self._framed and not lines[0]:  # the newline behind a last frame is no line of its own
+            del lines[0]
+        self._framed = False
+        self._keep(data[cut + 1 :])
+        return lines
 
     def _flush(self) -> list[str]:
+        if self._wide is not None and self.source.closed and (rest := self._wide.decode(b"", final=True)):
+            self._carry.append(rest.encode("utf-8", "surrogatepass"))
         if not self._carry:
             return []
-        text = b"".join(self._carry).decode("utf-8", "replace")
-        self._carry.clear()
-        return [text.removesuffix("\r")]
+        data = b"".join(self._carry)
+        keep = 0 if self.source.closed else _cut_character(data)
+        self._keep(data[len(data) - keep :])
+        return [self._decode(data[: len(data) - keep]).removesuffix("\r")]
+
+
+def _cut_character(data: bytes) -> int:
+    """How many of the last bytes are the beginning of a character of UTF-8 whose rest is to come."""
+    for size in range(1, min(4, len(data) + 1)):
+        byte = data[-size]
+        if byte >= 0xC0:  # noqa: PLR2004 - a leading byte
+            return size if size < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else 0  # noqa: PLR2004 - lengths of UTF-8
+        if byte < 0x80:  # noqa: PLR2004 - ASCII
+            return 0
+    return 0

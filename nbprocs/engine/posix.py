@@ -32,6 +32,7 @@ from nbprocs.engine.poller import poller_of
 from nbprocs.engine.shim import shims
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.table import Identity, present, read_row
+from nbprocs.engine.tree import Root
 from nbprocs.model import Stream
 
 __all__ = ["PosixChild"]
@@ -63,6 +64,7 @@ class PosixChild:
         self._born: asyncio.Future[None] = self._loop.create_future()
         self._taken_in = False
         self._report: wire.Exited | None = None
+        self._reaped_at: float | None = None
         self._began = time.monotonic()
         self.exit: Exit | None = None
         self.pid = 0
@@ -195,6 +197,7 @@ class PosixChild:
     def died(self, report: wire.Exited) -> None:
         """It has ended and was reaped."""
         self._report = report
+        self._reaped_at = present()
         if self._taken_in:
             self._exited(report)
 
@@ -264,6 +267,11 @@ class PosixChild:
             row = read_row(self.pid) if self._report is None else None
             self._identity = Identity(self.pid, row.start if row else self._since)
         return self._identity
+
+    @property
+    def root(self) -> Root:
+        """Its tree as the process table shows it, for nbprocs.engine.tree."""
+        return Root(token=self._spec.token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
 
     # -- output
 

@@ -34,6 +34,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from nbprocs.engine.home import Tasks, hops
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import ProcessError, error_from_result
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessResult
 from nbprocs.policy import RetryPolicy
@@ -48,6 +49,12 @@ T = TypeVar("T")
 SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 START_WAIT = 2.0  # seconds that a cell waits for its process to have started, so that an error appears under the cell
 _CELL_MAIN = str(Path(__file__).with_name("cell_main.py"))
+_AGAIN = """import importlib.util as util
+spec = util.spec_from_file_location("nbprocs_cell_main", {main!r})
+module = util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.again({cell!r}, globals())
+"""
 _NAME_MAGICS = ("output", "stop", "restart")
 
 
@@ -102,7 +109,11 @@ def parse_ready(text: str) -> Ready:
         return Url(text)
     if found := re.fullmatch(r"(?:([\w.-]*):)?(\d{1,5})", text):
         return Port(int(found[2]), host=found[1] or "127.0.0.1")
-    return LogLine(text)
+    try:
+        return LogLine(text)
+    except ValueError as error:
+        msg = f"--ready takes a port, host:port, a URL or a pattern for a line of the output: {error}"
+        raise UsageError(msg) from None
 
 
 class CellProcess:
@@ -138,7 +149,7 @@ class CellProcess:
         self._retries = RetryPolicy(max_retries=retries)
         self._spawn = {"restart": restart or None, "ready": ready, "ready_timeout": ready_timeout}
         self._tasks = Tasks(pm.home)
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._changed = asyncio.Event()  # the manager told something of it
         pm.home.post(self._begin)
 
@@ -155,9 +166,7 @@ class CellProcess:
             unsubscribe()
             self.started.set()
             self.ended.set()
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._waiters.wake(None)
 
     def _heard(self, event: ProcessEvent) -> None:
         if event.name != self.config.name:
@@ -200,9 +209,7 @@ class CellProcess:
         Cancelling the wait leaves the process alone.
         """
         if not self.ended.is_set():
-            waiter = self.home.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            await self._waiters.wait()
         if self.error is not None:
             raise self.error
         assert self.result is not None  # noqa: S101 - one of the two is there
@@ -243,7 +250,9 @@ def _python_cell(name: str, source: str, variables: dict[str, Any]) -> ProcessCo
             _shared.folder = tempfile.TemporaryDirectory(prefix="nbprocs-cells-")
     path = Path(_shared.folder.name, f"{next(_shared.numbers)}.cell")
     path.write_bytes(pickle.dumps((f"<cell {name}>", source, sent)))
-    return ProcessConfig(command=sys.executable, args=("-u", _CELL_MAIN, str(path)))
+    path.with_suffix(".py").write_text(_AGAIN.format(main=_CELL_MAIN, cell=str(path)), encoding="utf-8")
+    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
+    return ProcessConfig(command=sys.executable, args=("-u", _CELL_MAIN, str(path)), title=f"python: {first}")
 
 
 def _environment(changes: list[str]) -> dict[str, str | None]:

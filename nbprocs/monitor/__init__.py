@@ -6,12 +6,13 @@
       roster, sampler, probes    see: who, how much, how fast
       book: history + alerts     remember and decide (pure)
       views, plots, prometheus   show (pure)
-      model                      values
+      metrics, model             the one table of what is measured; values
 """
 
+from nbprocs.engine.container import Limits, read_limits
 from nbprocs.monitor.alerts import replay
-from nbprocs.monitor.limits import Limits, read_limits
-from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds, AlertType, ProcessMetrics, Rule, Scope, State
+from nbprocs.monitor.metrics import AlertType, ProcessMetrics, Scope, State
+from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds, Rule
 from nbprocs.monitor.monitor import ProcessMonitor
 from nbprocs.monitor.record import Recording, record
 

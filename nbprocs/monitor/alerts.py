@@ -20,7 +20,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbprocs.monitor.model import Alert, AlertThresholds, AlertType, Rule, Scope, State
+from nbprocs.monitor.metrics import METRICS, AlertType, Scope, State
+from nbprocs.monitor.model import Alert, AlertThresholds, Rule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,20 +223,6 @@ def _moment(at: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)
 
 
-_WORDS = {
-    "memory_usage_mb": ("memory", " MB"),
-    "pss_mb": ("memory (PSS)", " MB"),
-    "uss_mb": ("memory (USS)", " MB"),
-    "gpu_memory_mb": ("GPU memory", " MB"),
-    "memory_percent": ("memory", " % of what there is"),
-    "cpu_percent": ("CPU", " %"),
-    "response_time": ("response time", " s"),
-    "error_rate": ("error rate", ""),
-    "idle_seconds": ("no sign of life for", " s"),
-    "silence_seconds": ("no output for", " s"),
-}
-
-
 def _message(rule: Rule, name: str, value: float, state: int) -> str:
     if rule.metric == "down":
         return f"{name} is down: {State(int(state))}"
@@ -243,7 +230,8 @@ def _message(rule: Rule, name: str, value: float, state: int) -> str:
         return f"{name} writes again"
     if rule.metric == "response_time" and math.isinf(value):
         return f"{name}: no answer"
-    word, unit = _WORDS.get(rule.metric, (rule.metric, ""))
+    metric = METRICS.get(rule.metric)
+    word, unit = (metric.word, f" {metric.unit}" if metric.unit else "") if metric else (rule.metric, "")
     side = "above" if rule.above is not None else "below"
     held = f" for {rule.for_seconds:g} s" if rule.for_seconds else ""
     return f"{name}: {word} {value:.4g}{unit} ({side} {rule.limit:g}{held})"
@@ -284,7 +272,7 @@ def replay(frame: "pd.DataFrame", rules: AlertThresholds | Rule | Iterable[Rule]
     >>> times = pd.date_range("2026-01-01", periods=4, freq="s", tz="UTC")
     >>> frame = pd.DataFrame({"timestamp": times, "name": "job", "memory_usage_mb": [100.0, 600.0, 700.0, 90.0]})
     >>> replay(frame, AlertThresholds(max_memory_mb=500))
-    (<Alert warning memory_usage: job: memory 600 MB (above 500) (resolved after 2 s)>,)
+    (<Alert warning memory_usage: job: memory 600 MiB (above 500) (resolved after 2 s)>,)
     """
     import numpy as np  # noqa: PLC0415 - keeps `import nbprocs` light
     import pandas as pd  # noqa: PLC0415

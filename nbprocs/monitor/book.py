@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nbprocs.monitor.alerts import Batch, Episodes, Transition
-from nbprocs.monitor.history import COLUMNS, History, Series, Snapshot
-from nbprocs.monitor.model import Alert, Rule, Scope, State
+from nbprocs.monitor.history import History, Series, Snapshot
+from nbprocs.monitor.metrics import METRICS, Scope, State
+from nbprocs.monitor.model import Alert, Rule
 
 __all__ = ["Book"]
 
@@ -47,11 +48,10 @@ class Book:
         """Write that a process has ended. Nothing else was measured at that moment, and nothing else is told."""
         import numpy as np  # noqa: PLC0415
 
-        row = {name: np.full(1, float("nan") if kind == "f4" else -1, "f4" if kind == "f4" else "i8") for name, kind in COLUMNS.items()}
-        known = {"series": series.code, "scope": int(Scope.TREE), "state": int(state), "processes": 0, "restarts": min(restarts, 32767)}
-        for name, value in {**known, "error_count": errors, "success_count": successes}.items():
-            row[name] = np.full(1, value)
-        return self.take(row, [series.name], [series.process_id])
+        row: dict[str, float] = {name: metric.unknown for name, metric in METRICS.items()}
+        row |= {"series": series.code, "scope": Scope.TREE, "state": state, "processes": 0, "restarts": min(restarts, 32767)}
+        row |= {"error_count": errors, "success_count": successes}
+        return self.take({name: np.full(1, value) for name, value in row.items()}, [series.name], [series.process_id])
 
     def pending(self, name: str) -> bool:
         """Whether time alone could still fire a rule for a process that has ended."""

@@ -20,43 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.monitor.model import Scope, State
+from nbprocs.monitor.metrics import METRICS, Scope, State
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "COUNTS", "METRICS", "History", "Series", "Snapshot"]
+__all__ = ["COLUMNS", "History", "Series", "Snapshot", "Spill"]
 
 COLUMNS: Mapping[str, str] = {
     "time": "i8",  # microseconds since the epoch: exact, so that a replay sees what the live rules saw
     "series": "i4",
     "scope": "u1",
     "state": "u1",
-    "memory_usage_mb": "f4",
-    "pss_mb": "f4",
-    "uss_mb": "f4",
-    "memory_percent": "f4",
-    "cpu_percent": "f4",
-    "threads": "i4",
-    "file_descriptors": "i4",
-    "processes": "i2",
-    "restarts": "i2",
-    "error_count": "i4",
-    "success_count": "i4",
-    "read_bytes": "i8",
-    "write_bytes": "i8",
-    "age_seconds": "f4",
-    "response_time": "f4",
-    "error_rate": "f4",
-    "throughput": "f4",
-    "output_bytes_per_second": "f4",
-    "idle_seconds": "f4",
-    "silence_seconds": "f4",
-    "gpu_memory_mb": "f4",
-    "gpu_percent": "f4",
+    **{name: metric.dtype for name, metric in METRICS.items()},
 }
-METRICS = tuple(COLUMNS)[4:]
-COUNTS = tuple(name for name in METRICS if COLUMNS[name][0] == "i")  # whole numbers; -1 means unknown
 _PANDAS = {"i2": "Int16", "i4": "Int32", "i8": "Int64"}
 BLOCK = 4096  # rows
 ROW_BYTES = sum(int(kind[1]) for kind in COLUMNS.values())
@@ -121,9 +98,9 @@ class Snapshot:
                 self.column("state", mask).astype("i1"), pd.Index([str(state) for state in State], dtype="str")
             ),
         }
-        for name in METRICS:
+        for name, metric in METRICS.items():
             values = self.column(name, mask)
-            data[name] = _whole(values, _PANDAS[COLUMNS[name]]) if name in COUNTS else values
+            data[name] = _whole(values, _PANDAS[metric.dtype]) if metric.counts else values
         return pd.DataFrame(data, copy=False)
 
     def _mask(self, scope: Scope | None, names: Iterable[str] | None, since: int | None) -> Any:

@@ -1,38 +1,14 @@
-"""Values of the monitor: thresholds, rules, alerts, one process's metrics. No I/O, no clock."""
+"""Values of the monitor: thresholds, rules, alerts. No I/O, no clock."""
 
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from fnmatch import fnmatchcase
 
-__all__ = [
-    "Alert",
-    "AlertSeverity",
-    "AlertThresholds",
-    "AlertType",
-    "ProcessMetrics",
-    "Rule",
-    "Scope",
-    "State",
-]
+from nbprocs.monitor.metrics import METRICS, AlertType, Scope
 
-
-class AlertType(StrEnum):
-    """What an alert is about. ACTIVITY and SILENCE are asked for by rules of their own; thresholds give the first six.
-
-    >>> AlertType("process_down")
-    <AlertType.PROCESS_DOWN: 'process_down'>
-    """
-
-    MEMORY_USAGE = "memory_usage"
-    CPU_USAGE = "cpu_usage"
-    RESPONSE_TIME = "response_time"
-    ERROR_RATE = "error_rate"
-    PROCESS_DOWN = "process_down"
-    PROCESS_HUNG = "process_hung"
-    ACTIVITY = "activity"
-    SILENCE = "silence"
+__all__ = ["Alert", "AlertSeverity", "AlertThresholds", "Rule"]
 
 
 class AlertSeverity(IntEnum):
@@ -51,62 +27,6 @@ class AlertSeverity(IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
-
-
-class Scope(IntEnum):
-    """What a sample is of.
-
-    >>> [scope.name.lower() for scope in Scope]
-    ['tree', 'process', 'group']
-    """
-
-    TREE = 0  # a watched process with all its descendants
-    PROCESS = 1  # one process of a tree that has several
-    GROUP = 2  # a manager or a pool as a whole
-
-
-class State(IntEnum):
-    """What a process was doing when it was sampled. From COMPLETED on it has ended.
-
-    >>> State.FAILED.ended, State.ZOMBIE.ended
-    (True, False)
-    """
-
-    UNKNOWN = 0
-    RUNNING = 1  # on a processor, or ready for it
-    SLEEPING = 2
-    BLOCKED = 3  # in an uninterruptible wait, mostly for a disk
-    STOPPED = 4  # by a signal or a debugger
-    ZOMBIE = 5  # ended, not yet reaped by its parent
-    COMPLETED = 6  # exit status 0
-    TERMINATED = 7  # we stopped it
-    FAILED = 8  # another exit status, a signal, a timeout
-    GONE = 9  # ended; not our child, so nobody can tell how
-    FATAL = 10  # its supervisor gave up
-    FORGOTTEN = 11  # fell out of the history of what was watched
-
-    @property
-    def ended(self) -> bool:
-        """True when there is no process any more."""
-        return self >= State.COMPLETED
-
-    def __str__(self) -> str:
-        return self.name.lower()
-
-
-_TYPES = {
-    "memory_usage_mb": AlertType.MEMORY_USAGE,
-    "memory_percent": AlertType.MEMORY_USAGE,
-    "pss_mb": AlertType.MEMORY_USAGE,
-    "uss_mb": AlertType.MEMORY_USAGE,
-    "gpu_memory_mb": AlertType.MEMORY_USAGE,
-    "cpu_percent": AlertType.CPU_USAGE,
-    "response_time": AlertType.RESPONSE_TIME,
-    "error_rate": AlertType.ERROR_RATE,
-    "down": AlertType.PROCESS_DOWN,
-    "idle_seconds": AlertType.PROCESS_HUNG,
-    "silence_seconds": AlertType.SILENCE,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +67,11 @@ class Rule:
             msg = f"clear={self.clear:g} of the rule on {self.metric} lies beyond its limit {limit:g}: the alert could never end"
             raise ValueError(msg)
         if self.type is None:
-            if self.metric not in _TYPES:
+            known = AlertType.PROCESS_DOWN if self.metric == "down" else getattr(METRICS.get(self.metric), "alert", None)
+            if known is None:
                 msg = f"no alert type is known for the metric {self.metric!r}: give type="
                 raise ValueError(msg)
-            object.__setattr__(self, "type", _TYPES[self.metric])
+            object.__setattr__(self, "type", known)
 
     @property
     def limit(self) -> float:
@@ -179,9 +100,6 @@ class Rule:
         return self.process == "*" or fnmatchcase(name, self.process)
 
 
-_CLEAR = 0.95  # an alert of a threshold ends when 5 % below it: no flapping at the edge
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertThresholds:
     """The five limits; None: no such alert. A process that fails always raises PROCESS_DOWN.
@@ -202,17 +120,21 @@ class AlertThresholds:
             Rule(metric="down", above=0.5, severity=AlertSeverity.CRITICAL),
             Rule(metric="down", above=1.5, severity=AlertSeverity.EMERGENCY),
         ]
-        for metric, limit, severity, scope in (
-            ("memory_usage_mb", self.max_memory_mb, AlertSeverity.WARNING, Scope.TREE),
-            ("cpu_percent", self.max_cpu_percent, AlertSeverity.WARNING, Scope.TREE),
-            ("response_time", self.max_response_time, AlertSeverity.WARNING, None),
-            ("error_rate", self.max_error_rate, AlertSeverity.CRITICAL, None),
-            ("idle_seconds", self.max_idle_time, AlertSeverity.CRITICAL, Scope.TREE),
-        ):
-            if limit is not None:
-                clear = limit if metric == "idle_seconds" else limit * _CLEAR
-                found.append(Rule(metric=metric, above=limit, clear=clear, severity=severity, scope=scope))
+        for name, metric in METRICS.items():
+            if (limit := self.limit(name)) is not None and (told := metric.threshold) is not None:
+                severity = AlertSeverity.CRITICAL if told.critical else AlertSeverity.WARNING
+                scope = None if told.any_scope else Scope.TREE
+                found.append(Rule(metric=name, above=limit, clear=limit * told.clear, severity=severity, scope=scope))
         return tuple(found)
+
+    def limit(self, metric: str) -> float | None:
+        """The limit of a metric, if there is one.
+
+        >>> AlertThresholds(max_cpu_percent=90).limit("cpu_percent")
+        90
+        """
+        told = METRICS[metric].threshold if metric in METRICS else None
+        return None if told is None else getattr(self, told.field)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +147,7 @@ class Alert:
     >>> samples = pd.DataFrame({"timestamp": pd.to_datetime(["2026-01-01"]), "name": "job", "cpu_percent": [99.0]})
     >>> (alert,) = nbprocs.monitor.replay(samples, Rule(metric="cpu_percent", above=90))
     >>> alert.message, alert.resolved, alert.duration
-    ('job: CPU 99 % (above 90)', False, None)
+    ('job: CPU 99 % of one core (above 90)', False, None)
     """
 
     id: str
@@ -250,46 +172,3 @@ class Alert:
     def __repr__(self) -> str:
         end = "open" if self.resolved_at is None else f"resolved after {self.duration:.3g} s"
         return f"<Alert {self.severity} {self.type}: {self.message} ({end})>"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessMetrics:
-    """The latest sample of one watched thing. None: not measured, or the system doesn't tell.
-
-    >>> async with nbprocs.ProcessManager() as pm, nbprocs.monitor.ProcessMonitor(interval=None) as mon:
-    ...     mon.watch(pm)
-    ...     _ = await pm.spawn("sleep", "100", name="sleeper")
-    ...     await mon.sample()
-    ...     found = mon.metrics("sleeper")
-    >>> found.processes, found.cpu_percent, found.response_time
-    (1, None, None)
-    """
-
-    process_id: str
-    name: str
-    pid: int | None
-    timestamp: datetime
-    state: State
-    memory_usage_mb: float | None  # resident, of the whole tree; MiB
-    pss_mb: float | None  # the latest measurement: seldom, it is slow
-    uss_mb: float | None
-    memory_percent: float | None  # of the container's limit, or of the machine
-    cpu_percent: float | None
-    threads: int | None
-    file_descriptors: int | None
-    processes: int | None
-    restarts: int
-    error_count: int
-    success_count: int
-    read_bytes: int | None
-    write_bytes: int | None
-    age_seconds: float | None
-    response_time: float | None  # seconds; inf: it was asked and did not answer
-    error_rate: float | None
-    throughput: float | None  # a second: lines of output; tasks of a pool; ends of a manager's processes
-    output_bytes_per_second: float | None
-    idle_seconds: float | None
-    silence_seconds: float | None
-    gpu_memory_mb: float | None
-    gpu_percent: float | None
-    ports: tuple[int, ...] = ()  # TCP ports it listens on

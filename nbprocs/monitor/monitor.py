@@ -23,15 +23,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from nbprocs.display import Displayable, Html
+from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
 from nbprocs.monitor.alerts import Transition, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
-from nbprocs.monitor.history import COUNTS, METRICS, Snapshot, Spill
-from nbprocs.monitor.limits import Limits, read_limits
-from nbprocs.monitor.model import Alert, AlertThresholds, ProcessMetrics, Rule, Scope
+from nbprocs.monitor.history import Snapshot, Spill
+from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope
+from nbprocs.monitor.model import Alert, AlertThresholds, Rule
 from nbprocs.monitor.notify import AlertCallback, CallbackFailure, Callbacks
 from nbprocs.monitor.plots import plot
 from nbprocs.monitor.probes import Prober
@@ -395,7 +396,7 @@ class ProcessMonitor(Displayable):
         notes = {target.name: target.note for target in self._roster.targets.values()}
         notes |= {note.partition(":")[0]: note.partition(": ")[2] for note in list(self._roster.notes)}
         frame = pd.DataFrame(rows, columns=[f.name for f in dataclasses.fields(ProcessMetrics)]).set_index("name")
-        kinds = dict.fromkeys((*COUNTS, "pid"), "Int64") | dict.fromkeys((name for name in METRICS if name not in COUNTS), "float64")
+        kinds = {"pid": "Int64"} | {name: "Int64" if metric.counts else "float64" for name, metric in METRICS.items()}
         return frame.astype(kinds).assign(state=[str(m["state"]) for m in rows], note=[notes.get(str(name), "") for name in frame.index])
 
     def summary(self) -> "pd.DataFrame":

@@ -1,18 +1,19 @@
 """Telling people: callbacks, sync or async, whose failure is reported and harms nobody, at a bounded rate."""
 
-import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from nbprocs.engine.home import Tasks, log
+from nbprocs.guard import attempt, finish, repr_of, told
 from nbprocs.monitor.alerts import Transition
 from nbprocs.monitor.model import Alert
+from nbprocs.policy.bucket import TokenBucket
 
-__all__ = ["CallbackFailure", "Callbacks", "RateLimit"]
+__all__ = ["CallbackFailure", "Callbacks"]
 
 AlertCallback = Callable[[Alert], object]
 _LONGEST = 60.0  # seconds that an async callback may take
@@ -29,38 +30,13 @@ class CallbackFailure:
     at: datetime
 
 
-class RateLimit:
-    """A bucket of ``burst`` calls that refills with ``per_second``.
-
-    >>> limit = RateLimit(burst=2, per_second=1.0)
-    >>> [limit.allows(0.0), limit.allows(0.0), limit.allows(0.0), limit.allows(1.0)]
-    [True, True, False, True]
-    """
-
-    def __init__(self, *, burst: int, per_second: float) -> None:
-        self._burst = float(burst)
-        self._per_second = per_second
-        self._left = float(burst)
-        self._at: float | None = None
-
-    def allows(self, now: float) -> bool:
-        """Take one, if there is one."""
-        if self._at is not None:
-            self._left = min(self._burst, self._left + max(now - self._at, 0.0) * self._per_second)
-        self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
-
-
 class Callbacks:
     """The callbacks of one monitor. ``suppressed`` counts the calls that the rate limit held back: the alerts themselves are all kept."""
 
     def __init__(self) -> None:
         self.failures: deque[CallbackFailure] = deque(maxlen=100)
         self.suppressed = 0
-        self._callbacks: dict[int, tuple[AlertCallback, RateLimit]] = {}
+        self._callbacks: dict[int, tuple[AlertCallback, TokenBucket]] = {}
         self._added = 0
         self._said = False
 
@@ -71,14 +47,14 @@ class Callbacks:
             raise TypeError(msg)
         self._added += 1
         key = self._added
-        self._callbacks[key] = callback, RateLimit(burst=_BURST, per_second=_PER_SECOND)
+        self._callbacks[key] = callback, TokenBucket(burst=_BURST, per_second=_PER_SECOND)
         return lambda: self._callbacks.pop(key, None) and None
 
     def tell(self, changes: Sequence[Transition], *, now: float, tasks: Tasks) -> None:
         """On the home loop. Async callbacks run as tasks of the monitor, each for a minute at most."""
         for transition in changes:
             for callback, limit in list(self._callbacks.values()):
-                if limit.allows(now):
+                if limit.take(now):
                     self._call(callback, transition.alert, tasks)
                 else:
                     self._suppress()
@@ -90,25 +66,23 @@ class Callbacks:
             log.warning("alerts come too fast: some calls of callbacks are left out; monitor.alerts() has them all. Said once.")
 
     def _call(self, callback: AlertCallback, alert: Alert, tasks: Tasks) -> None:
-        try:
-            answer = callback(alert)
-        except Exception as error:  # noqa: BLE001 - a stranger's code; kept and logged
+        answer, error = attempt(callback, alert)
+        if error is not None:
             self._failed(callback, alert, error)
-            return
-        if inspect.isawaitable(answer):
-            tasks.start(self._wait(callback, alert, answer), name=f"alert callback {_name(callback)}")
+        elif inspect.isawaitable(answer):
+            task = tasks.start(self._wait(callback, alert, answer), name=f"alert callback {_name(callback)}")
+            if inspect.iscoroutine(answer):
+                task.add_done_callback(lambda _: answer.close())  # a task cancelled before it began has not awaited it
 
-    async def _wait(self, callback: AlertCallback, alert: Alert, answer: object) -> None:
-        try:
-            async with asyncio.timeout(_LONGEST):
-                await answer  # type: ignore[misc]  # isawaitable said so
-        except Exception as error:  # noqa: BLE001 - a stranger's code; kept and logged
+    async def _wait(self, callback: AlertCallback, alert: Alert, answer: Awaitable[object]) -> None:
+        _, error = await finish(answer, timeout=_LONGEST)
+        if error is not None:
             self._failed(callback, alert, error)
 
     def _failed(self, callback: AlertCallback, alert: Alert, error: BaseException) -> None:
         self.failures.append(CallbackFailure(callback=_name(callback), alert=alert, error=error, at=datetime.now(UTC)))
-        log.error("the alert callback %s failed on %r; the monitor goes on", _name(callback), alert, exc_info=error)
+        told(f"the alert callback {_name(callback)} on {alert!r}", error)
 
 
 def _name(callback: object) -> str:
-    return str(getattr(callback, "__qualname__", callback))
+    return str(getattr(callback, "__qualname__", None) or repr_of(callback))

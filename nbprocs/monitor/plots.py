@@ -11,32 +11,31 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds, AlertType
+from nbprocs.display import BLACK, GREEN, GREY, ORANGE, PALETTE, SKY, VERMILLION
+from nbprocs.monitor.metrics import METRICS, AlertType
+from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["plot"]
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#9a9a9a"
 NAMED = 7  # so many have a colour each
 TOP = 5  # of more than those so many
 LANES = 8
 _SEVERITY = {
-    AlertSeverity.INFO: "#56B4E9",
-    AlertSeverity.WARNING: "#E69F00",
-    AlertSeverity.CRITICAL: "#D55E00",
-    AlertSeverity.EMERGENCY: "#000000",
+    AlertSeverity.INFO: SKY,
+    AlertSeverity.WARNING: ORANGE,
+    AlertSeverity.CRITICAL: VERMILLION,
+    AlertSeverity.EMERGENCY: BLACK,
 }
 _ENDS = {
-    "completed": ("o", "#009E73"),
+    "completed": ("o", GREEN),
     "terminated": ("s", GREY),
-    "failed": ("X", "#D55E00"),
+    "failed": ("X", VERMILLION),
     "gone": ("X", GREY),
-    "fatal": ("X", "#000000"),
+    "fatal": ("X", BLACK),
 }
-_PANELS = {"memory_usage_mb": "Memory (MiB)", "cpu_percent": "CPU (% of one core)"}
 
 
 @functools.cache
@@ -78,10 +77,9 @@ def plot(
     figure = _figure_class()(figsize=(10, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     asked = thresholds or AlertThresholds()
-    limits = {"memory_usage_mb": asked.max_memory_mb, "cpu_percent": asked.max_cpu_percent}
     for panel, metric in zip(axes, metrics, strict=False):
         ends = _lines(panel, frame, metric, colours)
-        _limit(panel, limits.get(metric))
+        _limit(panel, asked.limit(metric))
         _name_ends(panel, ends, colours, total=frame["name"].nunique())  # last: where there is room depends on the scale
     if lanes:
         _events(axes[-1], frame, alerts, lanes, colours)
@@ -100,7 +98,7 @@ def _colours(frame: "pd.DataFrame", metric: str) -> dict[str, str]:
         return {}
     peaks = frame.groupby("name", observed=True)[metric].max().fillna(0.0).sort_values(ascending=False, kind="stable")
     chosen = peaks.index[: NAMED if len(peaks) <= NAMED else TOP]
-    return {str(name): OKABE_ITO[place] for place, name in enumerate(chosen)}
+    return {str(name): PALETTE[place] for place, name in enumerate(chosen)}
 
 
 def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, str]) -> list[tuple[float, Any, str]]:
@@ -120,7 +118,7 @@ def _lines(panel: Any, frame: "pd.DataFrame", metric: str, colours: dict[str, st
             continue
         panel.plot(times, values, color=colour, linewidth=1.8, zorder=3, marker="o" if len(values) == 1 else None, markersize=4)
         ends.append((float(values[-1]), times[-1], str(name)))
-    panel.set_ylabel(_PANELS.get(metric, metric.replace("_", " ")))
+    panel.set_ylabel(METRICS[metric].title if metric in METRICS else metric.replace("_", " "))
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#e5e5e5", linewidth=0.8)
     panel.set_axisbelow(True)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nbprocs.engine.home import Home, log
+from nbprocs.guard import attempt, finish, text_of
 from nbprocs.processes.readiness import Port, Url
 
 __all__ = ["Prober", "as_question", "ask"]
@@ -75,15 +76,11 @@ async def in_thread(function: Callable[[], Any]) -> Any:
             return
         if error is None:
             done.set_result(answer)
-        else:
-            done.set_exception(error)
+        else:  # a future can't carry what ends generators
+            done.set_exception(RuntimeError(text_of(error)) if isinstance(error, (StopIteration, GeneratorExit)) else error)
 
     def work() -> None:
-        answer, failure = None, None
-        try:
-            answer = function()
-        except Exception as error:  # noqa: BLE001 - handed to whoever asked
-            failure = error
+        answer, failure = attempt(function)
         try:
             loop.call_soon_threadsafe(tell, answer, failure)
         except RuntimeError:  # the loop closed meanwhile; nobody waits
@@ -96,13 +93,11 @@ async def in_thread(function: Callable[[], Any]) -> Any:
 async def ask(question: Question, *, timeout: float) -> tuple[float, str]:
     """Ask once. Returns (seconds, ""), or (inf, why not)."""
     began = time.perf_counter()
-    try:
-        async with asyncio.timeout(timeout):
-            answer = await question()
-    except TimeoutError:
+    answer, error = await finish(question(), timeout=timeout)
+    if isinstance(error, TimeoutError) and time.perf_counter() - began >= timeout:
         return math.inf, f"no answer within {timeout:g} s"
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is no answer; the text is kept and shown
-        return math.inf, f"{type(error).__name__}: {error}"
+    if error is not None:  # whatever it was, it is no answer; the text is kept and shown
+        return math.inf, text_of(error)
     if answer is False:
         return math.inf, "it answered False"
     return time.perf_counter() - began, ""

@@ -20,7 +20,7 @@ from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.monitor.alerts import Transition
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.history import Series
-from nbprocs.monitor.model import State
+from nbprocs.monitor.metrics import State
 from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.sampler import Ask, GroupAsk
 from nbprocs.monitor.targets import Group, Tallies, Tally, Target, end_state, failed
@@ -217,18 +217,21 @@ class Roster:
                 self._rename(target, process.name)
             prober = self.probers.get(target.name)
             asks.append(Ask(
-                target.series.code, target.identity, target.name, target.process_id,
-                -1 if target.group is None else target.group.series.code,
-                0 if process is None else process.restarts, tally.errors, tally.successes, tally.rate(now),
-                math.nan if prober is None else prober.take(), None if process is None else (process.stdout, process.stderr),
+                code=target.series.code, identity=target.identity, name=target.name, process_id=target.process_id,
+                group=-1 if target.group is None else target.group.series.code,
+                restarts=0 if process is None else min(process.restarts, 32767),
+                error_count=tally.errors, success_count=tally.successes, error_rate=tally.rate(now),
+                response_time=math.nan if prober is None else prober.take(),
+                output=None if process is None else (process.stdout, process.stderr),
             ))  # fmt: skip
         groups = []
         for group in self.groups.values():
             throughput, name = group.look(now), group.series.name
             prober, tally = self.probers.get(name), group.tally
-            response = math.nan if prober is None else prober.take()
             groups.append(GroupAsk(
-                group.series.code, name, group.series.process_id, tally.errors, tally.successes, tally.rate(now), throughput, response
+                code=group.series.code, name=name, process_id=group.series.process_id,
+                error_count=tally.errors, success_count=tally.successes, error_rate=tally.rate(now),
+                throughput=throughput, response_time=math.nan if prober is None else prober.take(),
             ))  # fmt: skip
         return asks, groups
 

@@ -10,6 +10,9 @@
         ▼
       columns: one TREE row a root, a PROCESS row a member of a tree of several, one GROUP row a manager or pool
 
+Rows are written by name; what a row does not name is unknown. The row of a tree that has not run since the look before is not made anew:
+the numbers of then are carried over, all of them at once, each as its metric's ``rest`` says.
+
 CPU is a difference of two readings: the first one of a process is NaN, never 0. A tree's CPU holds the work of children that came and went
 between two ticks as well: the kernel adds it to the parent that reaped them.
 """
@@ -17,21 +20,21 @@ between two ticks as well: the kernel adds it to the parent that reaped them.
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.forest import Forest, Member
 from nbprocs.engine.handles import listening_inodes
 from nbprocs.engine.table import ON_LINUX, TICK, Identity
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import COLUMNS
-from nbprocs.monitor.limits import Limits, read_limits
-from nbprocs.monitor.model import Scope, State
+from nbprocs.monitor.metrics import METRICS, MIB, Fold, Scope, State
+from nbprocs.policy.bucket import TokenBucket
 
 __all__ = ["Ask", "GroupAsk", "Sample", "Sampler"]
 
 NAN = float("nan")
-MIB = 1 << 20
 EXACT_EVERY = 10.0  # seconds between two readings of a tree's PSS, at least, where it matters: of several processes, or big
 EXACT_SMALL = 60.0  # … of one small process, whose PSS is little and whose pages are its own
 BIG = 64 << 20
@@ -39,14 +42,17 @@ PORTS_EVERY = 60.0  # … of its ports, unless its number of descriptors changed
 PORTS_SOON = 2.0
 PORTS_PASS = 5.0  # … of two readings of /proc/net/tcp: the kernel walks its whole table of connections for one, milliseconds
 LIMITS_EVERY = 30.0
-COUNTED = 8 << 20  # bytes of a process's output in which lines are counted, a tick: 2 ms
-SHARE = 0.0003  # of the interval: the time that PSS may take in one tick, on average
+COUNTED_BYTES = 8 << 20  # bytes of a process's output in which lines are counted, a tick: 2 ms
+SHARE = 0.0003  # of the time: what PSS may take on average
 PORTS_SHARE = 0.002  # … and the ports, in one tick
 CREDIT = 0.005  # seconds that PSS may have saved up: the first look at a few processes has theirs
 COSTLY = 500  # a tree whose PSS takes t is asked at most every 500 t: a process of many gigabytes takes milliseconds
 _LETTERS = {"R": State.RUNNING, "S": State.SLEEPING, "I": State.SLEEPING, "D": State.BLOCKED, "T": State.STOPPED, "t": State.STOPPED}
 _LETTERS |= {"Z": State.ZOMBIE, "X": State.ZOMBIE}
-_FIELDS = tuple(COLUMNS)[1:]
+FIELDS = {name: dtype for name, dtype in COLUMNS.items() if name != "time"}
+FOLDED = {name: metric for name, metric in METRICS.items() if metric.fold is not Fold.OWN}
+CPU = METRICS["cpu_percent"]
+NOT_COUNTED = {"restarts": 0, "error_count": 0, "success_count": 0}  # of one process of a tree
 UNKNOWN = (-1, -1)
 NO_GPU = (NAN, NAN)
 Seen = tuple[int, float, float, int]  # pid, start, ticks with those of reaped children, parent
@@ -62,7 +68,7 @@ class Output(Protocol):
 
 
 class Ask(NamedTuple):
-    """One watched process, with what the home loop counts for it."""
+    """One watched process, with what the home loop counts for it, under the names of the metrics."""
 
     code: int  # of its series
     identity: Identity
@@ -70,24 +76,28 @@ class Ask(NamedTuple):
     process_id: str
     group: int = -1  # code of the group it belongs to
     restarts: int = 0
-    errors: int = 0
-    successes: int = 0
+    error_count: int = 0
+    success_count: int = 0
     error_rate: float = NAN
-    response: float = NAN
+    response_time: float = NAN
     output: tuple[Output, ...] | None = None  # its streams; None: not our child
 
 
 class GroupAsk(NamedTuple):
-    """A manager or a pool."""
+    """A manager or a pool; the same."""
 
     code: int
     name: str
     process_id: str
-    errors: int = 0
-    successes: int = 0
+    restarts: int = 0
+    error_count: int = 0
+    success_count: int = 0
     error_rate: float = NAN
     throughput: float = NAN
-    response: float = NAN
+    response_time: float = NAN
+
+
+COUNTED = tuple(name for name in Ask._fields if name in METRICS)  # by the home loop
 
 
 class Sample(NamedTuple):
@@ -100,18 +110,30 @@ class Sample(NamedTuple):
     reused: set[Identity]  # … because the pid belongs to another process now
 
 
-class _Reading(NamedTuple):
-    """One process now."""
+Row = dict[str, Any]  # by the name of the column
 
-    cpu: float
-    memory: int
-    threads: int
-    descriptors: int
-    read: int
-    written: int
-    ticks: float
-    gpu_memory: float
-    gpu: float
+
+def read(member: Member, load: Mapping[int, tuple[float, float]]) -> Row:
+    """What one process has now: the readings of all metrics that each process of a tree has."""
+    row, handle = member.row, member.handle
+    descriptors, io = handle.descriptors(), handle.io() or UNKNOWN
+    gpu = load.get(row.pid, NO_GPU) if load else NO_GPU
+    return {
+        "memory_usage_mb": row.rss / MIB,
+        "threads": row.threads,
+        "file_descriptors": -1 if descriptors is None else descriptors,
+        "processes": 1,
+        "read_bytes": io[0],
+        "write_bytes": io[1],
+        "gpu_memory_mb": gpu[0],
+        "gpu_percent": gpu[1],
+    }
+
+
+# a zombie
+HOLDS_NOTHING: Row = {
+    "memory_usage_mb": 0.0, "threads": 0, "file_descriptors": 0, "processes": 1, "read_bytes": 0, "write_bytes": 0,
+}  # fmt: skip
 
 
 class _Past:
@@ -125,11 +147,12 @@ class _Past:
         "exact_at",
         "exact_cost",
         "io",
+        "look",
         "members",
+        "place",
         "places",
         "ports_at",
         "reaped",
-        "row",
         "spoke",
         "ticks",
     )
@@ -138,11 +161,28 @@ class _Past:
         self.at: float | None = None
         self.ticks = self.reaped = 0.0
         self.members: list[Seen] = []
-        self.row: tuple[Any, ...] | None = None  # the latest, of a tree of one process
+        self.place = self.look = -1  # where its row is in the sample of that look, if it may be carried over
         self.io = self.bytes = self.descriptors = -1
         self.places: list[int] = []  # of the counted lines, a stream
         self.active = self.spoke = self.exact_cost = 0.0
         self.exact_at = self.ports_at = -math.inf
+
+
+class _Draft:
+    """The rows of one sample while they are found: new ones by name, carried ones by their place in the sample before."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.ids: list[str] = []
+        self.trees: list[tuple[Ask, int]] = []  # with the place of its row
+        self.made: list[tuple[Row, int]] = []  # new rows, with their places
+        self.carried: list[tuple[Ask, int, int, float]] = []  # place, place in the sample before, seconds since then
+
+    def name(self, name: str, process_id: str) -> int:
+        """The place of one more row."""
+        self.names.append(name)
+        self.ids.append(process_id)
+        return len(self.names) - 1
 
 
 class Sampler:
@@ -157,9 +197,12 @@ class Sampler:
         self._gpu = Gpu() if gpu is None else gpu
         self._members = members
         self._limits_at = self._ports_at = -math.inf
-        self._credit = CREDIT
+        self._credit = TokenBucket(burst=CREDIT, per_second=SHARE)
         self._past: dict[int, _Past] = {}
         self._codes: dict[tuple[int, Identity], int] = {}  # series of members
+        self._inside: set[tuple[int, Identity]] = set()  # … in this look
+        self._columns: dict[str, Any] = {}  # of the latest sample that came to its end
+        self._looks, self._seen = 0, -1  # … and the number of that one
 
     def sample(self, asks: Sequence[Ask], groups: Sequence[GroupAsk] = (), *, register: Any = None) -> Sample:
         """Look once. ``register(process_id, name, pid)`` gives the number of a new series, for the members of trees."""
@@ -168,122 +211,99 @@ class Sampler:
             self.limits, self._limits_at = read_limits(), started
         trees = self.forest.scan([ask.identity for ask in asks])
         load = self._gpu.read()
-        rows: list[tuple[Any, ...]] = []
-        names: list[str] = []
-        ids: list[str] = []
+        draft = _Draft()
         gone: list[Identity] = []
-        due: list[tuple[float, int, int]] = []
-        codes: dict[tuple[int, Identity], int] = {}
+        may_carry = not load and not self.forest.nested
+        self._looks += 1
         for ask in asks:
             members = trees.get(ask.identity)
             if members is None:
                 gone.append(ask.identity)
                 continue
             past = self._past.get(ask.code) or self._past.setdefault(ask.code, _Past())
-            due.append((past.exact_at, ask.code, len(rows)))
-            if (
-                past.row is not None
-                and members[0].handle.rested
-                and len(members) == 1
-                and (row := self._rested(ask, past, members[0], load))
-            ):
-                rows.append(row)
-                names.append(ask.name)
-                ids.append(ask.process_id)
-                continue
-            found = [self._read(member, load) for member in members]
-            rows.append(self._tree(ask, past, members, found))
-            names.append(ask.name)
-            ids.append(ask.process_id)
-            if len(members) > 1 and self._members and register is not None:
-                for member, reading in zip(members, found, strict=True):
-                    key = ask.code, member.row.identity
-                    code = codes[key] = self._codes.get(key, -1)
-                    if code < 0:
-                        code = codes[key] = register(process_id=ask.process_id, name=ask.name, pid=member.row.pid).code
-                    rows.append(self._member(code, member, reading))
-                    names.append(f"{ask.name}/{member.row.pid}")
-                    ids.append(ask.process_id)
-        self._codes = codes
-        self._exact(asks, trees, due, rows)
+            place = draft.name(ask.name, ask.process_id)
+            draft.trees.append((ask, place))
+            if may_carry and len(members) == 1 and past.look == self._seen and members[0].handle.rested and _written(ask) == past.bytes:
+                _carry(ask, past, members[0], place, draft)
+                past.look = self._looks
+            else:
+                found = [self._read(member, load) for member in members]
+                row, whole = self._tree(ask, past, members, found)
+                draft.made.append((row, place))
+                past.place, past.look = place, self._looks if whole and len(members) == 1 else -1
+                if len(members) > 1 and self._members and register is not None:
+                    self._inner(ask, members, found, draft, register)
+        columns = self._assemble(draft)
+        self._exact(draft, trees, columns)
         self._look_for_ports(asks, trees)
-        self._groups(asks, groups, rows, names, ids)
         self._prune(asks)
-        return Sample(_columns(rows), names, ids, gone, self.forest.reused)
+        self._columns, self._seen = columns, self._looks
+        return Sample(_with_groups(columns, draft, groups), draft.names, draft.ids, gone, self.forest.reused)
 
-    def _read(self, member: Member, load: dict[int, tuple[float, float]]) -> _Reading:
-        row, handle, before, at = member.row, member.handle, member.before, member.at
+    def _inner(self, ask: Ask, members: list[Member], found: list[Row], draft: _Draft, register: Any) -> None:
+        """The rows of the processes of a tree of several."""
+        for member, reading in zip(members, found, strict=True):
+            key = ask.code, member.row.identity
+            code = self._codes.get(key)
+            if code is None:
+                code = self._codes[key] = register(process_id=ask.process_id, name=ask.name, pid=member.row.pid).code
+            place = draft.name(f"{ask.name}/{member.row.pid}", ask.process_id)
+            row = {"series": code, "scope": Scope.PROCESS, "state": _state(member), "age_seconds": self._age(member), **NOT_COUNTED}
+            draft.made.append((row | reading, place))
+            self._inside.add(key)
+
+    def _read(self, member: Member, load: dict[int, tuple[float, float]]) -> Row:
+        row, before, at = member.row, member.before, member.at
         if before is not None and before[1] == at:
-            known: _Reading = member.reading  # in two trees: read already
+            known: Row = member.reading  # in two trees: read already
             return known
-        ticks = row.utime + row.stime
-        ran = handle.run_time()
+        ticks, ran = row.utime + row.stime, member.handle.run_time()
         member.before = ticks, at, ran
         percent = NAN
         if before is not None:
             used = (ticks - before[0]) / TICK if ran is None or before[2] is None else (ran - before[2]) / 1e9
             percent = used / (at - before[1]) * 100.0
-        if row.state in "ZX":  # it holds nothing any more
-            reading = _Reading(percent, 0, 0, 0, 0, 0, ticks, NAN, NAN)
-        else:
-            descriptors, io = handle.descriptors(), handle.io() or UNKNOWN
-            gpu = load.get(row.pid, NO_GPU) if load else NO_GPU
-            reading = _Reading(percent, row.rss, row.threads, -1 if descriptors is None else descriptors, *io, ticks, *gpu)
+        reading = {**(HOLDS_NOTHING if row.gone else read(member, load)), "cpu_percent": percent}
+        reading["memory_percent"] = self.limits.percent(reading["memory_usage_mb"]) if self.limits else NAN
         member.reading = reading
         return reading
 
-    def _tree(self, ask: Ask, past: _Past, members: list[Member], found: list[_Reading]) -> tuple[Any, ...]:
+    def _tree(self, ask: Ask, past: _Past, members: list[Member], found: list[Row]) -> tuple[Row, bool]:
+        """The row of a tree; and whether all of it is known, so that it may be carried over."""
         root = members[0]
-        whole = found[0] if len(found) == 1 else _total(found)
+        row = dict(found[0]) if len(found) == 1 else _total(found)
         written, lines = self._output(ask, past)
-        at = root.at
+        at, first = root.at, past.at is None
         elapsed = at - past.at if past.at is not None else 0.0
         percent = self._tree_cpu(past, members, found, elapsed)
-        if past.at is None:
-            past.active = past.spoke = at
-        if whole.ticks != past.ticks or whole.read + whole.written != past.io or written != past.bytes:
+        ticks, io = math.fsum(m.row.utime + m.row.stime for m in members), row["read_bytes"] + row["write_bytes"]
+        if first or ticks != past.ticks or io != past.io or written != past.bytes:
             past.active = at
-        if written != past.bytes:
+        if first or written != past.bytes:
             past.spoke = at
-        first = past.at is None
-        rate = lines / elapsed if elapsed else NAN
-        volume = (written - past.bytes) / elapsed if elapsed and past.bytes >= 0 else NAN
-        past.at, past.ticks, past.io, past.bytes = at, whole.ticks, whole.read + whole.written, written
-        if whole.descriptors != past.descriptors:
-            past.descriptors = whole.descriptors
+        row |= {
+            "series": ask.code,
+            "scope": Scope.TREE,
+            "state": _state(root),
+            "cpu_percent": percent,
+            "age_seconds": self._age(root),
+            "throughput": lines / elapsed if elapsed else NAN,
+            "output_bytes_per_second": (written - past.bytes) / elapsed if elapsed and past.bytes >= 0 else NAN,
+            "idle_seconds": NAN if first else at - past.active,
+            "silence_seconds": NAN if written < 0 else at - past.spoke,
+            **{name: getattr(ask, name) for name in COUNTED},
+        }
+        past.at, past.ticks, past.io, past.bytes = at, ticks, io, written
+        if row["file_descriptors"] != past.descriptors:
+            past.descriptors = row["file_descriptors"]
             past.ports_at = min(past.ports_at, at - PORTS_EVERY + PORTS_SOON) if past.ports_at > -math.inf else past.ports_at
-        memory = whole.memory / MIB
-        row = (
-            ask.code, Scope.TREE, _LETTERS.get(root.row.state, State.UNKNOWN), memory, NAN, NAN, self._share(memory), percent,
-            whole.threads, whole.descriptors, len(members), min(ask.restarts, 32767), ask.errors, ask.successes, whole.read, whole.written,
-            self._age(root), ask.response, ask.error_rate, rate, volume, NAN if first else at - past.active,
-            NAN if written < 0 else at - past.spoke,
-            whole.gpu_memory, whole.gpu,
-        )  # fmt: skip
-        past.row = row if len(members) == 1 and not first else None
-        return row
-
-    def _rested(self, ask: Ask, past: _Past, member: Member, load: dict[int, tuple[float, float]]) -> tuple[Any, ...] | None:
-        """The row of a process that has not run since the look before, nor been heard; None if it must be looked at after all."""
-        row, before, at = past.row, past.at, member.at
-        if row is None or before is None or member.before is None or load or self.forest.nested:
-            return None
-        written = -1 if ask.output is None else sum(log.end for log in ask.output)
-        if written != past.bytes:
-            return None
-        member.before, past.at = (member.before[0], at, member.before[2]), at
-        none = NAN if written < 0 else 0.0
-        past.row = row = (
-            *row[:7], 0.0, *row[8:11], min(ask.restarts, 32767), ask.errors, ask.successes, *row[14:16], row[16] + at - before,
-            ask.response, ask.error_rate, none, none, at - past.active, NAN if written < 0 else at - past.spoke, NAN, NAN,
-        )  # fmt: skip
-        return row
+        return row, not first and (written < 0 or lines == lines)  # noqa: PLR0124 - NaN
 
     def _output(self, ask: Ask, past: _Past) -> tuple[int, float]:
         """Bytes written so far, and lines since the last look; NaN lines if some had gone, or came faster than can be counted aside."""
         if ask.output is None:
             return -1, NAN
-        written, lines, budget, lost = 0, 0, COUNTED, False
+        written, lines, budget, lost = 0, 0, COUNTED_BYTES, False
         for number, log in enumerate(ask.output):
             end = log.end
             written += end
@@ -300,60 +320,69 @@ class Sampler:
             past.places[number : number + 1] = [end]
         return written, NAN if lost else float(lines)
 
-    def _tree_cpu(self, past: _Past, members: list[Member], found: list[_Reading], elapsed: float) -> float:
+    def _tree_cpu(self, past: _Past, members: list[Member], found: list[Row], elapsed: float) -> float:
         """From the ticks of all members and of the children that they reaped meanwhile."""
         rows = [member.row for member in members]
-        now = [(row.pid, row.start, reading.ticks + row.reaped, row.ppid) for row, reading in zip(rows, found, strict=True)]
+        now = [(row.pid, row.start, row.utime + row.stime + row.reaped, row.ppid) for row in rows]
         reaped = math.fsum(row.reaped for row in rows)
         before, same = past.members, reaped == past.reaped and len(now) == len(past.members)
         past.members, past.reaped = now, reaped
+        known = CPU.folded([reading["cpu_percent"] for reading in found])
         if same and all(one[:2] == two[:2] for one, two in zip(before, now, strict=True)):
-            return _sum_known([reading.cpu for reading in found])  # nobody came or went: the sum, to the last digit
-        if not elapsed:
-            return NAN
-        return max(_used(before, now) / TICK / elapsed * 100.0, _sum_known([reading.cpu for reading in found]))
+            return known  # nobody came or went: the sum, to the last digit
+        return max(_used(before, now) / TICK / elapsed * 100.0, known) if elapsed else NAN
 
     def _age(self, member: Member) -> float:
         if self.forest.portable:
             return time.time() - member.row.start
         return time.clock_gettime(time.CLOCK_BOOTTIME) - member.row.start / TICK
 
-    def _share(self, memory: float) -> float:
-        return self.limits.percent(memory) if self.limits else NAN
+    def _assemble(self, draft: _Draft) -> dict[str, Any]:
+        """All rows as columns."""
+        import numpy as np  # noqa: PLC0415 - keeps `import nbprocs` light
 
-    def _member(self, code: int, member: Member, reading: _Reading) -> tuple[Any, ...]:
-        memory = reading.memory / MIB
-        return (
-            code, Scope.PROCESS, _LETTERS.get(member.row.state, State.UNKNOWN), memory, NAN, NAN, self._share(memory), reading.cpu,
-            reading.threads, reading.descriptors, 1, 0, 0, 0, reading.read, reading.written, self._age(member),
-            NAN, NAN, NAN, NAN, NAN, NAN, reading.gpu_memory, reading.gpu,
-        )  # fmt: skip
+        made, carried = [place for _, place in draft.made], [place for _, place, _, _ in draft.carried]
+        sources = np.array([source for _, _, source, _ in draft.carried], "i8")
+        elapsed = np.array([seconds for _, _, _, seconds in draft.carried], "f8")
+        columns: dict[str, Any] = {}
+        for name, dtype in FIELDS.items():
+            metric = METRICS.get(name)
+            unknown = 0 if metric is None else metric.unknown
+            column = columns[name] = np.empty(len(draft.names), dtype)
+            if made:
+                column[made] = [row.get(name, unknown) for row, _ in draft.made]
+            if carried and name in COUNTED:
+                column[carried] = [getattr(ask, name) for ask, _, _, _ in draft.carried]
+            elif carried:
+                values = self._columns[name][sources]
+                column[carried] = values if metric is None else metric.rested(values, elapsed)
+        return columns
 
-    def _exact(self, asks: Sequence[Ask], trees: dict[Identity, list[Member]], due: list[tuple[float, int, int]], rows: list[Any]) -> None:
+    def _exact(self, draft: _Draft, trees: dict[Identity, list[Member]], columns: dict[str, Any]) -> None:
         """PSS and USS of the trees that have waited longest, as many as the budget allows."""
-        self._credit = min(self._credit + SHARE * self.interval, CREDIT)
-        if self._credit <= 0:
-            return
-        identities = {ask.code: ask.identity for ask in asks}
         now = time.perf_counter()
-        for exact_at, code, place in sorted(due):
-            if self._credit <= 0:
+        if self._credit.held(now) <= 0:
+            return
+        waiting = [
+            (past.exact_at, place, ask, past) for ask, place in draft.trees if now - (past := self._past[ask.code]).exact_at >= EXACT_EVERY
+        ]
+        for exact_at, place, ask, past in sorted(waiting, key=lambda entry: entry[0]):
+            if self._credit.held(now) <= 0:
                 break
-            past = self._past[code]
-            members = trees[identities[code]]
+            members = trees[ask.identity]
             every = EXACT_EVERY if len(members) > 1 or members[0].row.rss > BIG else EXACT_SMALL
             if now - exact_at < max(every, COSTLY * past.exact_cost):
                 continue
-            answers = [m.handle.exact_memory() for m in members if m.row.state not in "ZX"]
+            answers = [m.handle.exact_memory() for m in members if not m.row.gone]
             done = time.perf_counter()
             past.exact_at, past.exact_cost = done, done - now
-            self._credit -= done - now
+            self._credit.spend(done, done - now)
             now = done
             pss, uss = (
                 (sum(part) / MIB if part and None not in part else NAN for part in zip(*answers, strict=True)) if answers else (NAN, NAN)
             )
-            self.exact[code] = pss, uss
-            rows[place] = (*rows[place][:4], pss, uss, *rows[place][6:])
+            self.exact[ask.code] = pss, uss
+            columns["pss_mb"][place], columns["uss_mb"][place] = pss, uss
 
     def _look_for_ports(self, asks: Sequence[Ask], trees: dict[Identity, list[Member]]) -> None:
         began = time.perf_counter()
@@ -375,30 +404,9 @@ class Sampler:
             if time.perf_counter() - began > PORTS_SHARE * self.interval:
                 return
 
-    def _groups(
-        self, asks: Sequence[Ask], groups: Sequence[GroupAsk], rows: list[tuple[Any, ...]], names: list[str], ids: list[str]
-    ) -> None:
-        if not groups:
-            return
-        belongs = {ask.code: ask.group for ask in asks}
-        sums: dict[int, list[tuple[Any, ...]]] = {}
-        for row in rows:
-            if row[1] == Scope.TREE:
-                sums.setdefault(belongs[row[0]], []).append(row)
-        for group in groups:
-            mine = sums.get(group.code, [])
-            memory = math.fsum(row[3] for row in mine)
-            cpus = [row[7] for row in mine if row[7] == row[7]]
-            whole = [sum(values) if min(values, default=0) >= 0 else -1 for values in ([row[i] for row in mine] for i in (8, 9, 14, 15))]
-            rows.append((
-                group.code, Scope.GROUP, State.UNKNOWN, memory, NAN, NAN, self._share(memory), math.fsum(cpus) if cpus or not mine else NAN,
-                whole[0], whole[1], sum(row[10] for row in mine), 0, group.errors, group.successes, whole[2], whole[3], NAN,
-                group.response, group.error_rate, group.throughput, NAN, NAN, NAN, NAN, NAN,
-            ))  # fmt: skip
-            names.append(group.name)
-            ids.append(group.process_id)
-
     def _prune(self, asks: Sequence[Ask]) -> None:
+        self._codes = {key: code for key, code in self._codes.items() if key in self._inside}
+        self._inside.clear()
         if len(self._past) > 2 * len(asks) + 16:
             wanted = {ask.code for ask in asks}
             for code in self._past.keys() - wanted:
@@ -412,6 +420,25 @@ class Sampler:
         self._gpu.close()
 
 
+def _state(member: Member) -> State:
+    return _LETTERS.get(member.row.state, State.UNKNOWN)
+
+
+def _written(ask: Ask) -> int:
+    """Bytes of output so far; -1 where there is none of ours."""
+    return -1 if ask.output is None else sum([log.end for log in ask.output])
+
+
+def _carry(ask: Ask, past: _Past, member: Member, place: int, draft: _Draft) -> None:
+    """The row of a process that has neither run nor written since the look before."""
+    at, before = member.at, member.before
+    assert past.at is not None  # noqa: S101 - it was looked at
+    draft.carried.append((ask, place, past.place, at - past.at))
+    past.place, past.at = place, at
+    if before is not None:
+        member.before = before[0], at, before[2]
+
+
 def _used(before: list[Seen], now: list[Seen]) -> float:
     """Ticks that a tree used between two looks, with those of children that came and went, or went: their parents have them now."""
     known = {(pid, start): ticks for pid, start, ticks, _ in before}
@@ -421,31 +448,28 @@ def _used(before: list[Seen], now: list[Seen]) -> float:
     return total - math.fsum(ticks for key, ticks in known.items() if parents[key] in pids)
 
 
-def _total(found: list[_Reading]) -> _Reading:
-    """The sum of a tree; a number that one member doesn't tell is unknown for the tree."""
-    read, written = [r.read for r in found], [r.written for r in found]
-    fds = [r.descriptors for r in found]
-    return _Reading(
-        NAN,
-        sum(r.memory for r in found),
-        sum(r.threads for r in found),
-        sum(fds) if min(fds) >= 0 else -1,
-        sum(read) if min(read) >= 0 else -1,
-        sum(written) if min(written) >= 0 else -1,
-        sum(r.ticks for r in found),
-        _sum_known([r.gpu_memory for r in found]),
-        _sum_known([r.gpu for r in found]),
-    )
+def _total(found: list[Row]) -> Row:
+    """The readings of a tree from those of its members."""
+    return {name: metric.folded([row.get(name, metric.unknown) for row in found]) for name, metric in FOLDED.items()}
 
 
-def _sum_known(values: list[float]) -> float:
-    known = [value for value in values if value == value]  # noqa: PLR0124 - NaN
-    return math.fsum(known) if known else NAN
-
-
-def _columns(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+def _with_groups(columns: dict[str, Any], draft: _Draft, groups: Sequence[GroupAsk]) -> dict[str, Any]:
+    """The columns with a row for each group behind them; names them in the draft."""
     import numpy as np  # noqa: PLC0415 - keeps `import nbprocs` light
 
-    if not rows:
-        return {name: np.empty(0, COLUMNS[name]) for name in _FIELDS}
-    return {name: np.array(values, COLUMNS[name]) for name, values in zip(_FIELDS, zip(*rows, strict=True), strict=True)}
+    if not groups:
+        return columns
+    places: dict[int, list[int]] = {group.code: [] for group in groups}
+    for ask, place in draft.trees:
+        if ask.group in places:
+            places[ask.group].append(place)
+    rows: list[Row] = []
+    for group in groups:
+        whole = {name: metric.folded(columns[name][places[group.code]].tolist()) for name, metric in FOLDED.items()}
+        own = {name: value for name, value in group._asdict().items() if name in METRICS}
+        rows.append({"series": group.code, "scope": Scope.GROUP, "state": State.UNKNOWN, **whole, **own})
+        draft.name(group.name, group.process_id)
+    return {
+        name: np.append(values, np.array([row.get(name, METRICS[name].unknown if name in METRICS else 0) for row in rows], FIELDS[name]))
+        for name, values in columns.items()
+    }

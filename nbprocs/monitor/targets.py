@@ -7,7 +7,7 @@ from typing import Any
 from nbprocs.engine.table import Identity
 from nbprocs.model import EndReason, ProcessInfo, ProcessStatus
 from nbprocs.monitor.history import Series
-from nbprocs.monitor.model import State
+from nbprocs.monitor.metrics import State
 from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "end_state", "failed"]

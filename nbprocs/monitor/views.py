@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.display import Html, joined, table, text
-from nbprocs.monitor.history import COUNTS, METRICS, Series, Snapshot
-from nbprocs.monitor.model import Alert, ProcessMetrics, Scope, State
+from nbprocs.monitor.history import Series, Snapshot
+from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope, State
+from nbprocs.monitor.model import Alert
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ def metrics_of(
     series: Series, row: Mapping[str, Any], *, exact: tuple[float, float] | None, ports: tuple[int, ...], response: float
 ) -> ProcessMetrics:
     """One sample as a value."""
-    values: dict[str, Any] = {name: _known(name, row[name]) for name in METRICS}
+    values: dict[str, Any] = {name: row[name] if metric.known(row[name]) else None for name, metric in METRICS.items()}
     values["response_time"] = values["response_time"] if values["response_time"] is not None else None if math.isnan(response) else response
     state = State(row["state"])
     if state.ended:
@@ -41,11 +42,6 @@ def metrics_of(
     )
 
 
-def _known(name: str, value: float) -> float | None:
-    unknown = value < 0 if name in COUNTS else math.isnan(value)
-    return None if unknown else value
-
-
 def wide_frame(snapshot: Snapshot, metric: str, *, names: Iterable[str] | None, since: int | None) -> "pd.DataFrame":
     """A column a process, a row a moment."""
     if metric not in METRICS:
@@ -59,25 +55,9 @@ def wide_frame(snapshot: Snapshot, metric: str, *, names: Iterable[str] | None, 
 def summary_frame(frame: "pd.DataFrame", alerts: Sequence[Alert]) -> "pd.DataFrame":
     """A row a process: how long, how much, how often."""
     grouped = frame.groupby("name", observed=True, sort=False)
-    table = grouped.agg(
-        samples=("timestamp", "size"),
-        first=("timestamp", "min"),
-        last=("timestamp", "max"),
-        state=("state", "last"),
-        memory_mean_mb=("memory_usage_mb", "mean"),
-        memory_max_mb=("memory_usage_mb", "max"),
-        pss_max_mb=("pss_mb", "max"),
-        cpu_mean_percent=("cpu_percent", "mean"),
-        cpu_max_percent=("cpu_percent", "max"),
-        descriptors_max=("file_descriptors", "max"),
-        processes_max=("processes", "max"),
-        read_bytes=("read_bytes", "max"),
-        write_bytes=("write_bytes", "max"),
-        restarts=("restarts", "max"),
-        errors=("error_count", "max"),
-        successes=("success_count", "max"),
-        response_median=("response_time", "median"),
-    )
+    columns = {column: (name, how) for name, metric in METRICS.items() for column, how in metric.summary}
+    fixed = {"samples": ("timestamp", "size"), "first": ("timestamp", "min"), "last": ("timestamp", "max"), "state": ("state", "last")}
+    table = grouped.agg(**fixed, **columns)
     counts: dict[str, int] = {}
     for alert in alerts:
         counts[alert.name] = counts.get(alert.name, 0) + 1
@@ -101,14 +81,10 @@ def _plain(value: Any) -> Any:
 
 def table_html(found: Sequence[ProcessMetrics], alerts: Sequence[Alert], *, heading: str) -> Html:
     """Static HTML: the latest samples and the open alerts."""
-    rows = (
-        (
-            text(m.name, limit=60), str(m.state), _number(m.memory_usage_mb, 1), _number(m.memory_percent, 1), _number(m.cpu_percent, 0),
-            _number(m.file_descriptors, 0), _number(m.processes, 0),
-        )
-        for m in found
-    )  # fmt: skip
-    head = ("name", "state", "MiB", "% of memory", "CPU %", "descriptors", "processes")
+    shown = {name: metric for name, metric in METRICS.items() if metric.head}
+    numbers = ([_number(getattr(m, name), metric.digits) for name, metric in shown.items()] for m in found)
+    rows = ((text(m.name, limit=60), str(m.state), *cells) for m, cells in zip(found, numbers, strict=True))
+    head = ("name", "state", *(metric.head for metric in shown.values()))
     lines = joined(Html("<div>{}: {}</div>").format(alert.severity, text(alert.message, limit=200)) for alert in alerts)
     return Html("<div>{}{}{}</div>").format(text(heading), lines, table(head, rows))
 

@@ -7,8 +7,8 @@ other functions of this kind), each is still the same object, and the function k
 for each call. So redefining a function or a global it uses is always seen, and so is a change inside a list it uses; and no call sees
 what another one left behind.
 
-A module that was reloaded (``importlib.reload``, ``%autoreload``) is noticed by its function's new code: the pool then replaces its
-workers.
+A module that was reloaded (``importlib.reload``, ``%autoreload``) is noticed by nbprocs.pool.freshness before the call is written down: the
+pool then replaces its workers, and only new ones get the call.
 """
 
 import itertools
@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from nbprocs.pool.worker_main import ATOMS, MAIN, dumps
+from nbprocs.pool.freshness import Freshness
+from nbprocs.pool.worker_main import ATOMS, MAIN, dumps, registered_by_value
 
 __all__ = ["Codec", "Function"]
 
@@ -52,9 +53,9 @@ class Codec:
     """The functions of one pool. Usable from any thread."""
 
     def __init__(self, *, on_reload: Callable[[], object] = lambda: None) -> None:
-        """``on_reload`` is called, in the submitting thread, when an importable function has got new code."""
+        """``on_reload`` is called, in the submitting thread and before the call goes out, when a module has got new code."""
         self._functions: dict[int, Function] = {}
-        self._codes: dict[tuple[str, str], CodeType] = {}
+        self._fresh = Freshness()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._on_reload = on_reload
@@ -62,11 +63,12 @@ class Codec:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Function | None, Any, Buffers]:
         """(function or None, payload, large buffers). Raises what pickling raises."""
+        self.look()
         known = self._functions.get(id(function))
         if known is None or not known.holds():
             known = self._define(function)
         if known is None:
-            payload, buffers = dumps((function, args, kwargs), by_value=True)
+            payload, buffers = dumps((function, args, kwargs))
             return None, payload, buffers
         if not kwargs:
             for arg in args:
@@ -77,8 +79,14 @@ class Codec:
         payload, buffers = dumps((None, args, kwargs))
         return known, payload, buffers
 
+    def look(self) -> None:
+        """Notice reloaded modules. It is part of call() and snapshot()."""
+        if self._fresh.lost():
+            self._on_reload()
+
     def snapshot(self, function: Callable[..., Any]) -> Function:
         """The function as it is now, for many calls; retire it afterwards. Raises what pickling raises."""
+        self.look()
         known = self._functions.get(id(function))
         if known is None or not known.holds():
             known = self._define(function)
@@ -96,9 +104,7 @@ class Codec:
         with self._lock:
             guards: list[Guard] = []
             if by_name(function):
-                if isinstance(function, FunctionType):
-                    self._note_code(function)
-                    guards.append(_same_code(function))
+                guards.append(_still_named(function))
             elif not isinstance(function, FunctionType) or not _guard_function(function, guards, set()):
                 self._functions.pop(id(function), None)
                 return None
@@ -115,23 +121,15 @@ class Codec:
             del self._functions[key]
             self.retired.add(known.number)
 
-    def _note_code(self, function: FunctionType) -> None:
-        place = (function.__module__, function.__qualname__)
-        before = self._codes.get(place)
-        self._codes[place] = function.__code__
-        if before is not None and before != function.__code__:
-            self._on_reload()
-
 
 def _pickled(function: Callable[..., Any]) -> bytes:
-    body, _ = dumps(function, by_value=not by_name(function))
-    return body
+    return dumps(function, apart=False)[0]
 
 
 def by_name(value: object) -> bool:
     """Whether pickling writes only the name of this function or class, and a worker can import it by that name."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
-    if module is None or module.__name__ == "__main__" or _sent_by_value(module.__name__):
+    if module is None or module.__name__ == "__main__" or registered_by_value(module.__name__):
         return False
     try:
         return MAIN not in pickle.dumps(value, 5)
@@ -139,19 +137,16 @@ def by_name(value: object) -> bool:
         return False
 
 
-def _sent_by_value(module: str) -> bool:
-    """Whether cloudpickle was told to send this module's functions by value."""
-    cloudpickle = sys.modules.get("cloudpickle")
-    registered = cloudpickle.list_registry_pickle_by_value() if cloudpickle else ()
-    return any(module == name or module.startswith(name + ".") for name in registered)
-
-
-def _same_code(function: FunctionType) -> Guard:
-    ref, code = weakref.ref(function), function.__code__
+def _still_named(function: Any) -> Guard:
+    """After a reload the name may stand for another function, while somebody still holds this one."""
+    ref = weakref.ref(function)
+    module, path = function.__module__ or "builtins", function.__qualname__.split(".")
 
     def same() -> bool:
-        live = ref()
-        return live is not None and live.__code__ is code
+        found: Any = sys.modules.get(module)
+        for name in path:
+            found = getattr(found, name, None)
+        return found is ref()
 
     return same
 
@@ -192,7 +187,11 @@ def _steady(value: object, guards: list[Guard], seen: set[int]) -> bool:
         return sys.modules.get(value.__name__) is value and value.__name__ != "__main__"
     if isinstance(value, FunctionType) and not by_name(value):
         return _guard_function(value, guards, seen)
-    return isinstance(value, (FunctionType, BuiltinFunctionType, type)) and by_name(value)
+    if not isinstance(value, (FunctionType, BuiltinFunctionType, type)) or not by_name(value):
+        return False
+    if value.__module__ != "builtins":
+        guards.append(_still_named(value))
+    return True
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

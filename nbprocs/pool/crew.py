@@ -5,7 +5,7 @@
     hire ─► STARTING ──READY──► in the dispatcher: IDLE ⇄ BUSY ──reason to leave──► LEAVING ──quit, or kill──► GONE ─► hire?
                └─BROKEN─► killed                └─ died ─► its claimed task fails, the others go back to the queue ──┘
 
-Every worker is a managed process, so it is in the manager's table and on the leash.
+Every worker is a managed process, so it is in the manager's table and a child of the shim.
 """
 
 import asyncio

@@ -124,6 +124,7 @@ class Intake:
             timeout=how.timeout,
             policy=how.policy,
             future=future,
+            context=self._desk.speech.here(),
             listed=listed,
         )
         future.stands_for(task)
@@ -133,6 +134,7 @@ class Intake:
         """Several calls of one function as one task, whose result is (values, error)."""
         if self.closed:
             self.check_open()
+        self._codec.look()
         error = buffers = None
         payload: Any = None
         try:
@@ -150,6 +152,7 @@ class Intake:
             timeout=limit,
             policy=how.policy,
             future=future,
+            context=self._desk.speech.here(),
             star=star,
         )
         future.stands_for(task)
@@ -163,6 +166,17 @@ class Intake:
             self._accept(task, error)
             return
         self._inbox.append((lambda: self._accept(task, error)) if error is not None else task)
+        if not self._posted:
+            self._posted = True
+            self._home.post(self.take_inbox)
+
+    def do(self, act: Callable[[], object]) -> None:
+        """On the home loop, before what is submitted after this: at once if this is its thread."""
+        if self._home.here:
+            self.take_inbox()
+            act()
+            return
+        self._inbox.append(act)
         if not self._posted:
             self._posted = True
             self._home.post(self.take_inbox)
@@ -190,14 +204,7 @@ class Intake:
 
     def give_up(self, task: Task) -> None:
         """A handle was cancelled, on whatever thread."""
-        if self._home.here:
-            self.take_inbox()
-            self._desk.give_up(task)
-        else:
-            self._inbox.append(lambda: self._desk.give_up(task))
-            if not self._posted:
-                self._posted = True
-                self._home.post(self.take_inbox)
+        self.do(lambda: self._desk.give_up(task))
 
     def snapshot(self, function: Callable[..., Any]) -> Function:
         """The function as it is now, for a whole map(). Raises CommunicationError if it can't be sent."""
@@ -253,10 +260,8 @@ def setup_of(kind: PythonWorker | CommandWorker) -> bytes | None:
     """The initialiser as bytes. Raises CommunicationError if it can't be sent."""
     if isinstance(kind, CommandWorker) or kind.initializer is None:
         return None
-    import cloudpickle  # noqa: PLC0415 - `import nbprocs` stays light
-
     try:
-        return bytes(cloudpickle.dumps((kind.initializer, kind.initargs), protocol=5))
+        return dumps((kind.initializer, kind.initargs), apart=False)[0]
     except Exception as cause:
         raise _unpicklable(kind.initializer, cause) from cause
 

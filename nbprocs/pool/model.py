@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from nbprocs.engine.container import usable_cpus
 from nbprocs.errors import ProcessError
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "RemoteTraceback",
     "TaskState",
     "WorkerInfo",
+    "WorkerOutput",
     "WorkerState",
-    "usable_cpus",
 ]
 
 
@@ -75,39 +75,27 @@ class WorkerState(StrEnum):
     GONE = "gone"
 
 
-def _cgroup_cpus() -> float | None:
-    """The CPU limit of this container (v2, then v1); None without one."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):
-        return None
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may really use: the affinity mask and the container's limit, not what the host has.
-
-    >>> usable_cpus() >= 1
-    True
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    limit = _cgroup_cpus()
-    return max(1, count if limit is None else min(count, round(limit)))
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonWorker:
     """The default kind of worker: a fresh Python interpreter that runs callables.
 
-    >>> PythonWorker(preload=("json",))
-    PythonWorker(initializer=None, initargs=(), preload=('json',), env_vars={}, working_dir=None)
+    ``output`` says where what it prints, logs and warns is shown: ``"cell"``, in the cell that submitted the call (log records go to the
+    logger of the same name here); ``"log"``, only in the worker's own log, where panes find it; a function gets each WorkerOutput. The
+    log has it in any case. Logging levels and warning filters are as they are here, and follow changes.
+
+    >>> PythonWorker(preload=("json",), threads=1).threads
+    1
     """
 
     initializer: Callable[..., object] | None = None  # called once in each new worker, before it counts as ready
@@ -115,6 +103,30 @@ class PythonWorker:
     preload: tuple[str, ...] = ()  # modules to import before it counts as ready, so that no task pays for them
     env_vars: Mapping[str, str | None] = field(default_factory=dict)  # a diff on the kernel's environment; None removes
     working_dir: str | None = None  # None: the kernel's, at the time of the worker's start
+    output: Literal["cell", "log"] | Callable[["WorkerOutput"], object] = "cell"
+    threads: int | Literal["share", "all"] = "share"  # of BLAS and OpenMP; "share": usable CPUs / max_processes; "all": their default
+    follow: bool = False  # True: before each call the folder and the environment are made as they are in the kernel then
+
+    def environment(self, most: int) -> dict[str, str | None]:
+        """``env_vars`` with the limits of numerical threads in a pool of ``most`` workers; what was set by hand stays."""
+        if self.threads == "all":
+            return dict(self.env_vars)
+        count = str(max(1, usable_cpus() // most) if self.threads == "share" else self.threads)
+        return {**{name: count for name in _THREAD_VARIABLES if name not in os.environ or self.threads != "share"}, **self.env_vars}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOutput:
+    """Some text that a worker wrote: whole lines, as a rule.
+
+    >>> WorkerOutput(worker="pool-1-worker-1", task=3, stream="stdout", text="hello").text
+    'hello'
+    """
+
+    worker: str  # its name
+    task: int  # number of the call, as in ``pool.frame()``; 0 for the initialiser, and after the call has ended
+    stream: Literal["stdout", "stderr", "log"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

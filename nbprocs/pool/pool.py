@@ -35,6 +35,7 @@ from nbprocs.pool.intake import UNSET, How, Intake, Unset, setup_of, title_of
 from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.python import Link, Listener, PythonLink
+from nbprocs.pool.speech import Speech
 from nbprocs.pool.task import TaskHandle
 from nbprocs.processes.manager import ProcessManager
 
@@ -85,7 +86,7 @@ class ProcessPool(Displayable):
         self.manager = manager or ProcessManager(background=background, history=_HISTORY)
         self._home = self.manager.home
         self._codec = Codec(on_reload=self._reloaded)
-        self._desk = Desk(self._home, history=config.history)
+        self._desk = Desk(self._home, Speech(self.worker), history=config.history, most=config.most)
         self._tasks = Tasks(self._home)
         tasks = Tasks(self._home)
         make_link = self._link_maker(setup, tasks)
@@ -97,7 +98,8 @@ class ProcessPool(Displayable):
         kind = self.worker
         if isinstance(kind, CommandWorker):
             return lambda listener: CommandLink(kind, listener, tasks)
-        return lambda listener: PythonLink(kind, self._codec, listener, setup=setup)
+        most = self._desk.most
+        return lambda listener: PythonLink(kind, self._codec, listener, setup=setup, most=most)
 
     @property
     def home(self) -> Home:
@@ -319,7 +321,7 @@ class ProcessPool(Displayable):
     # -- size and code
 
     def _reloaded(self) -> None:
-        self._home.post(self._crew.renew)
+        self._intake.do(self._crew.renew)
 
     def resize(self, workers: int | None) -> None:
         """Have exactly so many workers from now on; None: again as many as the load needs, between minimum and maximum. From any thread.

@@ -11,6 +11,7 @@ from nbprocs.pool import worker_main as child
 from nbprocs.pool.codec import Codec
 from nbprocs.pool.dispatch import DEEPEST
 from nbprocs.pool.model import PythonWorker
+from nbprocs.pool.settings import Settings
 from nbprocs.pool.task import Task
 from nbprocs.pool.wire import Decoder, frame
 from nbprocs.processes.manager import ProcessManager
@@ -82,14 +83,15 @@ class PythonLink:
 
     deepest = DEEPEST
 
-    def __init__(self, kind: PythonWorker, codec: Codec, listener: Listener, *, setup: bytes | None) -> None:
-        """``setup`` is the pickled (initialiser, arguments), or None."""
+    def __init__(self, kind: PythonWorker, codec: Codec, listener: Listener, *, setup: bytes | None, most: int) -> None:
+        """``setup`` is the pickled (initialiser, arguments), or None; ``most`` the number of workers that share the CPUs."""
+        self._most = most
         self._kind = kind
         self._codec = codec
         self._listener = listener
         self._setup = setup
         self._known: set[int] = set()
-        self._path: list[str] = []
+        self._settings = Settings(follow=kind.follow)
         self._data: Channel | None = None
         self._control: Channel | None = None
         self._page: SharedPage | None = None
@@ -106,7 +108,7 @@ class PythonLink:
             config = ProcessConfig(
                 command=sys.executable,
                 args=("-P", "-c", _BOOT, str(Path(child.__file__)), *map(str, ends)),
-                env_vars=self._kind.env_vars,
+                env_vars=self._kind.environment(self._most),
                 working_dir=self._kind.working_dir,
                 output_limit=_OUTPUT,
                 name=name,
@@ -117,8 +119,8 @@ class PythonLink:
             raise
         for end in (self._data, self._control, self._page):
             end.release_child()
-        self._path = _path()
-        options = {"path": self._path, "preload": list(self._kind.preload), "initializer": self._setup}
+        speak = self._kind.output != "log"
+        options = {**self._settings.news(), "preload": list(self._kind.preload), "initializer": self._setup, "speak": speak}
         self._data.send(frame([(child.SETUP, options)]))
         return process
 
@@ -157,11 +159,10 @@ class PythonLink:
             self._data.send(frame(messages))
 
     def _news(self) -> list[tuple[Any, ...]]:
-        """What changed here since the last time: sys.path, and functions that nobody can call any more."""
+        """What changed here since the last time: settings, and functions that nobody can call any more."""
         found: list[tuple[Any, ...]] = []
-        if self._path != sys.path and (path := _path()) != self._path:
-            self._path = path
-            found.append((child.PATH, path))
+        if settings := self._settings.news():
+            found.append((child.SETTINGS, settings))
         if self._codec.retired and (gone := self._known & self._codec.retired):
             self._known -= gone
             found += [(child.FORGET, number) for number in gone]
@@ -206,10 +207,6 @@ class PythonLink:
         for channel in (self._data, self._control):
             if channel is not None:
                 channel.close()
-
-
-def _path() -> list[str]:
-    return [entry for entry in sys.path if isinstance(entry, str)]
 
 
 def _nothing() -> None:

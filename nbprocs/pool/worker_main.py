@@ -36,8 +36,8 @@ LARGE = 64 << 10  # bytes; larger buffers travel beside the pickle, never copied
 PAGE = 4096
 CLAIMED, STARTED = 0, 1  # words of the page: number of the call, its start (time.monotonic_ns)
 
-TASK, CHUNK, DEFINE, FORGET, SETUP, PATH, QUIT = range(7)  # from the parent
-VALUE, PICKLED, ERROR, MANY, STOPPED, READY, BROKEN = range(7)  # from the worker
+TASK, CHUNK, DEFINE, FORGET, SETUP, SETTINGS, QUIT = range(7)  # from the parent
+VALUE, PICKLED, ERROR, MANY, STOPPED, READY, BROKEN, OUTPUT = range(8)  # from the worker
 WITHDRAW, PING = range(2)  # on the control socket; the reply starts with the same word
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # immutable, and marshal keeps their exact type
@@ -55,15 +55,17 @@ def frame(message: Any, buffers: list[memoryview] | None = None) -> list[bytes |
     return [HEADER.pack(len(body), len(buffers)) + lengths + body, *buffers]
 
 
-def dumps(value: object, *, by_value: bool = False) -> tuple[bytes, list[memoryview]]:
-    """Pickle a value; large buffers (numpy, pandas, arrow) are returned beside it, uncopied.
+def dumps(value: object, *, apart: bool = True) -> tuple[bytes, list[memoryview]]:
+    """Pickle a value; large buffers (numpy, pandas, arrow) are returned beside it, uncopied, unless ``apart`` is False.
 
     The C pickler does it unless something in there lives in ``__main__`` or has no importable name: a notebook's own classes and functions
-    are sent by value. Raises what pickling raises.
+    are sent by value, as are those of modules that cloudpickle was told to send so. Raises what pickling raises.
     """
     buffers: list[memoryview] = []
 
-    def apart(buffer: pickle.PickleBuffer) -> bool:
+    def within(buffer: pickle.PickleBuffer) -> bool:
+        if not apart:
+            return True
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous
@@ -73,17 +75,86 @@ def dumps(value: object, *, by_value: bool = False) -> tuple[bytes, list[memoryv
         buffers.append(raw)
         return False
 
-    if not by_value:
+    if not registered_by_value():
         try:
-            body = pickle.dumps(value, 5, buffer_callback=apart)
+            body = pickle.dumps(value, 5, buffer_callback=within)
         except Exception:  # noqa: BLE001 - cloudpickle knows more kinds; what it can't do either, it says
             body = MAIN
         if MAIN not in body:
             return body, buffers
         buffers.clear()
+    try:
+        return _cloud_dumps(value, within, copy_globals=True), buffers
+    except Exception:  # noqa: BLE001 - a lock among the globals of a module that the worker can import: there they need no copy
+        buffers.clear()
+        return _cloud_dumps(value, within, copy_globals=False), buffers
+
+
+def registered_by_value(module: str | None = None) -> bool:
+    """Whether cloudpickle was told to send this module's (None: any module's) functions and classes by value."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    registered = cloudpickle.list_registry_pickle_by_value() if cloudpickle else ()
+    return any(module in (None, name) or (module or "").startswith(name + ".") for name in registered)
+
+
+_pickler: list[Any] = []  # the pickler's class, once somebody needed it
+
+
+def _cloud_dumps(value: object, within: Callable[[pickle.PickleBuffer], bool], *, copy_globals: bool) -> bytes:
+    import io  # noqa: PLC0415 - most workers never need it
+
+    if not _pickler:
+        _pickler.append(_cloud_pickler())
+    file = io.BytesIO()
+    pickler = _pickler[0](file, protocol=5, buffer_callback=within)
+    pickler.copy_globals = copy_globals
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def _cloud_pickler() -> Any:
+    """cloudpickle's, which sends by name what has one: a bound method by its object and name, not by a copy of its function.
+
+    With ``copy_globals=False`` a function without a name (a lambda, a closure) of a module that can be imported uses that module's globals
+    in the worker; cloudpickle sends a copy of each global that it uses, which some of them refuse.
+    """
+    import functools  # noqa: PLC0415 - as below
+    from types import FunctionType, MethodType, ModuleType  # noqa: PLC0415 - as below
+
     import cloudpickle  # noqa: PLC0415 - 20 ms, and most workers never need it
 
-    return cloudpickle.dumps(value, protocol=5, buffer_callback=apart), buffers
+    class Globals:
+        """Stands for the globals of a module: ``vars(module)`` in the worker."""
+
+        def __init__(self, module: ModuleType) -> None:
+            self.module = module
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return vars, (self.module,)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        copy_globals = True
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind = type(obj)
+            if kind is MethodType and getattr(obj.__self__, obj.__func__.__name__, None) == obj:
+                return getattr, (obj.__self__, obj.__func__.__name__)
+            if kind is functools._lru_cache_wrapper and obj.__module__ == "__main__":  # noqa: SLF001 - what lru_cache makes has no other name
+                options = obj.cache_parameters()
+                info = type(obj.cache_info())
+                return kind, (obj.__wrapped__, options["maxsize"], options["typed"], info), vars(obj)
+            return super().reducer_override(obj)
+
+        def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+            found = super()._dynamic_function_reduce(func)
+            name = func.__globals__.get("__name__")
+            module = sys.modules.get(name) if type(name) is str and name not in ("__main__", "__mp_main__") else None
+            if self.copy_globals or module is None or vars(module) is not func.__globals__ or registered_by_value(name):
+                return found
+            make, (code, _, *rest), (state, slots), *others = found
+            return (make, (code, Globals(module), *rest), (state, {**slots, "__globals__": {}}), *others)
+
+    return Pickler
 
 
 def explain(error: BaseException, *, phase: str) -> Message:
@@ -179,6 +250,10 @@ class Worker:
         self.withdrawn: set[int] = set()
         self.running = False
         self.forked = False
+        self.outbox: Any = None  # of worker_streams, where the parent wants to see what is printed
+        self.logging: Any = None
+        self.astray: Message | None = None  # why it is not in the folder where it should be
+        self.wire = allocate_lock()
         os.close(page)
         for fd in (data, control):
             os.set_inheritable(fd, False)
@@ -192,7 +267,11 @@ class Worker:
         os.close(self.control)
 
     def _interrupt(self, _signum: int, _frame: object) -> None:
-        if self.running:  # between calls it would tear a frame apart
+        if not self.running:  # between calls it would tear a frame apart
+            return
+        if self.outbox is not None and self.outbox.sending:
+            self.outbox.interrupted = True
+        else:
             raise KeyboardInterrupt
 
     # -- main thread
@@ -209,8 +288,8 @@ class Worker:
                     self.functions[message[1]] = message[2]
                 elif kind == FORGET:
                     self.functions.pop(message[1], None)
-                elif kind == PATH:
-                    sys.path[:] = message[1]
+                elif kind == SETTINGS:
+                    self._adopt(message[1])
                 elif kind == SETUP:
                     self._setup(message[1])
                 else:
@@ -233,14 +312,21 @@ class Worker:
         began = monotonic_ns()
         try:
             self.running = True
-            answer = self._task(message) if message[0] == TASK else self._chunk(message)
+            if self.astray is not None:
+                answer: Message = ERROR, self.astray, None
+            else:
+                answer = self._task(message) if message[0] == TASK else self._chunk(message)
             self.running = False
         except BaseException as error:  # noqa: BLE001 - sys.exit and Ctrl-C of a call end the call, not the worker
             self.running = False
             answer = (ERROR, explain(error, phase="call"), None)
         if self.forked:  # the call forked and both came back: only the original answers
             os._exit(0)
-        send(self.data, frame((answer[0], number, monotonic_ns() - began, answer[1]), answer[2]))
+        took = monotonic_ns() - began
+        if self.outbox is not None:
+            self.outbox.end()
+        with self.wire:
+            send(self.data, frame((answer[0], number, took, answer[1]), answer[2]))
 
     def _function(self, number: int) -> Callable[..., Any]:
         function = self.functions[number]
@@ -286,10 +372,44 @@ class Worker:
             return kind, body if kind == ERROR else (body, explain(error, phase="call")), apart
         return self._answer(MANY, values)
 
+    def _adopt(self, settings: dict[str, Any]) -> None:
+        """What is as in the parent: only what is new there."""
+        if "path" in settings:
+            sys.path[:] = settings["path"]
+        if "authkey" in settings:
+            from multiprocessing.process import current_process  # noqa: PLC0415 - only where the parent has a manager of that package
+
+            current_process().authkey = settings["authkey"]
+        if "filters" in settings:
+            _streams().set_filters(settings["filters"])
+        if "levels" in settings:
+            if self.logging is None:
+                self.logging = _streams().Logging(self.outbox)
+            self.logging.set_levels(*settings["levels"])
+        if "place" in settings:
+            try:
+                _streams().follow(*settings["place"])
+                self.astray = None
+            except OSError as error:
+                self.astray = explain(error, phase="place")
+
+    def _speak(self) -> None:
+        """Let the parent see what is printed."""
+        streams = _streams()
+        outbox = self.outbox = streams.Outbox(
+            lambda number, stream, item: send(self.data, frame((OUTPUT, number, 0, (stream, item)))),
+            self.data,
+            lambda: -1 if self.forked else self.claimed,
+        )
+        self.wire = outbox.wire
+        streams.tee(outbox)
+
     def _setup(self, options: dict[str, Any]) -> None:
         """Make this interpreter like the parent's, run the initialiser, and say READY or BROKEN."""
-        sys.path[:] = options["path"]
         try:
+            if options.get("speak"):
+                self._speak()
+            self._adopt(options)
             for name in options["preload"]:
                 __import__(name)
             if options["initializer"]:
@@ -298,7 +418,10 @@ class Worker:
             answer: Message = (READY, 0, 0, os.getpid())
         except BaseException as error:  # noqa: BLE001
             answer = (BROKEN, 0, 0, explain(error, phase="setup"))
-        send(self.data, frame(answer))
+        if self.outbox is not None:
+            self.outbox.end()
+        with self.wire:
+            send(self.data, frame(answer))
 
     # -- control thread
 
@@ -315,6 +438,20 @@ class Worker:
         finally:
             if not self.forked:
                 os._exit(1)  # the parent is gone: nobody waits for what the main thread is doing
+
+
+def _streams() -> Any:
+    """worker_streams, from the file beside this one."""
+    name = "nbprocs_worker_streams"
+    if name not in sys.modules:
+        from importlib.util import module_from_spec, spec_from_file_location  # noqa: PLC0415 - the bootstrap has loaded it
+
+        spec = spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "worker_streams.py"))  # noqa: PTH118, PTH120 - no pathlib here
+        if spec is None or spec.loader is None:
+            raise ImportError(name)
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def main(data: int, control: int, page: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, ParamSpec, Self
 
-from nbprocs.engine.home import Home, hops, log
-from nbprocs.engine.output import wake
+from nbprocs.engine.home import Home, hops
+from nbprocs.engine.waiting import Waiters
+from nbprocs.guard import call
 from nbprocs.model import EventKind, ProcessEvent
 
 __all__ = ["EventStream", "Subscriber", "Subscribers"]
@@ -56,10 +56,7 @@ class Subscribers(Generic[P]):
     def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Call them all."""
         for callback in self._callbacks.values():
-            try:
-                callback(*args, **kwargs)
-            except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-                log.exception("a subscriber of %s failed", self._of)
+            call(f"a subscriber of {self._of}", callback, *args, **kwargs)
 
 
 class _Reader:
@@ -69,12 +66,12 @@ class _Reader:
         self.home = home
         self.unsubscribe: Callable[[], None] = lambda: None
         self._events: deque[ProcessEvent] = deque(maxlen=BACKLOG)
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._over = False
 
     def put(self, event: ProcessEvent) -> None:
         self._events.append(event)
-        wake(self._waiters)
+        self._waiters.wake(None)
 
     def __aiter__(self) -> Self:
         return self
@@ -94,9 +91,7 @@ class _Reader:
     @hops
     async def _more(self) -> None:
         if not self._events:
-            waiter = self.home.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            await self._waiters.wait()
 
     async def aclose(self) -> None:
         """Read no more. Idempotent."""

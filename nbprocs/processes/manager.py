@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -28,23 +27,20 @@ from nbprocs.engine.launcher import Stray, launcher_for
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.tree import check_ended
-from nbprocs.errors import (
-    Closed,
-    ProcessError,
-    error_from_result,
-)
+from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import recorder_for
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, feed, start_error
+from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error, tries
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.policy import RestartPolicy, RetryPolicy
-    from nbprocs.processes.readiness import Ready
+    from nbprocs.processes.readiness import Probe, Ready
     from nbprocs.processes.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
@@ -61,6 +57,7 @@ class ProcessManager(Displayable):
         output_limit: bytes of output of a live process kept in memory, a stream; more goes to a temporary file.
         grace: seconds between SIGTERM and SIGKILL where a call doesn't say.
         engine: how children are made; "auto" takes the fastest that the loop can have.
+        runs: the history in which every run becomes a row: a path or a RunsConfig; None: the kernel's (set_runs), False: none.
 
     Raises RuntimeError where no event loop runs and ``background`` is False.
 
@@ -80,7 +77,9 @@ class ProcessManager(Displayable):
         output_limit: int = DEFAULT_MEMORY,
         grace: float = 5.0,
         engine: Engine | Literal["auto"] = "auto",
+        runs: object = None,
     ) -> None:
+        self.recorder = recorder_for(runs)
         self._slots = Slots(max_concurrent)
         home = Home.background() if background else Home.current()
         choice = engine_for(home.loop) if engine == "auto" else engine
@@ -140,9 +139,17 @@ class ProcessManager(Displayable):
         """
         policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
         config = config_from(command, args, options)
-        process = await self._start(config, Launch(ready=ready, ready_timeout=ready_timeout), wait=flag("wait", wait))
+        launch = Launch(ready=ready, ready_timeout=ready_timeout)
+        process, probe = await self._open(config, launch, wait=flag("wait", wait))
+        began = time.monotonic()
         if policy is not None:
             self.supervisor.attach(process, policy)
+        try:
+            await self._become_ready(process, probe, launch)
+        except NotReady as error:
+            if policy is None:
+                raise
+            return await self.supervisor.first_ready(process, error, seconds=began + launch.ready_timeout - time.monotonic())
         return process
 
     async def _start(
@@ -154,6 +161,26 @@ class ProcessManager(Displayable):
         predecessor: ManagedProcess | None = None,
         name: str | None = None,
     ) -> ManagedProcess:
+        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name)
+        await self._become_ready(process, probe, launch)
+        return process
+
+    async def _become_ready(self, process: ManagedProcess, probe: Probe | None, launch: Launch) -> None:
+        if probe is None:
+            process.mark_ready()
+        else:
+            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
+
+    async def _open(
+        self,
+        config: ProcessConfig,
+        launch: Launch,
+        *,
+        wait: bool,
+        predecessor: ManagedProcess | None = None,
+        name: str | None = None,
+    ) -> tuple[ManagedProcess, Probe | None]:
+        """Start it, and say what it is to be asked before it counts as ready."""
         self._check_open()
         probe = launch.probe()
         wanted = name or config.name
@@ -162,6 +189,8 @@ class ProcessManager(Displayable):
         await self._slots.take(wait=wait, what=wanted or config.command)
         try:
             self._check_open()
+            if probe is not None:
+                probe = await before_start(probe)
             process = await self._launch(config, predecessor, name)
         except BaseException:
             self._slots.free()
@@ -170,11 +199,7 @@ class ProcessManager(Displayable):
             self._launches[process.id] = launch
         if isinstance(config.stdin, bytes):
             self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
-        if probe is None:
-            process.mark_ready()
-        else:
-            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
-        return process
+        return process, probe
 
     async def _launch(self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None) -> ManagedProcess:
         name = name or config.name
@@ -231,26 +256,7 @@ class ProcessManager(Displayable):
         flag("wait", wait)
         if retry is not None and not callable(getattr(retry, "decide", None)):
             refuse(TypeError, "retry", "a RetryPolicy or None", retry)
-        began = time.monotonic()
-        for attempt in itertools.count(1):
-            result = None
-            try:
-                result = await self._run_once(config, given, wait=wait)
-                error = error_from_result(result)
-            except ProcessError as start_error:
-                error = start_error
-            if error is None:
-                break
-            error.attempts = attempt
-            delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
-            if delay is not None:
-                await asyncio.sleep(delay)
-            elif check or result is None:
-                raise error
-            else:
-                break
-        assert result is not None  # noqa: S101 - for the type checker
-        return result
+        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)
@@ -279,8 +285,7 @@ class ProcessManager(Displayable):
     @hops
     async def terminate(self, key: str, *, grace: float | None = None) -> ProcessResult:
         """ManagedProcess.stop of that process, and no supervised restart any more. Raises UnknownProcess, StopFailed."""
-        process = self.get(key)
-        return await process.stop(self.grace if grace is None else grace)
+        return await self.get(key).stop(self.grace if grace is None else grace)
 
     @hops
     async def restart(self, key: str, *, grace: float | None = None) -> ManagedProcess:
@@ -339,6 +344,11 @@ class ProcessManager(Displayable):
     def list(self) -> tuple[ProcessInfo, ...]:
         """A snapshot of all that are known, in order of creation. From any thread."""
         return tuple(sorted((process.info for process in self._registry), key=lambda info: info.created_at))
+
+    @property
+    def closed(self) -> bool:
+        """True once ``aclose()`` was called: it starts nothing any more."""
+        return self._closed
 
     @property
     def live(self) -> int:
@@ -407,12 +417,13 @@ class ProcessManager(Displayable):
         self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0, error: BaseException | None = None
     ) -> None:
         """Publish what happened to a process."""
-        events = self._events
-        if events.heard_by_nobody(kind):
+        if self.recorder is not None and kind is not EventKind.OUTPUT:
+            self.recorder.heard(kind, process, error)
+        if self._events.heard_by_nobody(kind):
             return
         info = None if kind is EventKind.OUTPUT else process.info
         now = time.monotonic()
-        events.publish(
+        self._events.publish(
             ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=now, info=info, stream=stream, size=size, error=error)
         )
 
@@ -475,6 +486,8 @@ class ProcessManager(Displayable):
         for process in () if left else live:
             await process.wait()
         await self.tasks.aclose()
+        if self.recorder is not None:
+            await self.recorder.aclose()
         self.launcher.close()
         self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
         check_ended(left, name="what this manager started")

@@ -23,13 +23,16 @@ from typing import Protocol
 
 from nbprocs.display import Html, text
 from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Survivor
+from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog, wake
-from nbprocs.engine.table import Identity
-from nbprocs.engine.tree import check_ended
+from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
+from nbprocs.engine.table import Identity, scan
+from nbprocs.engine.tree import check_ended, members
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import StopFailed
+from nbprocs.guard import call
 from nbprocs.model import (
     EndReason,
     EventKind,
@@ -93,6 +96,7 @@ class ManagedProcess(Talk):
         self.predecessor = predecessor
         self.restarts: int = 0 if predecessor is None else predecessor.restarts + 1
         self.ready = False
+        self.annotations: dict[str, object] = {}  # what others know of it, for a run history
         self.status = ProcessStatus.STARTING
         self.result: ProcessResult | None = None
         self.ended_at: datetime | None = None
@@ -107,10 +111,11 @@ class ManagedProcess(Talk):
         self._drained = False
         self.paused = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-        self._output_waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiters[None] = Waiters()
+        self._output_waiters: Waiters[None] = Waiters()
         self._callbacks: list[Callable[[ManagedProcess], object]] = []
         self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
+        self._expected: dict[Stream, int] = {}
 
     # -- start: called by the manager, on the home loop
 
@@ -149,7 +154,7 @@ class ManagedProcess(Talk):
         """A chunk arrived."""
         (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
         if self._output_waiters:
-            wake(self._output_waiters)
+            self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
 
     def exited(self, how: Exit) -> None:
@@ -192,19 +197,18 @@ class ManagedProcess(Talk):
             dropped_bytes=self.stdout.dropped + self.stderr.dropped,
             peak_rss=how.peak_rss,
             cpu_time=how.cpu_time,
+            encoding=self.config.encoding,
+            errors=self.config.errors,
         )
-        wake(self._waiters)
-        wake(self._output_waiters)
+        self._waiters.wake(None)
+        self._output_waiters.wake(None)
         self._owner.ended(self)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._call(callback)
 
     def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
-        try:
-            callback(self)
-        except Exception:  # noqa: BLE001 - a stranger's callback must not keep the others from hearing
-            log.exception("a done callback of %s failed", self.name)
+        call(f"a done callback of {self.name}", callback, self)
 
     # -- waiting
 
@@ -223,9 +227,7 @@ class ManagedProcess(Talk):
 
     async def _ending(self) -> None:
         if self.status.live:
-            waiter = self.home.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            await self._waiters.wait()
 
     async def ended_within(self, seconds: float) -> bool:
         """Wait at most so long; True if the process has ended by then. For code on the home loop."""
@@ -237,9 +239,7 @@ class ManagedProcess(Talk):
     async def more_output(self, seen: int) -> None:
         """Wait until both streams together have written more than ``seen`` bytes, or the process has ended. On the home loop."""
         if self.status.live and self.stdout.end + self.stderr.end <= seen:
-            waiter = self.home.loop.create_future()
-            self._output_waiters.append(waiter)
-            await waiter
+            await self._output_waiters.wait()
 
     def add_done_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
@@ -323,6 +323,17 @@ class ManagedProcess(Talk):
         """From now on its end is our doing."""
         if self.status.live and self._reason is None and (self._child is None or self._child.exit is None):
             self._reason = reason
+
+    def ports(self) -> set[int]:
+        """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
+        inodes = listening_inodes()
+        found: set[int] = set()
+        for member in () if self._child is None else members([self._child.root], scan()):
+            handle = open_handle(member.pid)
+            if handle is not None:
+                found.update(handle.ports(lambda: inodes) or ())
+                handle.close()
+        return found
 
     def _out_of_time(self) -> None:
         self._owner.tasks.start(self.end(EndReason.TIMEOUT, grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from nbprocs.checks import whole
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
 from nbprocs.processes.process import ManagedProcess
 
@@ -19,17 +20,14 @@ class Slots:
     """How many processes may live at once. First come, first served; a freed slot is handed straight to the longest waiter."""
 
     def __init__(self, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            msg = f"max_concurrent must be at least 1 or None, not {limit!r}"
-            raise ValueError(msg)
-        self.limit = limit
+        self.limit = None if limit is None else whole("max_concurrent", limit, least=1)
         self.taken = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], None] = {}  # in the order of arrival
 
     @property
     def waiting(self) -> int:
         """How many starts wait for a slot."""
-        return sum(not waiter.done() for waiter in self._waiters)
+        return len(self._waiters)
 
     async def take(self, *, wait: bool, what: str) -> None:
         """Have a slot: at once, or after waiting for one, or raise ResourceExhausted."""
@@ -42,10 +40,11 @@ class Slots:
                 hint="pass wait=True to start it when one ends, stop one, or raise max_concurrent",
             )
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
         try:
             await waiter
         except BaseException:
+            self._waiters.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.free()  # handed to us at the very moment we were cancelled
             raise
@@ -57,14 +56,15 @@ class Slots:
 
     def _hand_out(self) -> None:
         while self._waiters and (self.limit is None or self.taken < self.limit):
-            waiter = self._waiters.popleft()
+            waiter = next(iter(self._waiters))
+            del self._waiters[waiter]
             if not waiter.done():
                 self.taken += 1
                 waiter.set_result(None)
 
     def close(self) -> None:
         """Nobody will be served any more."""
-        waiters, self._waiters = self._waiters, deque()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(

@@ -6,18 +6,23 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
+import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.checks import number
 from nbprocs.engine.home import Tasks
-from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os
-from nbprocs.model import EndReason, ProcessConfig
+from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os, error_from_result
+from nbprocs.model import EndReason, ProcessConfig, ProcessResult
 from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
+    from nbprocs.policy import RetryPolicy
     from nbprocs.processes.readiness import Probe, Ready
 
-__all__ = ["Launch", "become_ready", "feed", "start_error"]
+__all__ = ["Launch", "become_ready", "before_start", "feed", "start_error", "tries"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,10 @@ class Launch:
 
     ready: Ready | None = None
     ready_timeout: float = 30.0  # seconds
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for what is no time."""
+        number("ready_timeout", self.ready_timeout, above=0, what="a positive number of seconds")
 
     def probe(self) -> Probe | None:
         """What ``ready`` stands for. Raises TypeError for what can't be one."""
@@ -41,6 +50,30 @@ async def feed(process: ManagedProcess, data: bytes) -> None:
     with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
         await process.write_input(data)
         await process.close_stdin()
+
+
+async def tries(once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPolicy | None, check: bool) -> ProcessResult:
+    """Run once, and again by the policy; the result, or the error of the last try if ``check`` says so."""
+    began = time.monotonic()
+    for attempt in itertools.count(1):
+        result = None
+        try:
+            result = await once()
+            error = error_from_result(result)
+        except ProcessError as start_error:
+            error = start_error
+        if error is None:
+            break
+        error.attempts = attempt
+        delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
+        if delay is not None:
+            await asyncio.sleep(delay)
+        elif check or result is None:
+            raise error
+        else:
+            break
+    assert result is not None  # noqa: S101 - for the type checker
+    return result
 
 
 def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:
@@ -65,27 +98,36 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
 
 
+async def before_start(probe: Probe) -> Probe:
+    """The probe as it is to be asked of the start that is about to be made."""
+    from nbprocs.processes import readiness  # noqa: PLC0415 - loaded with the probe
+
+    return await readiness.before_start(probe)
+
+
 async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
     """Wait until its probe passes. If it does not in time, or the wait is cancelled, the process is stopped; raises NotReady."""
     from nbprocs.processes.readiness import until_ready  # noqa: PLC0415 - loaded with the probe
 
-    why = f"was not ready within {seconds:g} s"
+    why, cause = f"was not ready within {seconds:g} s", None
     stopping = None
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 process.ready = await until_ready(process, probe)
                 why = "ended before it was ready"
+    except CommunicationError as error:
+        why, cause = f"was not ready: {error.message}", error.__cause__
     finally:
         if not process.ready:
             stopping = tasks.start(process.end(EndReason.NOT_READY, grace=grace), name=f"stop {process.name}")
     if stopping is not None:
         await asyncio.wait({stopping})
-        raise _not_ready(process, why)
+        raise _not_ready(process, why, getattr(probe, "why", str)()) from cause
     process.mark_ready()
 
 
-def _not_ready(process: ManagedProcess, why: str) -> NotReady:
+def _not_ready(process: ManagedProcess, why: str, hint: str) -> NotReady:
     result = process.result
     return NotReady(
         f"{process.name} {why}",
@@ -95,5 +137,5 @@ def _not_ready(process: ManagedProcess, why: str) -> NotReady:
         exit_code=result.exit_code if result else None,
         signal=result.signal if result else None,
         last_output=process.tail(),
-        hint="its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
+        hint=hint or "its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
     )

@@ -13,6 +13,8 @@ Nothing here polls: an idle supervised process costs one entry in a dictionary. 
 what it needs by the ``Keeper`` protocol; everything runs on the manager's home loop.
 """
 
+import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from nbprocs.engine.home import Home, Tasks, log
-from nbprocs.errors import Closed, NameInUse, ProcessError, RestartsExhausted, error_from_result
+from nbprocs.engine.waiting import Waiters
+from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, RestartsExhausted, error_from_result
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
 from nbprocs.policy import CircuitBreaker, Fatal, Finished, Life, RestartPolicy, decide_restart, restart_policy
 
@@ -100,6 +103,8 @@ class _Lineage(Generic[P]):
     starting: bool = False  # a restart is being made right now
     held: bool = False  # somebody is restarting it on purpose; its end is no failure
     born: float = 0.0
+    error: BaseException | None = None  # why it was given up
+    moves: Waiters[P | None] = field(default_factory=Waiters)  # those who wait for its next process; None: there will be none
 
     def cancel_timer(self) -> None:
         if self.timer is not None:
@@ -153,12 +158,38 @@ class Supervisor(Generic[P]):
 
         A restart that is being made right now is finished, and the new process stopped.
         """
-        lineage = self._lineages.pop(process_id, None)
+        lineage = self._lineages.get(process_id)
         if lineage is None:
             return False
+        self._forget(lineage)
         lineage.released = True
         lineage.cancel_timer()
         return True
+
+    def _forget(self, lineage: _Lineage[P]) -> None:
+        self._lineages.pop(lineage.process.id, None)
+        lineage.moves.wake(None)
+
+    async def first_ready(self, process: P, error: NotReady, *, seconds: float) -> P:
+        """After a first life that ended before it was ready: the first one that is, of those that the policy gives.
+
+        Raises RestartsExhausted, or ``error`` when no other life comes, or none is ready within ``seconds``.
+        """
+        lineage = self._lineages.get(process.id)
+        found: P | None = None
+        if lineage is not None:
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        found = await lineage.moves.wait()
+            finally:
+                if found is None:
+                    self.release(lineage.process.id)
+        if found is not None:
+            return found
+        if lineage is not None and isinstance(lineage.error, ProcessError):
+            raise lineage.error from error
+        raise error
 
     def hold(self, process_id: str) -> "_Lineage[P] | None":
         """Somebody is about to stop and start it on purpose: its end is no failure.
@@ -182,6 +213,7 @@ class Supervisor(Generic[P]):
         held.process = new
         self._lineages[new.id] = held
         self._began(held)
+        held.moves.wake(new)
         return True
 
     def lose(self, held: "_Lineage[P]", error: BaseException) -> None:
@@ -227,7 +259,7 @@ class Supervisor(Generic[P]):
         lineage.cancel_timer()
         result = process.result
         if self._closed or result is None or (process.status is ProcessStatus.TERMINATED and result.reason is not EndReason.TIMEOUT):
-            self._lineages.pop(process.id, None)  # its owner wanted its end
+            self._forget(lineage)  # its owner wanted its end
             return
         error = error_from_result(result)
         what = "completed" if error is None else _first_line(error)
@@ -248,7 +280,7 @@ class Supervisor(Generic[P]):
             self._breakers[key] = self._breakers.get(key, policy.breaker).failed(now)
         match decide_restart(policy, lineage.lives, now):
             case Finished():
-                self._lineages.pop(lineage.process.id, None)
+                self._forget(lineage)
             case Fatal(reason=reason):
                 self._fatal(lineage, reason, error)
             case decision:
@@ -286,7 +318,7 @@ class Supervisor(Generic[P]):
         try:
             new = await self._keeper.respawn(old)
         except Closed:
-            self._lineages.pop(old.id, None)
+            self._forget(lineage)
         except NameInUse as error:
             self._fatal(lineage, f"another process has taken the name {old.name} meanwhile", error)
         except ProcessError as error:
@@ -303,7 +335,6 @@ class Supervisor(Generic[P]):
 
     def _fatal(self, lineage: _Lineage[P], reason: str, cause: BaseException | None) -> None:
         process = lineage.process
-        self._lineages.pop(process.id, None)
         result = process.result
         last = cause if isinstance(cause, ProcessError) else None
         error = RestartsExhausted(
@@ -319,6 +350,8 @@ class Supervisor(Generic[P]):
         )
         error.history = tuple(lineage.told)
         error.__cause__ = cause
+        lineage.error = error
+        self._forget(lineage)
         log.warning("%s; its last output: %s", error.message, error.last_output.rpartition("\n")[2] or "none")
         self._publish(EventKind.FATAL, lineage, error=error)
 

@@ -8,10 +8,10 @@ everything that a callback starts.
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from nbprocs.engine.home import Tasks, log
+from nbprocs.guard import attempt, finish, repr_of, told
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Step, StepKind
 from nbprocs.recovery.rules import matches
@@ -60,27 +60,26 @@ class Callbacks:
             context.run(self._call, callback, error, name, process_id)
 
     def _call(self, callback: Callback, error: BaseException, name: str, process_id: str) -> None:
-        try:
-            answer = callback(error)
-        except Exception as problem:  # noqa: BLE001 - logged and in the record; a callback must not stop a recovery
-            log.exception("an error callback failed for %s", name)
-            self._note(name, process_id, f"raised {problem!r}")
-            return
-        if inspect.isawaitable(answer):
+        answer, problem = attempt(callback, error)
+        if problem is not None:
+            self._failed(name, process_id, problem)
+        elif inspect.isawaitable(answer):
             task = self._tasks.start(self._finish(answer, name, process_id), name=f"error callback for {name}")
             if inspect.iscoroutine(answer):
                 task.add_done_callback(lambda _: answer.close())  # a task cancelled before it began has not awaited it
 
-    async def _finish(self, answer: Any, name: str, process_id: str) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await answer
-        except TimeoutError as problem:
-            log.error("an error callback for %s was cancelled after %g s: %r", name, self._timeout, problem)
+    async def _finish(self, answer: Awaitable[object], name: str, process_id: str) -> None:
+        began = asyncio.get_running_loop().time()
+        _, problem = await finish(answer, timeout=self._timeout)
+        if isinstance(problem, TimeoutError) and asyncio.get_running_loop().time() - began >= self._timeout:
+            log.error("an error callback for %s was cancelled after %g s", name, self._timeout)
             self._note(name, process_id, f"did not end within {self._timeout:g} s and was cancelled")
-        except Exception as problem:  # noqa: BLE001 - as above
-            log.exception("an error callback failed for %s", name)
-            self._note(name, process_id, f"raised {problem!r}")
+        elif problem is not None:
+            self._failed(name, process_id, problem)
+
+    def _failed(self, name: str, process_id: str, problem: BaseException) -> None:
+        told(f"an error callback for {name}", problem)
+        self._note(name, process_id, f"raised {repr_of(problem)}")
 
     def _note(self, name: str, process_id: str, what: str) -> None:
         self._journal.add(Step(kind=StepKind.CALLBACK, name=name, process_id=process_id, what=what, ok=False))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nbprocs.display import Html, joined, table, text
+from nbprocs.display import BAD, GOOD, Html, joined, table, text
 from nbprocs.processes.events import Subscribers
 from nbprocs.recovery.model import Step, StepKind
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Journal"]
 
 COLUMNS = ("at", "name", "process_id", "kind", "what", "error", "delay", "attempt", "ok")
-_COLOUR = {StepKind.ERROR: "#b3261e", StepKind.FATAL: "#b3261e", StepKind.HEALTHY: "#1e7d34", StepKind.COMPLETED: "#1e7d34"}
+_COLOUR = {StepKind.ERROR: BAD, StepKind.FATAL: BAD, StepKind.HEALTHY: GOOD, StepKind.COMPLETED: GOOD}
 _SHOWN = 12  # steps of one process in the rich display
 _TOLD = (
     StepKind.STARTED,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from nbprocs.errors import ProcessError, RestartsExhausted
+from nbprocs.guard import attempt, finish, text_of
 from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
 from nbprocs.pool.model import PoolConfig, PoolMetrics
 from nbprocs.processes.manager import ProcessManager
@@ -338,12 +339,11 @@ async def carry_out(strategy: Any, incident: Incident) -> list[Outcome]:
         return await strategy.outcomes(incident)
     action = _name(strategy)
     began = time.monotonic()
-    try:
-        answer = strategy(incident)
-        if inspect.isawaitable(answer):
-            answer = await answer
-    except Exception as error:  # noqa: BLE001 - it is reported in the outcome
-        why = error.message if isinstance(error, ProcessError) else f"{type(error).__name__}: {error}"
+    answer, error = attempt(strategy, incident)
+    if error is None and inspect.isawaitable(answer):
+        answer, error = await finish(answer)
+    if error is not None:
+        why = error.message if isinstance(error, ProcessError) else text_of(error)
         return [Outcome(action=action, ok=False, detail=why, seconds=time.monotonic() - began, error=error)]
     return [_outcome(answer, action, time.monotonic() - began)]
 

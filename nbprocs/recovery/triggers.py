@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Unhealthy
+from nbprocs.guard import finish, repr_of
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import Probe, as_probe
 from nbprocs.recovery.rules import matches
@@ -161,10 +162,7 @@ class Liveness:
 
     async def _ask(self, process: ManagedProcess) -> str:
         """Nothing if it answers, else why not."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                return "" if await self._probe.check(process) else "it said no"
-        except TimeoutError:
+        answer, error = await finish(self._probe.check(process), timeout=self._timeout)
+        if isinstance(error, TimeoutError):
             return f"no answer within {self._timeout:g} s"
-        except Exception as error:  # noqa: BLE001 - a probe that raises is a bad answer
-            return repr(error)
+        return repr_of(error) if error is not None else "" if answer else "it said no"

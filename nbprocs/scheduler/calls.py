@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from nbprocs.engine.container import available_memory
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import ExecutionTimeout, StartupFailed
 from nbprocs.scheduler.backend import Capacity, Ended, Job, Report, Started
-from nbprocs.scheduler.system import available_memory
 
 __all__ = ["Pool", "PoolBackend"]
 

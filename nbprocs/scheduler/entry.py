@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from nbprocs.config import ProcessConfig
+from nbprocs.engine.waiting import Waiters
+from nbprocs.guard import repr_of
 from nbprocs.redact import mask_command
 from nbprocs.scheduler.model import Condition, Interrupted, TaskState
 from nbprocs.scheduler.times import Recurrence
-
-if TYPE_CHECKING:
-    from nbprocs.scheduler.lanes import Lane
 
 __all__ = ["DEFAULTS", "Entry", "TaskOptions"]
 
@@ -24,14 +24,18 @@ class TaskOptions:
     group: str | None = None
     resources: tuple[tuple[str, float], ...] = ()  # sorted by name
     memory_gate: int = 0  # bytes that must be available for it to start
-    working_dir: str | None = None
-    env_vars: tuple[tuple[str, str | None], ...] = ()
+    config: ProcessConfig | None = None  # how its process is to run, with a blank for the command; None: nothing special
     secrets: tuple[str, ...] = ()  # names of env_vars whose values are not on disk
     estimated_duration: float | None = None
-    shell: bool = False
     recurrence: Recurrence | None = None
     on_interrupted: Interrupted | None = None  # None: the config's
     files: tuple[tuple[str, str], ...] = ()  # (name as the task sees it, absolute path here), for backends on other machines
+    key: str | None = None  # what tells one piece of work from another, whoever schedules it how often
+
+    @property
+    def shell(self) -> bool:
+        """The command is a line for a shell."""
+        return self.config is not None and self.config.shell
 
     @property
     def track(self) -> tuple[object, ...]:
@@ -42,6 +46,16 @@ class TaskOptions:
 DEFAULTS = TaskOptions()
 
 
+class Place(Protocol):
+    """Where an entry waits: a lane of the queue."""
+
+    def drop(self) -> None:
+        """One entry in here has become void."""
+
+    def pop(self, entry: "Entry") -> None:
+        """Take the entry that is first in here."""
+
+
 class Entry:
     """One task in the queue. Only the queue changes ``state``, ``ticket``, ``lane``, ``waiting`` and ``dependents``."""
 
@@ -50,6 +64,7 @@ class Entry:
         "command",
         "dependents",
         "due",
+        "folder",
         "interruptions",
         "key",
         "lane",
@@ -68,7 +83,14 @@ class Entry:
     )
 
     def __init__(
-        self, key: int, command: str | Callable[..., Any], args: tuple[Any, ...], priority: int, time: float, options: TaskOptions
+        self,
+        key: int,
+        command: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        priority: int,
+        time: float,
+        options: TaskOptions,
+        folder: str | None = None,
     ) -> None:
         self.key = key  # the order of arrival
         self.command = command
@@ -76,11 +98,12 @@ class Entry:
         self.priority = priority
         self.time = time  # wall clock, seconds: from when it may run; orders equal priorities
         self.options = options
+        self.folder = folder  # where it was scheduled: it runs there, whatever the kernel's folder is by then
         self.due: float | None = None  # on the clock that on_wall names; None: at once
         self.on_wall = False
         self.state = TaskState.QUEUED
         self.ticket = 0  # goes up whenever its place in a heap becomes void
-        self.lane: Lane | None = None
+        self.lane: Place | None = None
         self.needs: dict[int, tuple[Entry, Condition]] | None = None  # what it still waits for
         self.dependents: dict[int, Entry] | None = None
         self.retries = 0
@@ -88,7 +111,7 @@ class Entry:
         self.interruptions = 0
         self.run: Any = None  # the attempt under way
         self.outcome: Any = None  # the last attempt's
-        self.waiters: list[Callable[[], object]] | None = None
+        self.waiters: Waiters[None] | None = None
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -96,10 +119,16 @@ class Entry:
         return (-self.priority, self.time, self.key)
 
     @property
+    def argv(self) -> tuple[str, ...]:
+        """The words by which its duration is known; of a function only its name: its arguments may be anything."""
+        return (self.display,) if callable(self.command) else (self.command, *self.args)
+
+    @property
     def display(self) -> str:
         """The command line, masked."""
         if callable(self.command):
-            return f"{getattr(self.command, '__qualname__', repr(self.command))}(…)"
+            name = getattr(self.command, "__qualname__", None)
+            return f"{name if isinstance(name, str) else repr_of(self.command)}(…)"
         return mask_command((self.command, *self.args), shell=self.options.shell)
 
     @property

@@ -1,5 +1,6 @@
 """Attempts and tasks as DataFrames. pandas is imported only when one is asked for."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields
@@ -8,11 +9,11 @@ from typing import TYPE_CHECKING
 from nbprocs.display import plain
 from nbprocs.redact import mask_command
 from nbprocs.scheduler.entry import Entry
-from nbprocs.scheduler.journal import read_attempt
 from nbprocs.scheduler.model import Attempt, ScheduledTask, priority_name
 from nbprocs.scheduler.options import decode
 from nbprocs.scheduler.schema import ATTEMPT
 from nbprocs.scheduler.store import Store
+from nbprocs.scheduler.writer import read_attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +87,10 @@ def stored_rows(store: Store, prefix: str) -> list[Attempt]:
     query = f"SELECT t.argv, t.priority, t.time, t.options, {columns} FROM attempts a JOIN tasks t USING (key) ORDER BY a.rowid"  # noqa: S608
     found = []
     for argv, priority, time, options, *row in store.rows(query):
-        command, *args = json.loads(argv)
-        entry = Entry(row[0], command, tuple(args), priority, time, decode(options, {})[0])
-        found.append(read_attempt(entry, tuple(row), f"{prefix}{row[0]}"))
+        with contextlib.suppress(
+            ValueError, TypeError, RecursionError, AttributeError
+        ):  # a row that can't be read was told of at the opening
+            command, *args = json.loads(argv)
+            entry = Entry(row[0], command, tuple(args), priority, time, decode(options, {})[0])
+            found.append(read_attempt(entry, tuple(row), f"{prefix}{row[0]}"))
     return found

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from nbprocs.engine.container import available_memory, usable_cpus
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import NameInUse, ProcessError, StartupFailed, error_from_result
 from nbprocs.model import EndReason, ProcessConfig
@@ -11,7 +12,7 @@ from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.scheduler.backend import Capacity, Ended, Job, Report, Started
 from nbprocs.scheduler.slots import GPU, Gpus
-from nbprocs.scheduler.system import available_memory, gpu_devices
+from nbprocs.scheduler.system import gpu_devices
 
 __all__ = ["LocalBackend"]
 
@@ -42,8 +43,6 @@ class LocalBackend:
 
     def capacity(self) -> Capacity:
         """Four jobs, or one a core if this kernel may use more; its GPUs."""
-        from nbprocs.pool.model import usable_cpus  # noqa: PLC0415 - only this needs anything of the pool
-
         return Capacity(slots=max(_SLOTS, usable_cpus()), resources={GPU: float(len(self._gpus.names))})
 
     def free_memory(self) -> float:
@@ -96,6 +95,7 @@ class LocalBackend:
             env_vars={**self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0)), **job.env_vars},
             timeout=job.timeout,
             shell=job.shell,
+            **job.options,
         )
         try:
             process = await self.manager.spawn(config, name=job.name if job.named else None)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from nbprocs.display import clock
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 
@@ -235,8 +236,8 @@ class ScheduledTask:
     """
 
     id: str
-    command: str
-    args: tuple[str, ...]
+    command: str = field(repr=False)
+    args: tuple[str, ...] = field(repr=False)
     priority: int  # TaskPriority, or any whole number
     scheduled_time: datetime  # timezone-aware; the time from which it may run
     estimated_duration: float | None  # seconds: as given, or what this command took before
@@ -244,11 +245,13 @@ class ScheduledTask:
     max_retries: int
     state: TaskState
     name: str | None = None
+    key: str | None = None
     group: str | None = None
     resources: tuple[tuple[str, float], ...] = ()
     after: tuple[str, ...] = ()  # ids it still waits for
     runs: int = 0  # ended runs of a series
-    display: str = field(default="", repr=False)  # the command line, masked
+    working_dir: str | None = None  # as asked for, or where it was scheduled
+    display: str = ""  # the command line, masked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,13 +331,7 @@ class Eta:
 
     def __str__(self) -> str:
         """Short, for a progress bar."""
-        return f"{_clock(self.low)}-{_clock(self.high)}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        return f"{clock(self.low)}-{clock(self.high)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nbprocs.display import plain
+from nbprocs.display import GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, VERMILLION, YELLOW, plain
 from nbprocs.scheduler.model import Attempt, priority_name
 
 if TYPE_CHECKING:
@@ -12,20 +12,18 @@ if TYPE_CHECKING:
 
 __all__ = ["graph", "layers", "timeline"]
 
-# Okabe and Ito's palette: told apart by the colour-blind, too
-_PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 _FIXED = {
-    "LOW": "#999999",
-    "NORMAL": "#56b4e9",
-    "HIGH": "#e69f00",
-    "CRITICAL": "#d55e00",
-    "succeeded": "#009e73",
-    "failed": "#d55e00",
-    "timeout": "#cc79a7",
-    "cancelled": "#999999",
+    "LOW": GREY,
+    "NORMAL": SKY,
+    "HIGH": ORANGE,
+    "CRITICAL": VERMILLION,
+    "succeeded": GREEN,
+    "failed": VERMILLION,
+    "timeout": PURPLE,
+    "cancelled": GREY,
     "skipped": "#bbbbbb",
-    "interrupted": "#f0e442",
-    "running": "#56b4e9",
+    "interrupted": YELLOW,
+    "running": SKY,
 }
 _LABELLED = 60  # attempts that still get their names written into their bars
 
@@ -41,7 +39,7 @@ def _axes(ax: "Axes | None", height: float) -> "Axes":
 
 def _colours(labels: Sequence[str]) -> dict[str, str]:
     unknown = [label for label in dict.fromkeys(labels) if label not in _FIXED]
-    return _FIXED | {label: _PALETTE[n % len(_PALETTE)] for n, label in enumerate(unknown)}
+    return _FIXED | {label: PALETTE[n % len(PALETTE)] for n, label in enumerate(unknown)}
 
 
 def timeline(attempts: Sequence[Attempt], *, ax: "Axes | None" = None, color: str = "priority") -> "Axes":

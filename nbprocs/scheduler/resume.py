@@ -1,25 +1,32 @@
 """What a new kernel finds in the store: every task that had not ended, each once. Runs before anything starts."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nbprocs.engine.home import log
+from nbprocs.guard import text_of
 from nbprocs.scheduler.entry import DEFAULTS, Entry, TaskOptions
-from nbprocs.scheduler.journal import Journal, attempt_row, read_attempt, read_error, read_result
+from nbprocs.scheduler.errors import StoreCorrupt
 from nbprocs.scheduler.model import Attempt, Condition, Interrupted, Misfire, Now, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import decode
-from nbprocs.scheduler.outcome import Outcome, error_of
+from nbprocs.scheduler.outcome import TaskOutcome, error_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.schema import ATTEMPT, OUTPUT
 from nbprocs.scheduler.store import Store
 from nbprocs.scheduler.times import latest_due, next_run
+from nbprocs.scheduler.writer import StoreWriter, attempt_row, read_attempt, read_error, read_result, read_text, stored_text
 
 __all__ = ["Resumed", "load", "lookup"]
 
-_COLUMNS = "key, argv, priority, time, clock, state, options, after, retries, runs, interruptions, started, error, pid, host, worker"
+_COLUMNS = (
+    "key, argv, priority, time, clock, state, options, after, retries, runs, interruptions, started, error, pid, host, worker, folder"
+)
 _UNFINISHED = "state IN ('queued', 'held', 'running')"
+_CUT_OFF = "(state = 'cancelled' AND started IS NOT NULL)"  # its kernel died while it was being ended
+_LATEST = 1e11  # seconds since the epoch: the year 5138
 
 
 class Resumed:
@@ -29,39 +36,68 @@ class Resumed:
         self.entries: list[Entry] = []
         self.links: dict[int, list[list[Any]]] = {}  # key -> [key that must end, condition]
         self.missing: dict[int, tuple[str, ...]] = {}  # key -> names of secrets that this kernel does not have
+        self.aside: dict[int, str] = {}  # key -> why its row can't be read
         self.interrupted: dict[int, tuple[Attempt, tuple[Any, ...]]] = {}  # key -> the attempt that the former kernel did not end, its row
 
 
 def _entry(row: tuple[Any, ...], options: TaskOptions) -> Entry:
+    """The task of a row. Raises ValueError for one that no version of ours wrote."""
     key, argv, priority, time = row[:4]
-    command, *args = json.loads(argv)
-    entry = Entry(key, command, tuple(args), priority, time, options)
+    words = json.loads(argv)
+    if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words) and words[0]):
+        raise ValueError(f"its command is {words!r}")
+    if not isinstance(priority, int) or not isinstance(time, (int, float)) or not abs(time) < _LATEST or row[4] not in (0, 1, 2):
+        raise ValueError(f"its priority and time are {priority!r}, {time!r}, {row[4]!r}")
+    if not all(isinstance(count, int) and count >= 0 for count in row[8:11]):
+        raise ValueError(f"its counts are {row[8:11]!r}")
+    entry = Entry(key, words[0], tuple(words[1:]), priority, time, options, read_text(row[16]))
     entry.retries, entry.runs, entry.interruptions = row[8:11]
     return entry
 
 
-def load(store: Store, queue: TaskQueue, journal: Journal, config: SchedulerConfig, now: Now, *, host: str) -> Resumed:
-    """Put every unfinished task of the store into the queue, and settle those that a former kernel left running, in one transaction."""
+def _links(text: str | None) -> list[list[Any]]:
+    """What a row waits for. Raises ValueError for what is no such list."""
+    if text is None:
+        return []
+    found = json.loads(text)
+    for key, condition in found:
+        if not isinstance(key, int):
+            raise ValueError(f"it waits for {key!r}")  # noqa: TRY004 - of what a file holds no type is known
+        Condition(condition)
+    return list(found)
+
+
+def load(store: Store, queue: TaskQueue, writer: StoreWriter, config: SchedulerConfig, now: Now, *, host: str) -> Resumed:
+    """Put every unfinished task of the store into the queue, and settle those that a former kernel left running, in one transaction.
+
+    A row that can't be read harms no other: it is set aside, stays in the file with the reason, and is told of.
+    """
     found = Resumed()
     entries, held = _read(store, found, config, now, host)
     tried = {key for (key,) in store.rows(f"SELECT DISTINCT key FROM attempts JOIN tasks USING (key) WHERE {_UNFINISHED}")}  # noqa: S608
-    states = _ended_states(store, found.links, entries)
+    known = {**entries, **_ended(store, found.links, entries)}
     for entry in _dependencies_first(entries, found.links):
         if entry.state is TaskState.INTERRUPTED:
             queue.counts[entry.state] += 1
-            journal.change(entry, interruptions=entry.interruptions, started=None)
+            writer.change(entry, interruptions=entry.interruptions, started=None)
+            continue
+        if entry.state is TaskState.CANCELLED:
+            writer.change(entry, started=None)
             continue
         links = found.links.get(entry.key, ())
-        after = [(entries.get(k) or _ghost(k, states), Condition(c)) for k, c in links if k in entries or k in states]
+        after = [(known[k], Condition(c)) for k, c in links if k in known]
         if queue.add(entry, now, after=after, held=entry.key in held) is TaskState.SKIPPED:
-            entry.outcome = Outcome(error=error_of(entry, TaskState.SKIPPED))
-            journal.change(entry)
+            why, root = skip_reason(next(other for other, condition in after if other.state.final and not condition.met(other.state)))
+            entry.outcome = TaskOutcome(error=error_of(entry, TaskState.SKIPPED, why), root=root)
+            writer.change(entry, error=stored_text(why))
         else:
             _remember(entry, store, found, tried=entry.key in tried)
             if entry.key in found.interrupted:
-                journal.waits_again(entry)
-    journal.add_attempts(row for _, row in found.interrupted.values())
-    journal.flush()
+                writer.waits_again(entry)
+    writer.add_attempts(row for _, row in found.interrupted.values())
+    for key, why in found.aside.items():
+        writer.set_aside(key, why)
+    writer.flush()
     _tell(store, found)
     return found
 
@@ -73,20 +109,27 @@ def _read(store: Store, found: Resumed, config: SchedulerConfig, now: Now, host:
     cache: dict[str, tuple[TaskOptions, tuple[str, ...]]] = {}
 
     def take(*row: Any) -> None:
-        text = row[6]
-        options, missing = (DEFAULTS, ()) if text is None else cache.get(text) or cache.setdefault(text, decode(text, os.environ))
-        entry = entries[row[0]] = _entry(row, options)
-        _due(entry, row[4], now)
-        if row[5] == "running":
-            found.interrupted[entry.key] = _interrupted(entry, row[11], row[13:16], config, host=host, store=store)
+        key, text = row[0], row[6]
+        try:
+            options, missing = (DEFAULTS, ()) if text is None else cache.get(text) or cache.setdefault(text, decode(text, os.environ))
+            entry = _entry(row, options)
+            links = _links(row[7])
+            _due(entry, row[4], now)
+            if row[5] in ("running", "cancelled"):
+                entry.state = TaskState(row[5])
+                found.interrupted[key] = _interrupted(entry, row[11], row[13:16], config, host=host, store=store)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others are run
+            found.aside[key] = text_of(error)
+            return
+        entries[key] = entry
         if row[5] == "held" or missing:
-            held.add(entry.key)
+            held.add(key)
         if missing:
-            found.missing[entry.key] = missing
-        if row[7] is not None:
-            found.links[entry.key] = json.loads(row[7])
+            found.missing[key] = missing
+        if links:
+            found.links[key] = links
 
-    store.each(f"SELECT {_COLUMNS} FROM tasks WHERE {_UNFINISHED} ORDER BY key", take)  # noqa: S608 - our own column names
+    store.each(f"SELECT {_COLUMNS} FROM tasks WHERE {_UNFINISHED} OR {_CUT_OFF} ORDER BY key", take)  # noqa: S608 - our own column names
     return entries, held
 
 
@@ -113,30 +156,35 @@ def _remember(entry: Entry, store: Store, found: Resumed, *, tried: bool) -> Non
     if entry.key in found.interrupted:
         past = (*past, found.interrupted[entry.key][0])
     if past:
-        entry.outcome = Outcome(attempts=past)
+        entry.outcome = TaskOutcome(attempts=past)
 
 
 def _attempts(store: Store, entry: Entry) -> tuple[Attempt, ...]:
-    """The last attempts that are on record."""
+    """The last attempts that are on record, but for rows that can't be read."""
     rows = store.rows(f"SELECT {ATTEMPT} FROM attempts WHERE key = ? ORDER BY attempt DESC LIMIT 100", entry.key)  # noqa: S608
-    return tuple(read_attempt(entry, row, f"{store.prefix}{entry.key}") for row in reversed(rows))
+    found = []
+    for row in reversed(rows):
+        with contextlib.suppress(ValueError):
+            found.append(read_attempt(entry, row, f"{store.prefix}{entry.key}"))
+    return tuple(found)
 
 
-def _ghost(key: int, states: Mapping[int, TaskState]) -> Entry:
-    """A task that has ended, as something to depend on."""
-    ghost = Entry(key, "", (), 0, 0.0, DEFAULTS)
-    ghost.state = states[key]
-    return ghost
-
-
-def _ended_states(store: Store, links: Mapping[int, list[list[Any]]], entries: Mapping[int, Entry]) -> dict[int, TaskState]:
-    """States of the ended tasks that others name. A forgotten one is missing: it ended as asked, or the other would be skipped."""
+def _ended(store: Store, links: Mapping[int, list[list[Any]]], entries: Mapping[int, Entry]) -> dict[int, Entry]:
+    """The ended tasks that others name. A forgotten one is missing: it ended as asked, or the other would be skipped."""
     wanted = {key for rows in links.values() for key, _ in rows if key not in entries}
-    states: dict[int, TaskState] = {}
+    found: dict[int, Entry] = {}
     for key in wanted:
-        for (state,) in store.rows("SELECT state FROM tasks WHERE key = ?", key):
-            states[key] = TaskState(state)
-    return states
+        for row in store.rows(f"SELECT {_COLUMNS} FROM tasks WHERE key = ?", key):  # noqa: S608 - our own column names
+            try:
+                ghost = _entry(row, decode(row[6], {})[0])
+                ghost.state = TaskState(row[5])
+                if not ghost.state.final:
+                    raise ValueError(f"it is {ghost.state}")  # noqa: TRY301 - it is being set aside now
+            except Exception:  # noqa: BLE001 - set aside: it never ran to an end
+                ghost = Entry(key, f"task {store.prefix}{key}", (), 0, 0.0, DEFAULTS)
+                ghost.state = TaskState.INTERRUPTED
+            found[key] = ghost
+    return found
 
 
 def _due(entry: Entry, clock: int, now: Now) -> None:
@@ -161,7 +209,9 @@ def _caught_up(entry: Entry, now: Now) -> float:
 def _interrupted(
     entry: Entry, started: float | None, where: tuple[Any, ...], config: SchedulerConfig, *, host: str, store: Store
 ) -> tuple[Attempt, tuple[Any, ...]]:
-    """A former kernel died while it ran: queued again, or marked."""
+    """A former kernel died while it ran: queued again, or marked. One that was being ended stays cancelled."""
+    cancelled = entry.state is TaskState.CANCELLED
+    entry.state = TaskState.CANCELLED if cancelled else TaskState.QUEUED
     entry.interruptions += 1
     policy = entry.options.on_interrupted or config.on_interrupted
     pid, known_host, worker = where
@@ -176,22 +226,34 @@ def _interrupted(
         queued=entry.time,
         started=started,
         ended=None,
-        outcome="interrupted",
+        outcome="cancelled" if cancelled else "interrupted",
         retry=entry.retries,
         pid=pid,
         host=known_host or host,
         worker=worker or "",
         reason="the kernel died",
     )
-    if policy is Interrupted.MARK or entry.interruptions > config.max_interruptions:
+    if cancelled:
+        entry.outcome = TaskOutcome(error=error_of(entry, TaskState.CANCELLED), attempts=(attempt,))
+    elif policy is Interrupted.MARK or entry.interruptions > config.max_interruptions:
         entry.state = TaskState.INTERRUPTED
-        entry.outcome = Outcome(error=error_of(entry, TaskState.INTERRUPTED), attempts=(attempt,))
+        entry.outcome = TaskOutcome(error=error_of(entry, TaskState.INTERRUPTED), attempts=(attempt,))
     else:
         entry.due = None
     return attempt, attempt_row(entry.key, attempt, None, None, limit=0)
 
 
 def _tell(store: Store, found: Resumed) -> None:
+    if found.aside:
+        first, why = next(iter(found.aside.items()))
+        log.error(
+            "%d tasks of %s can't be read and are set aside, the first is %s%s: %s. All others go on; the rows stay in the file.",
+            len(found.aside),
+            store.path,
+            store.prefix,
+            first,
+            why,
+        )
     if found.missing:
         names = sorted({name for missing in found.missing.values() for name in missing})
         log.warning(
@@ -209,16 +271,23 @@ def lookup(store: Store, key: int, task_id: str) -> Entry | None:
     if not rows:
         return None
     row = rows[0]
-    entry = _entry(row, decode(row[6], os.environ)[0])
-    entry.state = TaskState(row[5])
+    try:
+        entry = _entry(row, decode(row[6], os.environ)[0])
+        entry.state = TaskState(row[5])
+    except Exception as unread:
+        hint = "it was set aside when the queue was opened; all others go on"
+        raise StoreCorrupt(f"task {task_id} of the queue {store.path} can't be read: {text_of(unread)}", hint=hint) from unread
     attempts: list[Attempt] = []
     result, error = None, error_of(entry, entry.state, row[12] or "")
     for found in store.rows(f"SELECT {OUTPUT}, {ATTEMPT} FROM attempts WHERE key = ? ORDER BY attempt", key):  # noqa: S608
         out, err, dropped, text, *columns = found
-        attempt = read_attempt(entry, tuple(columns), task_id)
+        try:
+            attempt = read_attempt(entry, tuple(columns), task_id)
+        except ValueError:
+            continue
         attempts.append(attempt)
         result = read_result(attempt, out, err, dropped)
         if entry.state is TaskState.FAILED:
             error = read_error(text, result, attempt.retry + 1)
-    entry.outcome = Outcome(result=result, error=error, attempts=tuple(attempts))
+    entry.outcome = TaskOutcome(result=result, error=error, attempts=tuple(attempts))
     return entry

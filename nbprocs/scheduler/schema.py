@@ -1,5 +1,6 @@
 """The tables of the durable queue, and telling whether a file is one, before anything opens it for writing."""
 
+import contextlib
 import os
 import sqlite3
 from contextlib import closing
@@ -65,17 +66,24 @@ _HEADER = 100  # bytes
 _MAGIC = b"SQLite format 3\0"
 
 
-def create(path: Path, prefix: str) -> None:
-    """Make an empty queue. It appears under its name complete or not at all: a kernel may be killed at any line here."""
+def create(path: Path, prefix: str, *, replace: bool = False) -> None:
+    """Make an empty queue, readable by its owner alone; ``replace`` an empty file.
+
+    It appears under its name complete or not at all: a kernel may be killed at any line here.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     draft.unlink(missing_ok=True)
     try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # SQLite gives the log beside it the same permissions
         with closing(sqlite3.connect(draft, isolation_level=None)) as db:
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             db.execute(f"PRAGMA user_version = {VERSION}")
             db.executescript(_SCHEMA)
             db.execute("INSERT INTO meta VALUES ('prefix', ?)", (prefix,))
             db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if replace:
+            draft.rename(path)
+            return
         try:
             path.hardlink_to(draft)
         except FileExistsError:
@@ -89,9 +97,12 @@ def create(path: Path, prefix: str) -> None:
             Path(f"{draft}{suffix}").unlink(missing_ok=True)
 
 
-def upgrade(db: sqlite3.Connection) -> None:
-    """Give a queue of version 1 the columns of version 2. Inside a transaction of the caller's."""
+def upgrade(db: sqlite3.Connection, path: Path) -> None:
+    """Give a queue of version 1 the columns of version 2, and its files to their owner alone. Inside a transaction of the caller's."""
     if db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                Path(f"{path}{suffix}").chmod(0o600)
         for statement in filter(None, map(str.strip, _UPGRADE.split(";"))):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")

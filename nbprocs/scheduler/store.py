@@ -14,27 +14,37 @@ import json
 import os
 import socket
 import sqlite3
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from nbprocs.scheduler.errors import StoreError, StoreInUse
+from nbprocs import checks
+from nbprocs.scheduler.errors import StoreCorrupt, StoreError, StoreInUse
 from nbprocs.scheduler.schema import ATTEMPT, OUTPUT, create, inspect, upgrade
 
 __all__ = ["INSERT", "Store"]
 
-_PLAIN = "INSERT INTO tasks (key, argv, priority, time) VALUES (?, ?, ?, ?)"  # all else at its default: half the time
-INSERT = "INSERT INTO tasks (key, argv, priority, time, clock, state, options, after, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_PLAIN_COLUMNS = 4
+_PLAIN = "INSERT INTO tasks (key, argv, priority, time, folder) VALUES (?, ?, ?, ?, ?)"  # all else at its default: half the time
+_COLUMNS = "key, argv, priority, time, folder, clock, state, options, after, name, unique_key"
+INSERT = f"INSERT INTO tasks ({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608 - no text of a user's
+_PLAIN_COLUMNS = 5
 _ATTEMPT_COLUMNS = f"{ATTEMPT}, {OUTPUT}"
 _INSERT_ATTEMPT = f"INSERT INTO attempts ({_ATTEMPT_COLUMNS}) VALUES ({', '.join('?' * len(_ATTEMPT_COLUMNS.split(',')))})"  # noqa: S608 - no text of a user's
 
 _open_here: set[tuple[int, int]] = set()  # (device, inode): a second open in this process would drop the POSIX lock of the first
 _registry = threading.Lock()
+
+
+def _lenient(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 class Store:
@@ -44,16 +54,23 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, prefix: str) -> None:
-        self.path = Path(path)
+        self.path = Path(checks.path("store", path)).resolve()  # now: the folder may be another one when it is closed
         self._lock = threading.RLock()
-        if not self.path.exists() or (self.path.stat().st_size == 0 and not Path(f"{self.path}-journal").exists()):
-            self._make(prefix)
+        if not self.path.exists():
+            create(self.path, prefix)
         status = self.path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            hint = "give the path of a file; it was neither opened nor changed"
+            raise StoreCorrupt(f"{self.path} can't be used as a queue: it is not a regular file", hint=hint)
+        if status.st_size == 0 and not Path(f"{self.path}-journal").exists():  # as made by touch or mktemp
+            create(self.path, prefix, replace=True)
+            status = self.path.stat()
         self._identity = (status.st_dev, status.st_ino)
         with _registry:
             if self._identity in _open_here:
                 raise StoreInUse(
-                    f"the queue {self.path} is already open in this kernel", hint="use that scheduler, or close it: await sch.aclose()"
+                    f"the queue {self.path} is already open in this kernel",
+                    hint="TaskScheduler.opened(…) returns that scheduler; `await sch.aclose()` closes it",
                 )
             _open_here.add(self._identity)
         try:
@@ -64,11 +81,6 @@ class Store:
                 _open_here.discard(self._identity)
             raise
         self._write_owner()
-
-    def _make(self, prefix: str) -> None:
-        if self.path.exists():
-            self.path.unlink()  # empty: as made by touch or mktemp
-        create(self.path, prefix)
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -81,7 +93,7 @@ class Store:
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA wal_autocheckpoint = 4000")
             db.execute("BEGIN IMMEDIATE")
-            upgrade(db)
+            upgrade(db, self.path)
             db.execute("COMMIT")
         except sqlite3.Error as error:
             db.close()
@@ -101,7 +113,9 @@ class Store:
     def _write_owner(self) -> None:
         me = {"pid": os.getpid(), "start": psutil.Process().create_time(), "host": socket.gethostname(), "since": time.time()}
         with contextlib.suppress(OSError):  # only information: the lock is SQLite's
-            self._owner_file.write_text(json.dumps(me))
+            self._owner_file.unlink(missing_ok=True)
+            with os.fdopen(os.open(self._owner_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(json.dumps(me))
 
     def _in_use(self) -> StoreInUse:
         who = "another process"
@@ -137,7 +151,7 @@ class Store:
         )
 
     def insert(self, row: tuple[Any, ...]) -> None:
-        """One new task; see INSERT for the columns. A row of the first four stands for one with nothing special."""
+        """One new task; see INSERT for the columns. A row of the first five stands for one with nothing special."""
         with self._lock:
             try:
                 self._db.execute(_PLAIN if len(row) == _PLAIN_COLUMNS else INSERT, row)
@@ -150,13 +164,20 @@ class Store:
             for plain, run in itertools.groupby(rows, lambda row: len(row) == _PLAIN_COLUMNS):
                 db.executemany(_PLAIN if plain else INSERT, run)
 
-    def batch(self, updates: Iterable[tuple[int, dict[str, Any]]], attempts: Iterable[tuple[Any, ...]]) -> None:
-        """Changes of tasks, and ended attempts, in one transaction."""
+    def batch(
+        self, updates: Iterable[tuple[int, dict[str, Any]]], attempts: Iterable[tuple[Any, ...]], settings: Mapping[str, str | None]
+    ) -> None:
+        """Changes of tasks, ended attempts and what is said of the queue itself, in one transaction."""
         with self._transaction() as db:
             for key, columns in updates:
                 names = ", ".join(f"{name} = ?" for name in columns)
                 db.execute(f"UPDATE tasks SET {names} WHERE key = ?", (*columns.values(), key))  # noqa: S608 - our own column names
             db.executemany(_INSERT_ATTEMPT, attempts)
+            for name, value in settings.items():
+                if value is None:
+                    db.execute("DELETE FROM meta WHERE name = ?", (name,))
+                else:
+                    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def forget(self, before: float) -> int:
         """Delete tasks that ended before that time (seconds since the epoch), with their attempts; returns how many."""
@@ -184,10 +205,30 @@ class Store:
         return int(self.rows("SELECT coalesce(max(key), 0) FROM tasks")[0][0])
 
     def each(self, query: str, use: Callable[..., None]) -> None:
-        """Call ``use(*row)`` for each row, without holding them all."""
+        """Call ``use(*row)`` for each row, without holding them all. Text that is none comes as bytes."""
         with self._lock:
-            for row in self._db.execute(query):
-                use(*row)
+            try:
+                for row in self._db.execute(query):
+                    use(*row)
+            except sqlite3.Error as error:
+                if "decode" not in str(error):
+                    raise StoreError(
+                        f"the queue {self.path} could not be read: {error}", hint="see whether the file is still there"
+                    ) from error
+                self._db.text_factory = _lenient  # one bad row somewhere: all again, slower
+                try:
+                    for row in self._db.execute(query):
+                        use(*row)
+                finally:
+                    self._db.text_factory = str
+
+    def settings(self) -> dict[str, Any]:
+        """What is said of the queue itself. What can't be read is left out."""
+        found = {}
+        for name, value in self.rows("SELECT name, value FROM meta WHERE name != 'prefix'"):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[name] = json.loads(value)
+        return found
 
     def close(self) -> None:
         """Fold the log into the file and let go of the lock. Idempotent."""

@@ -4,17 +4,11 @@ import os
 import time
 from pathlib import Path
 
-import psutil
-
 from nbprocs.scheduler.model import Now
 
-__all__ = ["available_memory", "gpu_devices", "now"]
+__all__ = ["folder", "gpu_devices", "now"]
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 
 
 def now() -> Now:
@@ -26,19 +20,19 @@ def now() -> Now:
     return Now(time.time(), time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME))
 
 
-def available_memory() -> float:
-    """Bytes that new processes could have: of the machine, or of the container if that has less.
+_folder: str | None = None
 
-    >>> available_memory() > 0
-    True
-    """
-    free = float(psutil.virtual_memory().available)
-    for limit, usage in _CGROUPS:
-        try:
-            free = min(free, float(limit.read_text()) - float(usage.read_text()))
-        except (OSError, ValueError):  # no such cgroup version, or "max"
-            continue
-    return max(free, 0.0)
+
+def folder() -> str | None:
+    """The kernel's folder now, one string for as long as it stays the same; None where it has been deleted."""
+    global _folder  # noqa: PLW0603 - a million tasks share one string
+    try:
+        found = os.getcwd()  # noqa: PTH109 - a name that is not text is kept as it is
+    except OSError:
+        return None
+    if found != _folder:
+        _folder = found
+    return _folder
 
 
 def gpu_devices() -> tuple[str, ...]:

@@ -6,6 +6,18 @@ Nothing in the package uses them; its own tests do. What a backend of the schedu
 from nbprocs.policy.waits import instant_waits
 from nbprocs.testing.chaos import Kill, chaos
 from nbprocs.testing.clock import FakeClock
-from nbprocs.testing.leaks import Snapshot, leaked, leaked_tasks, nothing_left, spare, warm
+from nbprocs.testing.leaks import Snapshot, kept_futures, leaked, leaked_tasks, nothing_left, spare, warm
 
-__all__ = ["FakeClock", "Kill", "Snapshot", "chaos", "instant_waits", "leaked", "leaked_tasks", "nothing_left", "spare", "warm"]
+__all__ = [
+    "FakeClock",
+    "Kill",
+    "Snapshot",
+    "chaos",
+    "instant_waits",
+    "kept_futures",
+    "leaked",
+    "leaked_tasks",
+    "nothing_left",
+    "spare",
+    "warm",
+]

@@ -7,16 +7,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from nbprocs.engine.home import HOST_THREAD, Home
 from nbprocs.engine.shim import WATCHER, shims
 
-__all__ = ["Snapshot", "leaked", "leaked_tasks", "nothing_left", "spare", "warm"]
+__all__ = ["Snapshot", "kept_futures", "leaked", "leaked_tasks", "nothing_left", "spare", "warm"]
 
 _PATIENCE = 2.0  # seconds for what is already ending: a reaper thread, a closing descriptor
 _FDS = Path("/proc/self/fd")
@@ -153,6 +155,37 @@ async def leaked_tasks(before: set["asyncio.Task[object]"], *, patience: float =
     if extra:
         await asyncio.wait(extra, timeout=patience)
     return [f"task {task.get_name()!r}: {task.get_coro()}" for task in extra if not task.done()]
+
+
+@contextlib.contextmanager
+def kept_futures() -> Iterator[Callable[[], int]]:
+    """Count the futures of the running loop that are made inside: how many of them are done and still held, by a list of waiters say.
+
+    >>> with kept_futures() as count:
+    ...     kept = [asyncio.get_running_loop().create_future() for _ in range(100)]
+    ...     for future in kept:
+    ...         _ = future.cancel()
+    ...     print(count())
+    100
+    """
+    loop, made = asyncio.get_running_loop(), weakref.WeakSet[asyncio.Future[Any]]()
+    usual = loop.create_future
+
+    def create_future() -> asyncio.Future[Any]:
+        future = usual()
+        made.add(future)
+        return future
+
+    def count() -> int:
+        if sum(future.done() for future in made):
+            gc.collect()
+        return sum(future.done() for future in made)
+
+    loop.create_future = create_future  # type: ignore[method-assign]  # for as long as it is counted
+    try:
+        yield count
+    finally:
+        loop.create_future = usual  # type: ignore[method-assign]
 
 
 def warm() -> None:

@@ -1,9 +1,12 @@
-"""The host of all views: an anywidget that speaks the protocol of :mod:`nbprocs.widgets.wire`.
+"""The host of all views: speaks the protocol of :mod:`nbprocs.widgets.wire` through outlets.
 
 ::
 
-    model ── events ──►  Part (what to show, what may be done)  ──►  View (widget, numbering, front ends)  ──►  browser tabs
+    model ── events ──►  Part (what to show, what may be done)  ──►  View (numbering, front ends)  ──►  Hub or own comm  ──►  browser tabs
           ◄── calls ──        runs on the model's home loop     ◄──    messages arrive on any thread
+
+A view is shown through the kernel's hub (hub.py). It is an ipywidget as well, so that it fits into boxes and into front ends that know
+nothing but widgets; the comm for that is opened when somebody asks for it. Its model holds it, so that both are freed together.
 
 A part knows its model and no widget; a view knows its parts and no model. Parts are attached (subscribed) only while somebody
 looks. Front-end messages arrive on the main thread or on a subshell's, depending on the kernel's version; they are always carried
@@ -14,10 +17,11 @@ import abc
 import asyncio
 import inspect
 import logging
-import pathlib
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Protocol
 
 import anywidget
@@ -26,14 +30,16 @@ import traitlets
 from nbprocs.display import Html, joined, plain
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
+from nbprocs.widgets.assets import ON_DEMAND, SCRIPT, STATIC, STYLE
 from nbprocs.widgets.pacing import pacer_of
+from nbprocs.widgets.record import MUTED
 from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, checked, flag, op, parse, text
 
-__all__ = ["Host", "Part", "View"]
+__all__ = ["Host", "Part", "View", "held_by"]
+
+Outlet = Callable[[dict[str, Any], list[bytes] | None], None]  # carries a message to front ends
 
 log = logging.getLogger("nbprocs.widgets")
-STATIC = pathlib.Path(__file__).parent / "static"
-_ASSETS = ("terminal", "plot")
 _FOCUS_LASTS = 300.0  # seconds
 _VIEWERS = 64  # front ends remembered; a tab that is closed can't always say goodbye
 
@@ -60,6 +66,7 @@ class Part(abc.ABC):
     kind = ""
     host: Host
     over = False  # True: what it shows has ended or is closed, and its record changes no more
+    moving = False  # True: something that the record shows as alive may have gone on since it was written
 
     def attach(self, host: Host) -> None:
         """Somebody looks: subscribe. On the home loop."""
@@ -100,12 +107,12 @@ class Keeping(Protocol):
 class View(anywidget.AnyWidget):
     """A widget of one or several parts. Closing it leaves no comm, task or subscriber."""
 
-    # traits, not paths: anywidget subscribes every widget to a file it reads itself, for good, and none would ever be freed
-    _esm = traitlets.Unicode((STATIC / "views.js").read_text("utf-8")).tag(sync=True)
-    _css = traitlets.Unicode((STATIC / "views.css").read_text("utf-8")).tag(sync=True)
+    _esm = traitlets.Unicode(SCRIPT).tag(sync=True)  # of use only where it has a comm of its own
+    _css = traitlets.Unicode(STYLE).tag(sync=True)
+    _closed = True  # until it is made
     spec = traitlets.Dict().tag(sync=True)  # {parts: [{name, kind}], ...}: how to lay out, fixed for life
 
-    def __init__(self, parts: Mapping[str, Part], *, home: Home, **spec: Any) -> None:
+    def __init__(self, parts: Mapping[str, Part], *, model: Any, home: Home, **spec: Any) -> None:
         self.home = home
         self.tasks = Tasks(home)
         self._parts: dict[str, Part] = dict(parts)
@@ -117,15 +124,34 @@ class View(anywidget.AnyWidget):
         self._attached = False
         self._closed = False
         self._keepers: list[Keeping] = []
-        self.model: Any = None  # set by what shows it
-        self.on_closed: Callable[[], object] = lambda: None
+        self.shared = False  # True: the one view that its model shows itself by
+        self._model = weakref.ref(model)
+        self.outlets: list[Outlet] = []
         named = [{"name": name, "kind": part.kind} for name, part in parts.items()]
         super().__init__(spec={"parts": named, "uid": uuid.uuid4().hex, **spec})
-        self.on_msg(self._received)
+        held_by(model).append(self)
+
+    @property
+    def model(self) -> Any:
+        """What it shows; None when that is gone."""
+        return self._model()
+
+    def open(self) -> None:
+        """Open no comm: the hub has one. See :attr:`model_id`."""
+
+    @property
+    def model_id(self) -> str:
+        """The id of a comm of its own, which is opened now: for boxes of ipywidgets, and front ends that show widgets only."""
+        if self.comm is None and not self._closed:
+            super().open()
+            self.on_msg(lambda _, content, __: self.receive(content))
+            self.outlets.append(lambda content, buffers: self.send(content, buffers=buffers))
+        return super().model_id  # type: ignore[no-any-return]
 
     # -- from front ends, on any thread
 
-    def _received(self, _: object, content: object, __: object = None) -> None:
+    def receive(self, content: object) -> None:
+        """A message of a front end."""
         try:
             self.home.post(self._judge, content)
         except Closed as error:
@@ -225,7 +251,7 @@ class View(anywidget.AnyWidget):
     @op(name=text(40))
     def _op_asset(self, name: str = "") -> Delta:
         """A script that only some views need; a page asks for it once."""
-        if name not in _ASSETS:
+        if name not in ON_DEMAND:
             msg = f"no asset {plain(name)}"
             raise BadMessage(msg)
         return Delta(content=name, buffers=((STATIC / f"{name}.js").read_bytes(),))
@@ -299,8 +325,8 @@ class View(anywidget.AnyWidget):
         return sum(delta.size for delta in deltas.values())
 
     def _emit(self, content: dict[str, Any], buffers: tuple[bytes, ...] = ()) -> None:
-        if not self._closed and self.comm is not None:
-            self.send(content, buffers=list(buffers) or None)
+        for outlet in () if self._closed else tuple(self.outlets):
+            outlet(content, list(buffers) or None)
 
     # -- ends and displays
 
@@ -309,12 +335,17 @@ class View(anywidget.AnyWidget):
         if self._closed:
             return
         self._closed = True
-        self.on_closed()
+        if (held := held_by(self.model)) and self in held:
+            held.remove(self)
         for keeper in self._keepers:
             keeper.end()
-        layout = self.layout
-        super().close()
-        layout.close()
+        if self.comm is not None:
+            layout = self.layout
+            super().close()
+            layout.close()
+        for outlet in self.outlets:
+            outlet({"closed": True}, None)
+        self.outlets.clear()
         try:
             self.home.post(self._end)
         except Closed:
@@ -352,14 +383,33 @@ class View(anywidget.AnyWidget):
         return f"<{type(self).__name__}>"
 
     def _html_(self) -> Html:
-        """The static record of its parts."""
-        return joined(self._parts[name].html() for name in self._fixed)
+        """The static record of its parts; with the time where something in it still went on then."""
+        parts = [self._parts[name] for name in self._fixed]
+        record = joined(part.html() for part in parts)
+        if not any(part.moving for part in parts):
+            return record
+        return record + Html('<div style="{}"><i>as of {}</i></div>').format(MUTED, f"{datetime.now():%H:%M, %d %b %Y}")  # noqa: DTZ005 - local
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live view, with the static record beside it."""
+        """The widget view, with the static record beside it: for front ends that show widgets only."""
         bundle: Any = super()._repr_mimebundle_(**kwargs) or {}
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        return {**data, "text/plain": repr(self), "text/html": str(self._html_())}
+        return {**data, **self.record()}
+
+    def record(self) -> dict[str, str]:
+        """What every front end can show, and a saved notebook keeps."""
+        uid = self.spec["uid"]
+        html = Html('<div class="nb-hole nb-hole-{}"></div><div class="nb-rec-{}">{}</div>').format(uid, uid, self._html_())
+        return {"text/plain": repr(self), "text/html": str(html)}
+
+
+def held_by(model: Any) -> list["View"]:
+    """The views of a model, held by nothing but it."""
+    try:
+        held: list[View] = model.__dict__.setdefault("_nbprocs_views", [])
+    except AttributeError:  # it is gone, or has no room
+        return []
+    return held
 
 
 def _pack(deltas: Mapping[str, Delta]) -> tuple[dict[str, Any], tuple[bytes, ...]]:

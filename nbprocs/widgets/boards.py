@@ -97,6 +97,11 @@ class PoolPart(Part):
             content["figures"], content["rate"] = self._figures, self._rates[-1]
         return Delta(content=content, size=400 + 120 * len(content.get("u", ()))) if content else None
 
+    @property
+    def moving(self) -> bool:  # type: ignore[override]
+        """The pool is open."""
+        return not self._pool.closed
+
     def html(self) -> Html:
         """The pool's own static form."""
         return self._pool._html_()
@@ -152,4 +157,4 @@ class PoolView(View):
     """
 
     def __init__(self, pool: ProcessPool, *, height: int = 210) -> None:
-        super().__init__({"pool": PoolPart(pool)}, home=pool.home, height=height)
+        super().__init__({"pool": PoolPart(pool)}, model=pool, home=pool.home, height=height)

@@ -148,6 +148,11 @@ class ChartsPart(Part):
             return None
         return Delta(content=content, size=size)
 
+    @property
+    def moving(self) -> bool:  # type: ignore[override]
+        """Some process lives."""
+        return any(info.status.live for info in self._manager.list())
+
     def html(self) -> Html:
         """The static record: a sparkline a process, and the alerts. What was measured counts, also while nobody looks."""
         measured = [line for info in self._manager.list() if len((line := self._recorded(info)).points) > 1]
@@ -156,7 +161,7 @@ class ChartsPart(Part):
         alerts = joined(Html("<li>{}: {}</li>").format(text(a.severity), text(a.message, limit=200)) for a in list(known)[-10:])
         if not rows and not alerts:
             return Html('<div style="{}">no measurements yet</div>').format(MUTED)
-        head = joined(cell(name, kind="th", style=f";{MUTED}") for name in ("", "CPU", "memory"))
+        head = joined(cell(name, head=True, style=f";{MUTED}") for name in ("", "CPU", "memory"))
         table = Html("<table><tr>{}</tr>{}</table>").format(head, rows) if rows else Html()
         return table + (Html("<ul>{}</ul>").format(alerts) if alerts else "")
 
@@ -226,4 +231,6 @@ class Charts(View):
     """
 
     def __init__(self, manager: Any, *, monitor: ProcessMonitor | None = None, height: int = 170) -> None:
-        super().__init__({"charts": ChartsPart(manager, monitor, readings_of(manager, monitor))}, home=manager.home, height=height)
+        super().__init__(
+            {"charts": ChartsPart(manager, monitor, readings_of(manager, monitor))}, model=manager, home=manager.home, height=height
+        )

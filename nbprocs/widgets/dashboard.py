@@ -55,7 +55,7 @@ class Dashboard(View):
             from nbprocs.widgets.boards import PoolPart  # noqa: PLC0415 - see above
 
             parts[f"pool{number}"] = PoolPart(one)
-        super().__init__(parts, home=manager.home, arranged="dashboard", height=height)
+        super().__init__(parts, model=manager, home=manager.home, arranged="dashboard", height=height)
 
 
 def _several(given: Any) -> list[Any]:

@@ -1,8 +1,8 @@
 """Shows models and views in a notebook, and keeps the static record in its saved form up to date.
 
 Output under a *display id* can be replaced after its cell is over. So a view is published under one, and again when something ended:
-the notebook that is saved then holds the end, not the beginning. Where no widget can run, the same handle carries plain HTML that is
-replaced once a second.
+the notebook that is saved then holds the end, not the beginning. What is published is HTML: a place for the live view, which a page that
+finds the kernel's hub fills (hub.py), and the record. Where no script can run, the same handle carries HTML that is replaced once a second.
 """
 
 import contextvars
@@ -17,17 +17,17 @@ from typing import Any
 from nbprocs.display import set_view_factory
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed
-from nbprocs.widgets.base import Part, View
+from nbprocs.widgets.base import Part, View, held_by
+from nbprocs.widgets.hub import hub
 
-__all__ = ["Keeper", "in_kernel", "install", "mode", "part_of", "publish", "view_bundle", "view_of"]
+__all__ = ["Keeper", "in_kernel", "install", "mode", "publish", "view_bundle", "view_of"]
 
 QUIET = 1.0  # seconds from a change to the record, so that what ends together is written once
 APART = 30.0  # seconds between two records of one display, at most: each makes the notebook render that output anew
 APART_FIRST = 2.0  # … after the first record; then twice as long each time, so that what is over soon is soon on record
 LIVE_APART = 1.0  # … where the HTML is all there is
 
-_WIDGET = "application/vnd.jupyter.widget-view+json"
-_views: dict[int, View] = {}
+_MODES = ("live", "widgets", "html", "static")
 
 
 def in_kernel() -> bool:
@@ -38,11 +38,17 @@ def in_kernel() -> bool:
 
 
 def mode() -> str:
-    """How to show: ``widgets``, ``html`` (a display handle) or ``static``. The variable NBPROCS_VIEWS decides, else what is there."""
+    """How to show. The variable NBPROCS_VIEWS decides, else what is there.
+
+    ``live``: HTML that a page brings to life. ``widgets``: a widget view beside the HTML, for VS Code and Colab, which start no widget
+    before they see one. ``html``: a display handle, written again and again. ``static``: the record alone.
+    """
     asked = os.environ.get("NBPROCS_VIEWS", "").lower()
-    if asked in ("widgets", "html", "static"):
+    if asked in _MODES:
         return asked
-    return "widgets" if in_kernel() else "static"
+    if not in_kernel():
+        return "static"
+    return "widgets" if "VSCODE_PID" in os.environ or "google.colab" in sys.modules else "live"
 
 
 def install() -> str:
@@ -55,12 +61,8 @@ def install() -> str:
     if how == "static" or not in_kernel():
         set_view_factory(None)
     else:
-        set_view_factory(view_bundle if how == "widgets" else _no_widget, publish=publish)
+        set_view_factory(view_bundle, publish=publish)
     return how
-
-
-def _no_widget(_: Any) -> None:
-    """No widget: the HTML alone is shown."""
 
 
 # by the model's class name: the module of a view is imported when its model is shown, so a model that is not used costs nothing
@@ -85,57 +87,49 @@ def view_of(model: Any) -> View | None:
     """The view of a model: one for each model, however often it is displayed; a new one after that was closed. None: it has none."""
     if isinstance(model, View):
         return model
-    known = _views.get(id(model))
-    if known is not None and known.model is model and not known.closed:
-        return known
     make = _kind_of(model)
     if make is None:
         return None
+    for known in held_by(model):
+        if known.shared:
+            return known
     view = make(model)
-    view.model = model
-    view.on_closed = lambda: _views.pop(id(model), None)
-    _views[id(model)] = view
+    view.shared = True
     return view
 
 
 def view_bundle(model: Any) -> dict[str, Any] | None:
-    """The mimebundle of a model's live view, for ``display.set_view_factory``."""
-    view = view_of(model)
+    """The mimebundle of a model's live view, for ``display.set_view_factory``; None where the record alone is shown."""
+    view = view_of(model) if mode() == "widgets" else None
     return None if view is None else dict(view._repr_mimebundle_())
-
-
-def part_of(model: Any) -> Part | None:
-    """The first part of a model's view: what its record is made of."""
-    view = view_of(model)
-    return None if view is None else next(iter(view.parts.values()))
 
 
 def publish(shown: Any) -> None:
     """Display a model or a view under a display id, and keep its record current until it can change no more."""
     from IPython.display import publish_display_data  # noqa: PLC0415 - only in a kernel
 
-    view = view_of(shown)
+    view, how = view_of(shown), mode()
     identity = uuid.uuid4().hex
+    cell = contextvars.copy_context()
 
     def write(*, update: bool) -> None:
-        bundle = shown._repr_mimebundle_()
-        if view is not None:
-            bundle["text/html"] = str(
-                view._html_()
-            )  # the views' records read in every theme, and on GitHub; a model's own form is for the rest
-        if mode() != "widgets":
-            bundle.pop(_WIDGET, None)
+        bundle = shown._repr_mimebundle_() if view is None or how == "widgets" else {**view.record(), "text/plain": repr(shown)}
         publish_display_data(bundle, transient={"display_id": identity}, update=update)  # type: ignore[no-untyped-call]
 
     def rewrite() -> None:
         # A context is that of the cell that began what now calls, perhaps long over; nbclient drops what does not belong to the cell that
-        # runs. Without one ipykernel takes the newest cell.
-        contextvars.Context().run(write, update=True)
+        # runs. Without one ipykernel takes the newest cell; 7.0 knows none then, and gets this output's own.
+        try:
+            contextvars.Context().run(write, update=True)
+        except LookupError:
+            cell.copy().run(write, update=True)
 
+    if view is not None and how == "live":
+        hub().add(view)
     write(update=False)
-    if view is not None:
+    if view is not None and how != "static":
         parts = list(view.parts.values())
-        view.keep(Keeper(view.home, parts, rewrite, held=lambda: view.held, live=mode() != "widgets"))
+        view.keep(Keeper(view.home, parts, rewrite, held=lambda: view.held, live=how == "html"))
 
 
 class Keeper:

@@ -31,6 +31,7 @@ _ROWS = 10_000  # lines of a page
 FILE_PART = 2_000_000  # bytes in one message of a download
 FILE_LIMIT = 1 << 30
 _LIVE_EVERY = 0.5  # seconds
+_RECORD_EVERY = 2.0  # seconds: who writes the record waits longer anyhow
 _LINE = 500  # how far a cut may move to fall on a line's end
 _AFTER = 2000  # bytes shown below what was found
 
@@ -227,28 +228,37 @@ class PanePart(Part):
         """The process has ended."""
         return not self._process.status.live
 
+    @property
+    def moving(self) -> bool:  # type: ignore[override]
+        """The process lives."""
+        return not self.over
+
     def html(self) -> Html:
         """The static record."""
         return process_html(self._process.info, output=self._process.tail(10))
 
     def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
-        """After the process has ended; with ``live`` also when it writes."""
+        """After the process has ended, and now and then while it writes."""
         tasks = Tasks(self._process.home)
+        every = _LIVE_EVERY if live else _RECORD_EVERY
 
         async def follow() -> None:
             seen = 0
-            while live and self._process.status.live:
+            while self._process.status.live:
                 await self._process.more_output(seen)
                 seen = self._process.stdout.end + self._process.stderr.end
                 changed()
-                await asyncio.sleep(_LIVE_EVERY)
+                await asyncio.sleep(every)
+
+        async def end() -> None:
             await self._process.wait()
             changed()
 
-        task = tasks.start(follow(), name="record of a pane")
+        started = [tasks.start(follow(), name="record of a pane"), tasks.start(end(), name="record of a pane's end")]
 
         def stop() -> None:
-            task.cancel()
+            for task in started:
+                task.cancel()
 
         return stop
 
@@ -324,4 +334,4 @@ class OutputPane(View):
     """
 
     def __init__(self, process: Any, *, height: int = 300) -> None:
-        super().__init__({"pane": PanePart(process)}, home=process.home, height=height)
+        super().__init__({"pane": PanePart(process)}, model=process, home=process.home, height=height)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nbprocs.engine.home import Home
+from nbprocs.policy.bucket import TokenBucket
 
 __all__ = ["Pacer", "Slots", "Speaker", "pacer_of"]
 
@@ -30,17 +31,13 @@ class Slots:
     """Turns of all views of the interpreter, whatever loop they live on. Thread-safe."""
 
     def __init__(self, gap: float = ALL) -> None:
-        self._gap = gap
-        self._next = float("-inf")
+        self._bucket = TokenBucket(burst=1, per_second=1 / gap)
         self._lock = threading.Lock()
 
     def take(self, now: float) -> float:
         """Seconds to wait for a turn that is ours now; 0 means speak at once."""
         with self._lock:
-            if self._next > now:
-                return self._next - now
-            self._next = now + self._gap
-            return 0.0
+            return 0.0 if self._bucket.take(now) else self._bucket.wait(now)
 
 
 _slots = Slots()

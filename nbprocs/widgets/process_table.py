@@ -152,7 +152,7 @@ class TablePart(Part):
             "columns": COLUMNS,
             "rows": rows,
             "now": time.time(),
-            "closed": self._closed_manager,
+            "closed": self._manager.closed,
             "signals": SIGNALS,
             "every": self._readings.interval,
         }
@@ -216,20 +216,24 @@ class TablePart(Part):
 
     @property
     def over(self) -> bool:  # type: ignore[override]
-        """The manager was closed."""
+        """The manager was closed, and has said so."""
         return self._closed_manager
+
+    @property
+    def moving(self) -> bool:  # type: ignore[override]
+        """Some process lives."""
+        return any(info.status.live for info in self._manager.list())
 
     def html(self) -> Html:
         """The static record."""
         return table_html(self._manager.list())
 
     def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
-        """After a process ended; with ``live`` after every event."""
+        """After a process started or ended; with ``live`` also after output."""
 
         def heard(event: ProcessEvent) -> None:
             self._closed_manager = self._closed_manager or event.kind is EventKind.CLOSED
-            if live or event.kind in (EventKind.EXITED, EventKind.CLOSED):
-                changed()
+            changed()
 
         return self._manager.subscribe(heard, output=live)  # type: ignore[no-any-return]
 
@@ -318,4 +322,4 @@ class ProcessTable(View):
 
     def __init__(self, manager: Any, *, monitor: Any = None, height: int = 360) -> None:
         part = TablePart(manager, readings_of(manager, monitor))
-        super().__init__({"table": part}, home=manager.home, height=height)
+        super().__init__({"table": part}, model=manager, home=manager.home, height=height)

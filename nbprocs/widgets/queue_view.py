@@ -182,6 +182,12 @@ class QueuePart(Part):
         """The scheduler was closed."""
         return bool(self._scheduler.status().closed)
 
+    @property
+    def moving(self) -> bool:  # type: ignore[override]
+        """Something runs or waits."""
+        status = self._scheduler.status()
+        return bool(status.running_tasks + status.queued_tasks) and not status.closed
+
     def html(self) -> Html:
         """The scheduler's own static form."""
         return self._scheduler._html_()
@@ -261,4 +267,4 @@ class QueueView(View):
     """
 
     def __init__(self, scheduler: TaskScheduler, *, height: int = 270) -> None:
-        super().__init__({"queue": QueuePart(scheduler)}, home=scheduler.home, height=height)
+        super().__init__({"queue": QueuePart(scheduler)}, model=scheduler, home=scheduler.home, height=height)

@@ -7,54 +7,15 @@ white and on black.
 import re
 from collections.abc import Iterable, Sequence
 
-from nbprocs.display import Html, cell, joined, text
+from nbprocs.display import BAD, CAREFUL, GOOD, ODD, QUIET, Html, bytes_text, cell, duration, joined, text
 from nbprocs.model import ProcessInfo, ProcessStatus, signal_name
 from nbprocs.redact import one_line
 
-__all__ = ["badge", "bytes_text", "command_html", "duration", "ending", "lines_html", "process_html", "sparkline", "table_html"]
+__all__ = ["badge", "command_html", "ending", "lines_html", "process_html", "sparkline", "table_html"]
 
 MUTED = "color:var(--jp-ui-font-color2,#6e7781)"
 MONO = "font-family:var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,monospace);font-size:12px"
-_COLOURS = {
-    "starting": "#9a6700",
-    "running": "#1a7f37",
-    "paused": "#9a6700",
-    "completed": "#57606a",
-    "failed": "#cf222e",
-    "terminated": "#8250df",
-}
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(0.0123), duration(3.21), duration(75), duration(7260), duration(200000)
-    ('12 ms', '3.2 s', '1 m 15 s', '2 h 01 m', '2 d 07 h')
-    """
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < _MINUTE:
-        return f"{seconds:.1f} s"
-    whole = int(seconds)
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} m {whole % _MINUTE:02d} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} m"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR:02d} h"
-
-
-def bytes_text(size: float) -> str:
-    """Bytes as a person says them, in powers of 1024.
-
-    >>> bytes_text(512), bytes_text(1536), bytes_text(3 << 30)
-    ('512 B', '1.5 KiB', '3.0 GiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:  # noqa: PLR2004 - the base of the units
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+_COLOURS = {"starting": CAREFUL, "running": GOOD, "paused": CAREFUL, "completed": QUIET, "failed": BAD, "terminated": ODD}
 
 
 def ending(info: ProcessInfo) -> str:
@@ -140,7 +101,7 @@ def table_html(infos: Iterable[ProcessInfo], *, rows: int = 30, caption: str = "
         return Html('<div style="{}">no {}</div>').format(MUTED, text(caption))
     shown = every[-rows:]
     columns = ("name", "status", "pid", "end", "time", "command", "last line")
-    head = joined(cell(column, kind="th", style=f";{MUTED};font-weight:600") for column in columns)
+    head = joined(cell(column, head=True, style=f";{MUTED}") for column in columns)
     body = joined(_row(info) for info in shown)
     counts: dict[str, int] = {}
     for info in every:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbprocs.engine.home import Tasks
+from nbprocs.model import EventKind
 from nbprocs.monitor import ProcessMonitor
 
 __all__ = ["Reading", "Readings", "readings_of"]
@@ -38,7 +40,7 @@ class Readings:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._next = 0
         self._rings: dict[str, deque[Reading]] = {}
-        self._unsubscribe: Callable[[], None] | None = None
+        self._unsubscribe: list[Callable[[], None]] = []
         self.current: Mapping[str, Reading] = {}  # of what lives, by process id
 
     @property
@@ -69,14 +71,18 @@ class Readings:
             monitor = self._monitor = ProcessMonitor(interval=INTERVAL, members=False, history_bytes=_HISTORY_BYTES)
             monitor.watch(self._manager)
         home = self._manager.home
-        self._unsubscribe = monitor.subscribe(lambda: self._tick() if home.here else home.post(self._tick))
+        self._unsubscribe = [
+            monitor.subscribe(lambda: self._tick() if home.here else home.post(self._tick)),
+            self._manager.subscribe(lambda event: home.post(self._end) if event.kind is EventKind.CLOSED else None),
+        ]
 
     def _end(self) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
+        """Sample no more; also when the manager is closed, which a monitor's task would keep in memory."""
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+        self._unsubscribe = []
         if self._monitor is not None:
-            self._manager.tasks.start(self._monitor.aclose(), name="close a view's monitor")
+            Tasks(self._manager.home).start(self._monitor.aclose(), name="close a view's monitor")
             self._monitor = None
 
     def _tick(self) -> None:

@@ -19,7 +19,8 @@ import pytest
 from nbprocs.engine.table import identify
 from nbprocs.monitor import ProcessMonitor
 from nbprocs.monitor.gpu import Gpu
-from nbprocs.monitor.history import COLUMNS, METRICS, History
+from nbprocs.monitor.history import COLUMNS, History
+from nbprocs.monitor.metrics import METRICS
 from nbprocs.monitor.sampler import Ask, Sampler
 
 TICK = os.sysconf("SC_CLK_TCK")

@@ -139,6 +139,12 @@ class App:
         context = await self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         return await self._show(name, await context.new_page(), dark=dark)
 
+    async def open_existing(self, name: str, *, trusted: bool) -> NotebookPage:
+        """A notebook of the folder again, in a new window: signed, as JupyterLab signs what a person ran, or not."""
+        self.server.trust(name, signed=trusted)
+        context = await self.browser.new_context(viewport={"width": 1280, "height": 900})
+        return await self._show(name, await context.new_page())
+
     async def second_tab(self, first: NotebookPage) -> NotebookPage:
         """The same notebook in another tab: one kernel, two front ends."""
         return await self._show(first.notebook, await first.page.context.new_page())

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import nbformat
 import psutil
+from nbformat import sign
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "browser-tests"
@@ -67,6 +69,14 @@ class Server:
             text = answer.read()
         return json.loads(text) if text and answer.headers.get_content_type() == "application/json" else None
 
+    def trust(self, notebook: str, *, signed: bool) -> None:
+        """Sign a notebook of the folder, or forget its signature."""
+        secret, signatures = self.folder.parent / "data/notebook_secret", self.folder.parent / "data/nbsignatures.db"
+        notary = sign.NotebookNotary(secret=secret.read_bytes(), store_factory=lambda: sign.SQLiteSignatureStore(str(signatures)))
+        content = nbformat.read(self.folder / notebook, as_version=4)
+        (notary.sign if signed else notary.unsign)(content)
+        notary.store.close()
+
     def theme(self, *, dark: bool) -> None:
         """Choose JupyterLab's theme for the pages that are opened from now on."""
         if self.kind != "voila":
@@ -103,6 +113,14 @@ def _command(kind: Kind, folder: Path, port: int) -> list[str]:
     ]
 
 
+def _add_panel(home: Path) -> None:
+    """The panel's extension of this tree, as an installation would put it there."""
+    (home / "data" / "labextensions").mkdir(parents=True)
+    (home / "data" / "labextensions" / "nbprocs").symlink_to(ROOT / "nbprocs" / "lab" / "labextension")
+    (home / "config" / "jupyter_server_config.d").mkdir(parents=True)
+    shutil.copy(ROOT / "nbprocs" / "server" / "nbprocs.json", home / "config" / "jupyter_server_config.d")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -118,6 +136,7 @@ def serve(kind: Kind, home: Path) -> Iterator[Server]:
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
+    _add_panel(home)
     port, log = _free_port(), home / "server.log"
     with log.open("wb") as out:
         command = _command(kind, folder, port)

@@ -54,3 +54,27 @@ async def test_a_killed_kernel_leaves_no_worker(ready):
     await eventually(mark.exists, within=20, what="the task to start")
     kernel.kill()
     await eventually(lambda: not alive(pids), within=20, what="the workers to end")
+
+
+EDITED = """
+import functools, m, nbprocs
+pool = nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=1))
+def nb(_=0): return m.f()
+async def all_ways():
+    found = [await pool.run(call) for call in (m.f, nb, functools.partial(m.f), m.C().g, m.C.h, lambda: m.f())]
+    return [*found, *[y async for y in pool.map(nb, range(1))]]
+print(*await all_ways())
+"""
+
+
+@pytest.mark.parametrize("mode", ["2", "3"])
+async def test_autoreload_gives_workers_the_edited_code(kernel, tmp_path, mode):
+    text = "def f(): return {0}\nclass C:\n    def g(self): return {0}\n    @classmethod\n    def h(cls): return {0}\n"
+    (tmp_path / "m.py").write_text(text.format(1))
+    await kernel.run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.dont_write_bytecode = True")
+    await kernel.run(f"%load_ext autoreload\n%autoreload {mode}")
+    assert await kernel.run(EDITED) == " ".join(["1"] * 7) + "\n"
+    for value in (22222, 3):
+        (tmp_path / "m.py").write_text(text.format(value))
+        assert await kernel.run("print(*await all_ways())") == " ".join([str(value)] * 7) + "\n"
+    await kernel.run("await pool.aclose()")

@@ -183,7 +183,7 @@ def test_a_rule_that_could_never_work_is_refused(options):
 def test_messages_are_for_people():
     thresholds = AlertThresholds(max_memory_mb=500)
     episodes, _ = run(thresholds.rules(), [(0, 612.3)])
-    assert episodes.all[0].message == "p: memory 612.3 MB (above 500)"
+    assert episodes.all[0].message == "p: memory 612.3 MiB (above 500)"
     assert "warning memory_usage" in repr(episodes.all[0])
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbprocs.monitor.history import BLOCK, COLUMNS, COUNTS, METRICS, ROW_BYTES, History, Spill
-from nbprocs.monitor.model import Scope, State
+from nbprocs.monitor.history import BLOCK, COLUMNS, ROW_BYTES, History, Spill
+from nbprocs.monitor.metrics import METRICS, Scope, State
 
 
 def rows(history, series, *, at, scope=Scope.TREE, state=State.RUNNING, **values):
@@ -50,7 +50,7 @@ def test_the_frame_is_tidy_and_typed():
     assert frame["state"].iloc[-1] == "failed"
     assert list(frame.columns[:6]) == ["timestamp", "name", "process_id", "pid", "scope", "state"]
     assert set(METRICS) <= set(frame.columns)
-    assert all(frame[name].dtype.name.startswith("Int") for name in COUNTS)
+    assert all(frame[name].dtype.name.startswith("Int") for name, metric in METRICS.items() if metric.counts)
 
 
 def test_frames_can_be_narrowed():

@@ -19,7 +19,6 @@ from nbprocs.monitor import AlertSeverity, AlertThresholds, AlertType, ProcessMo
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import COLUMNS
-from nbprocs.monitor.notify import RateLimit
 from nbprocs.policy import RestartPolicy
 from nbprocs.testing import FakeClock
 from tests.children import ECHO, SLEEPER, python_child, until_line
@@ -330,7 +329,6 @@ async def test_callbacks_may_fail_or_hang_and_harm_nobody(pm, make, caplog):
     assert [alert.name for alert in heard] == ["bad"]
     assert [str(f.error) for f in mon.callback_failures] == ["a bug of the user", "'another'"]
     assert "broken" in caplog.text
-    assert "the monitor goes on" in caplog.text
     with pytest.raises(TypeError):
         mon.on_alert("not callable")
 
@@ -352,22 +350,6 @@ async def test_callbacks_are_called_at_a_bounded_rate_and_nothing_is_lost(pm, ma
     with pytest.raises(StartupFailed):
         await pm.spawn("/no/such/program", name="later")
     assert len(heard) == 51
-
-
-def test_a_bucket_refills():
-    limit = RateLimit(burst=2, per_second=0.5)
-    assert [limit.allows(t) for t in (0, 0, 0, 1, 2, 2.5, 4, 100, 100, 100)] == [
-        True,
-        True,
-        False,
-        False,
-        True,
-        False,
-        True,
-        True,
-        True,
-        False,
-    ]
 
 
 async def test_unwatching_ends_open_alerts(pm, make):

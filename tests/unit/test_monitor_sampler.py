@@ -20,7 +20,7 @@ from nbprocs.engine.handles import ProcHandle, PsutilHandle, listening_inodes, l
 from nbprocs.engine.table import TICK, Identity, identify, read_psutil
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import History
-from nbprocs.monitor.model import Scope, State
+from nbprocs.monitor.metrics import Scope, State
 from nbprocs.monitor.sampler import Ask, GroupAsk, Sampler
 from tests.children import SLEEPER, python_child
 
@@ -286,7 +286,7 @@ def test_a_reused_pid_is_another_process(start, sampling, portable):
 
 def test_a_kept_descriptor_never_answers_for_another_process(start):
     child = start(SLEEPER)
-    handle = ProcHandle(child.pid, keep=True)
+    handle = ProcHandle(child.pid, keep=4)
     assert handle.row() is not None
     child.kill()
     child.wait()
@@ -427,7 +427,7 @@ def test_memory_in_percent_of_what_the_container_allows(start, sampling):
 
 def test_groups_are_sums_of_their_processes(start, sampling):
     sampler, asks = sampling(start(SLEEPER).pid, start(TREE).pid, group=99)
-    sample = look(sampler, asks, [GroupAsk(code=99, name="all", process_id="all", errors=3, successes=4, error_rate=0.5)])
+    sample = look(sampler, asks, [GroupAsk(code=99, name="all", process_id="all", error_count=3, success_count=4, error_rate=0.5)])
     scopes = sample.columns["scope"]
     trees, group = scopes == Scope.TREE, (scopes == Scope.GROUP).nonzero()[0][0]
     assert sample.names[group] == "all"
@@ -497,6 +497,65 @@ def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, 
         assert found["file_descriptors"] == idle[0]["file_descriptors"] + 5 * more
         assert found["memory_usage_mb"] == pytest.approx(idle[0]["memory_usage_mb"] + 40 * more, abs=2)
         assert found["read_bytes"] == idle[0]["read_bytes"] + 3 * (step + 1)
+
+
+def test_a_process_that_comes_to_rest_uses_no_cpu_and_writes_nothing(start, sampling):
+    """What is carried over from the look before is not its load of then."""
+    child = start(python_child("""
+        import time
+        ready()
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end: pass
+        ready('spent'); forever()
+    """))  # fmt: skip
+    sampler, asks = sampling(child.pid)
+    look(sampler, asks)
+    assert child.stdout.readline() == "spent\n"
+    busy = row(look(sampler, asks))
+    assert busy["cpu_percent"] > 5
+    handle, last = sampler.forest.members[child.pid].handle, None
+    for _ in range(50):
+        found = row(look(sampler, asks))
+        if handle.rested:
+            assert found["cpu_percent"] == 0
+            assert found["memory_usage_mb"] == busy["memory_usage_mb"]
+            assert last is None or found["idle_seconds"] > last
+            last = found["idle_seconds"]
+    assert last is not None
+
+
+def test_with_one_descriptor_each_a_resting_process_still_costs_one_read(start, sampling, monkeypatch):
+    child = start(TREE)
+    sampler, asks = sampling(child.pid)
+    sampler.forest = Forest(keep=2)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert row(look(sampler, asks))["processes"] == 3
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    root = sampler.forest.members[child.pid].handle
+    opened = []
+    for _ in range(20):  # waiting in the pipe's read it may have been woken by a signal in between
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", lambda path, *args, real=os.open: opened.append(str(path)) or real(path, *args))
+            look(sampler, asks)
+        if root.rested:
+            break
+    assert root.rested
+    sampler.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_look_that_fails_spoils_no_later_one(start, sampling, monkeypatch):
+    one, two = start(SLEEPER), start(python_child("x = bytearray(30 << 20); ready(); forever()"))
+    sampler, asks = sampling(one.pid, two.pid)
+    for _ in range(3):
+        truth = look(sampler, asks).columns["memory_usage_mb"].tolist()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="in the middle"):
+        patch.setattr(sampler, "_exact", lambda *_: (_ for _ in ()).throw(OSError("in the middle")))
+        look(sampler, asks[::-1])  # the places of the rows are others now
+    assert look(sampler, asks).columns["memory_usage_mb"].tolist() == pytest.approx(truth, abs=1)
+    look(sampler, asks[1:])
+    assert look(sampler, asks).columns["memory_usage_mb"].tolist() == pytest.approx(truth, abs=1)
 
 
 def test_both_makes_of_handles_agree(start):

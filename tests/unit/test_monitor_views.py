@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 import nbprocs
+from nbprocs.display import GREY, PALETTE
 from nbprocs.monitor import AlertThresholds, ProcessMonitor, Recording, record, replay
 from nbprocs.monitor.gpu import Gpu
-from nbprocs.monitor.plots import GREY, OKABE_ITO, plot
+from nbprocs.monitor.plots import plot
 from tests.children import SLEEPER, python_child
 
 
@@ -50,7 +51,7 @@ def test_plots_are_readable_with_one_and_with_fifty(count, above):
     figure = plot(frame, alerts, thresholds=AlertThresholds(max_memory_mb=limit))
     memory, cpu, events = figure.axes
     named = count if count <= 7 else 5
-    colours = [line.get_color() for line in memory.lines if line.get_color() in OKABE_ITO]
+    colours = [line.get_color() for line in memory.lines if line.get_color() in PALETTE]
     assert len(colours) == len(set(colours)) == named
     assert sum(line.get_color() == GREY for line in memory.lines) == count - named
     assert f"job-{count - 1}" in texts(memory)  # the highest is named
@@ -94,7 +95,7 @@ def test_a_long_line_is_thinned_and_keeps_its_peaks():
 def test_other_metrics_can_be_drawn():
     frame = frame_of(2).assign(file_descriptors=pd.array([7] * 200, dtype="Int32"))
     figure = plot(frame, metrics=["file_descriptors"], title="Descriptors")
-    assert figure.axes[0].get_ylabel() == "file descriptors"
+    assert figure.axes[0].get_ylabel() == "Open descriptors"
     figure.savefig(io.BytesIO(), format="png")
 
 

@@ -2,7 +2,6 @@
 """Functions are sent once only where nothing could have changed unseen."""
 
 import functools
-import importlib
 import math
 import pickle
 import sys
@@ -119,23 +118,10 @@ def test_a_function_that_is_gone_is_retired():
     assert number in codec.retired
 
 
-def test_a_reloaded_module_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    (tmp_path / "pool_reloaded.py").write_text("def f(): return 1")
-    import pool_reloaded
-
-    seen = []
-    codec = Codec(on_reload=lambda: seen.append(1))
-    codec.call(pool_reloaded.f, (), {})
-    importlib.reload(pool_reloaded)
-    codec.call(pool_reloaded.f, (), {})
-    assert seen == []  # the same code: nothing to renew
-    (tmp_path / "pool_reloaded.py").write_text("def f(): return 22")
-    importlib.reload(pool_reloaded)
-    codec.call(pool_reloaded.f, (), {})
-    assert seen == [1]
-    monkeypatch.delitem(sys.modules, "pool_reloaded")
+def test_large_arrays_that_a_function_holds_go_with_it():
+    array = np.arange(100_000)
+    known = Codec().snapshot(lambda: array.sum() + 1)
+    assert pickle.loads(known.blob)() == array.sum() + 1
 
 
 def test_arguments_are_written_down_at_once():

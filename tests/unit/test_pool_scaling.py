@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs.pool.model import PoolConfig, usable_cpus
+from nbprocs.engine.container import usable_cpus
+from nbprocs.pool.model import PoolConfig
 from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, hung, leave_reason
 
 CONFIG = PoolConfig(min_processes=1, max_processes=4)

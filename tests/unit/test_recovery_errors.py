@@ -165,7 +165,7 @@ class TestRealEnds:
         """The kernel's counter moves, then the process is gone by SIGKILL: that is the evidence. Without it SIGKILL is a crash."""
         counter = tmp_path / "memory.events"
         counter.write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 4\n")
-        monkeypatch.setattr(oom, "_own_files", lambda: [counter])
+        monkeypatch.setattr(oom, "kill_counter", lambda: counter)
         pm.oom = oom.OomWatch()
         first = await pm.spawn(*SLEEPER, name="hog")
         counter.write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 5\n")

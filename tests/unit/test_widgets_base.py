@@ -64,7 +64,7 @@ class Counter(Part):
 
 def counter() -> tuple[View, Counter]:
     part = Counter()
-    return View({"one": part}, home=Home.current()), part
+    return View({"one": part}, model=part, home=Home.current()), part
 
 
 async def test_hello_gives_a_snapshot_and_then_numbered_deltas() -> None:
@@ -211,7 +211,6 @@ async def test_a_closed_view_leaves_nothing() -> None:
         view.close()
         view.close()
         assert view.comm is None
-        assert view.layout.comm is None
         await settled(lambda: not subscribers(pm) and not len(view.tasks))
         heard = len(tab.heard)
         tab.say({"do": "hello", "view": "tab"})

@@ -1,17 +1,22 @@
 """Showing in a notebook: view factory, display ids, records that are written again, and the fallback without widgets."""
 
+import asyncio
+import contextvars
+import gc
 import itertools
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import IPython.display
 import nbformat
 import pytest
 
 from nbprocs import ProcessManager, display
-from nbprocs.widgets import OutputPane, ProcessTable, live
+from nbprocs.widgets import Dashboard, OutputPane, ProcessTable, hub, live
 from tests.unit.widgets_kit import Tab, settled
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -26,7 +31,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], str
         found.append((data, transient["display_id"], update))
 
     monkeypatch.setattr("IPython.display.publish_display_data", publish)
-    monkeypatch.setenv("NBPROCS_VIEWS", "widgets")
+    monkeypatch.setenv("NBPROCS_VIEWS", "live")
     monkeypatch.setattr(live, "QUIET", 0.0)
     monkeypatch.setattr(live, "APART", 0.0)
     return found
@@ -37,8 +42,8 @@ def _restored() -> Iterator[None]:
     before = display.view_factory()
     yield
     display.set_view_factory(before)
-    for view in list(live._views.values()):
-        view.close()
+    if hub._hub is not None:
+        hub._hub.close()
 
 
 def test_no_kernel_no_views() -> None:
@@ -67,14 +72,55 @@ async def test_the_record_of_a_process_is_written_again_at_its_end(published: li
         live.publish(process)
         first, identity, update = published[0]
         assert not update
+        assert set(first) == {"text/plain", "text/html"}
         assert "running" in first["text/html"]
+        assert "as of " in first["text/html"]
         await process.send_line("last words")
         await process.close_stdin()
-        await settled(lambda: len(published) == 2)
-        last, same, update = published[1]
+        await settled(lambda: "completed" in published[-1][0]["text/html"])
+        last, same, update = published[-1]
         assert (same, update) == (identity, True)
-        assert "completed" in last["text/html"]
         assert "last words" in last["text/html"]
+        assert "as of" not in last["text/html"]
+
+
+async def test_the_record_is_written_where_a_kernel_knows_no_newest_cell(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """ipykernel 7.0: its variable of the cell has no value in an empty context."""
+    cell: contextvars.ContextVar[str] = contextvars.ContextVar("cell")
+    cell.set("this one")
+    publish = IPython.display.publish_display_data
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda *args, **options: (cell.get(), publish(*args, **options)))
+    async with ProcessManager() as pm:
+        process = await pm.spawn("cat", stdin=True)
+        live.publish(process)
+        await process.stop()
+        await settled(lambda: "terminated" in published[-1][0]["text/html"])
+
+
+async def test_what_was_shown_closed_and_deleted_is_freed(published: list[Any]) -> None:
+    async def show() -> "list[weakref.ref[Any]]":
+        pm = ProcessManager()
+        live.publish(pm)
+        process = await pm.spawn("sh", "-c", "echo words")
+        live.publish(process)
+        board = Dashboard(pm)
+        live.publish(board)
+        tabs = [Tab(view) for view in (live.view_of(pm), live.view_of(process), board)]
+        for tab in tabs:
+            await tab.hello()
+        await process.wait()
+        await pm.aclose()
+        await settled(lambda: "completed" in published[-1][0]["text/html"])
+        return [weakref.ref(one) for one in (pm, process, board, *(tab.view for tab in tabs))]
+
+    found = await show()
+    published.clear()
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        gc.collect()
+        if not any(ref() for ref in found):
+            break
+    assert [ref() for ref in found] == [None] * len(found)
 
 
 async def test_the_record_of_a_table_follows_ends(published: list[Any]) -> None:

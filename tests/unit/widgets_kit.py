@@ -19,14 +19,11 @@ class Tab:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._calls = 0
-        earlier = view.__dict__.get("send")
+        view.outlets.append(self._outlet)
 
-        def send(content: dict[str, Any], buffers: Any = None) -> None:
-            if earlier is not None:
-                earlier(content, buffers)
+    def _outlet(self, content: dict[str, Any], buffers: Any) -> None:
+        if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._hear, content, list(buffers or []))
-
-        view.__dict__["send"] = send
 
     def _hear(self, content: dict[str, Any], buffers: list[bytes]) -> None:
         if content.get("to", self.name) == self.name:
@@ -36,7 +33,7 @@ class Tab:
 
     def say(self, message: Any) -> None:
         """A message of the front end, as the kernel's comm hands it over."""
-        self.view._handle_custom_msg(message, None)
+        self.view.receive(message)
 
     async def until(self, found: Callable[[dict[str, Any]], Any], *, after: int = 0) -> dict[str, Any]:
         """The first message, from number ``after`` on, that is as wanted; waits for it."""

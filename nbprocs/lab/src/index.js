@@ -4,6 +4,7 @@ import { ICommandPalette, Notification as Toast } from "@jupyterlab/apputils";
 import { INotebookTracker, NotebookActions } from "@jupyterlab/notebook";
 import { IRunningSessionManagers } from "@jupyterlab/running";
 import { IStatusBar } from "@jupyterlab/statusbar";
+import { consoleIcon, terminalIcon } from "@jupyterlab/ui-components";
 import { Widget } from "@lumino/widgets";
 import { Announcer } from "./notify.js";
 import { Processes } from "./model.js";
@@ -90,7 +91,7 @@ class Panel {
       label: () => row.name,
       labelTitle: () => title(row),
       detail: () => detail(row, Date.now() / 1000, this.processes.loads.get(key)),
-      icon: () => "",
+      icon: () => (row.detached ? consoleIcon : terminalIcon),
       className: lives(row) ? "nbprocs-item" : "nbprocs-item nbprocs-dead",
       context: ROW + key,
       open: () => void this.show(row),

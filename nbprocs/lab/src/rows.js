@@ -66,11 +66,11 @@ export function detail(row, now, percent) {
   else if (row.paused) words.push("paused");
   else if (row.status === "stray") words.push("stray");
   if (row.started !== undefined) words.push(duration((lives(row) ? now : (row.ended ?? now)) - row.started));
-  if (lives(row) && percent !== undefined) words.push(`${Math.round(percent)} %`);
+  if (lives(row) && percent !== undefined) words.push(`${Math.round(percent)}%`);
   if (lives(row) && row.rss) words.push(size(row.rss));
   if (row.detached) words.push("detached");
   else if (!row.kernel_alive) words.push("kernel gone");
-  return words.join(" · ");
+  return words.join(" ");
 }
 
 /** The tooltip. @param {Process} row */

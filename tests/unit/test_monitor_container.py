@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from nbprocs.monitor import read_limits
+from nbprocs.engine.container import available_memory, kill_counter, kills_in, read_limits, usable_cpus
 
 GIB = 1 << 30
 V1_MOUNTS = "".join(
@@ -21,6 +21,15 @@ def tree(tmp_path):
         return str(tmp_path)
 
     return make
+
+
+def everybody_agrees(root, limits):
+    """What pool, scheduler and the watch for kills ask is what the monitor shows."""
+    assert usable_cpus(root=root) == max(1, round(limits.cpus))
+    assert available_memory(root=root) == pytest.approx(
+        min(limits.memory_bytes - limits.memory_used, psutil.virtual_memory().available), rel=0.2
+    )
+    assert kills_in(kill_counter(root=root)) == limits.oom_kills
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -44,6 +53,7 @@ def test_version_1(tree, inside):
     assert limits.percent(1024) == 50.0  # 1 GiB of a 2 GiB Binder
     assert limits.memory_used == GIB - GIB // 4
     assert (limits.cpus, limits.pids, limits.oom_kills, limits.version) == (0.5, 512, 3, 1)
+    everybody_agrees(tree({}), limits)
 
 
 def test_version_2_and_the_least_limit_up_the_path_holds(tree):
@@ -64,6 +74,7 @@ def test_version_2_and_the_least_limit_up_the_path_holds(tree):
     assert limits.memory_bytes == GIB
     assert (limits.cpus, limits.pids, limits.oom_kills, limits.version) == (0.25, None, 1, 2)
     assert limits.memory_used == GIB // 2 - 1000
+    everybody_agrees(tree({}), limits)
 
 
 def test_no_container_means_the_machine(tree):
@@ -72,6 +83,8 @@ def test_no_container_means_the_machine(tree):
     assert not limits.memory_limited
     assert limits.version is None
     assert limits.cpus >= 1
+    assert kill_counter(root=str(tree({}))) is None
+    assert available_memory(root=tree({})) <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize("garbage", ["", "nonsense", "9223372036854771712", "-1", "max"])

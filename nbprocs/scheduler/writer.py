@@ -12,6 +12,7 @@ from typing import Any
 
 from nbprocs import errors
 from nbprocs.errors import ProcessError, error_from_result
+from nbprocs.guard import repr_of
 from nbprocs.model import EndReason, ProcessResult, ProcessStatus
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.model import Attempt, Condition, TaskState
@@ -19,15 +20,39 @@ from nbprocs.scheduler.options import encode
 from nbprocs.scheduler.schema import ATTEMPT
 from nbprocs.scheduler.store import Store
 
-__all__ = ["Journal", "attempt_row", "read_attempt", "read_error", "read_result", "task_row"]
+__all__ = ["StoreWriter", "attempt_row", "read_attempt", "read_error", "read_result", "read_text", "stored_text", "task_row"]
 
+ASIDE = "aside"  # the state of a row that can't be read
+_ENDING = ("cancelled", "halted")  # why we end a run that is not to run again
 _WAITING = frozenset({TaskState.SCHEDULED, TaskState.BLOCKED, TaskState.QUEUED})  # one state on disk: the rest follows from time and after
 _DUMPS = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def stored_state(state: TaskState) -> str:
-    """The state as it is on disk."""
-    return "queued" if state in _WAITING else state.value
+def stored_state(entry: Entry) -> str:
+    """The state as it is on disk. One that is being ended has been cancelled, also if the kernel dies before its tree is gone."""
+    if entry.state is TaskState.RUNNING and entry.run is not None and entry.run.intent in _ENDING:
+        return TaskState.CANCELLED.value
+    return "queued" if entry.state in _WAITING else entry.state.value
+
+
+def stored_text(text: str | None) -> str | bytes | None:
+    """Text as SQLite takes it: a name of a file or a task need not be valid text, and is kept as bytes then."""
+    if text is None or text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def read_text(value: Any) -> str | None:
+    """What ``stored_text`` kept. Raises ValueError for what is none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogatepass")
+    raise ValueError(f"text was expected, not {value!r}")
 
 
 def _argv_text(command: str, args: Iterable[str]) -> str:
@@ -36,21 +61,23 @@ def _argv_text(command: str, args: Iterable[str]) -> str:
 
 
 def task_row(entry: Entry, after: Iterable[tuple[Entry, Condition]] = (), *, held: bool = False) -> tuple[Any, ...]:
-    """The row of a new task: four columns if nothing about it is special, else all."""
+    """The row of a new task: five columns if nothing about it is special, else all."""
     argv = _argv_text(str(entry.command), entry.args)
     if entry.options is DEFAULTS and entry.due is None and not after and not held:
-        return (entry.key, argv, int(entry.priority), entry.time)
+        return (entry.key, argv, int(entry.priority), entry.time, stored_text(entry.folder))
     links = [[other.key, condition.value] for other, condition in after]
     return (
         entry.key,
         argv,
         int(entry.priority),
         entry.time,
+        stored_text(entry.folder),
         0 if entry.due is None else 1 + entry.on_wall,
         "held" if held else "queued",
         encode(entry.options),
         _DUMPS(links) if links else None,
-        entry.options.name,
+        stored_text(entry.options.name),
+        stored_text(entry.options.key),
     )
 
 
@@ -75,8 +102,8 @@ def _error_text(error: BaseException | None) -> str | None:
     """An error as JSON. No pickle: opening a queue must not run what somebody wrote into it."""
     if error is None:
         return None
-    hint = getattr(error, "hint", "")
-    return _DUMPS({"kind": type(error).__name__, "message": getattr(error, "message", None) or repr(error), "hint": hint})
+    message, hint = (error.message, error.hint) if isinstance(error, ProcessError) else (repr_of(error), "")
+    return _DUMPS({"kind": type(error).__name__, "message": message, "hint": hint})
 
 
 def read_error(text: str | None, result: ProcessResult, attempts: int) -> ProcessError | None:
@@ -84,14 +111,21 @@ def read_error(text: str | None, result: ProcessResult, attempts: int) -> Proces
     made = error_from_result(result, attempts=attempts) if result.exit_code is not None or result.signal is not None else None
     if made is not None or text is None:
         return made
-    raw = json.loads(text)
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError, TypeError):
+        raw = {"message": "its error can't be read"}
+    raw = raw if isinstance(raw, dict) else {"message": raw}
     kind = getattr(errors, str(raw.get("kind")), ProcessError)
     known = kind if isinstance(kind, type) and issubclass(kind, ProcessError) else ProcessError
     return known(str(raw.get("message")), hint=str(raw.get("hint", "")), command=result.command, name=result.name, attempts=attempts)
 
 
 def read_attempt(entry: Entry, row: tuple[Any, ...], task_id: str) -> Attempt:
-    """An attempt from the columns of ATTEMPT."""
+    """An attempt from the columns of ATTEMPT. Raises ValueError for a row that is none."""
+    for value, kinds in zip(row[1:], _ATTEMPT_TYPES, strict=True):
+        if not isinstance(value, kinds):
+            raise ValueError(f"an attempt with {value!r} in it")  # noqa: TRY004 - of what a file holds no type is known
     fields = dict(zip(ATTEMPT.split(", ")[1:], row[1:], strict=True))
     fields.update(host=fields["host"] or "", worker=fields["worker"] or "")
     return Attempt(task_id=task_id, name=entry.label, command=entry.display, priority=entry.priority, group=entry.options.group, **fields)
@@ -117,7 +151,14 @@ def read_result(attempt: Attempt, out: bytes | None, err: bytes | None, dropped:
     )
 
 
-class Journal:
+_NUMBER, _WHOLE, _TEXT = (int, float, type(None)), (int, type(None)), (str, type(None))
+_ATTEMPT_TYPES: tuple[tuple[type, ...], ...] = (
+    *((int,), (int,), (int, float), _NUMBER, _NUMBER, (str,), _WHOLE, _WHOLE, _TEXT),
+    *(_NUMBER, _WHOLE, _NUMBER, _WHOLE, _TEXT, _WHOLE, _TEXT),
+)
+
+
+class StoreWriter:
     """Gathers changes; ``flush`` writes them. Without a store all of it does nothing."""
 
     def __init__(self, store: Store | None, *, limit: int) -> None:
@@ -125,11 +166,17 @@ class Journal:
         self._limit = limit
         self._changes: dict[int, dict[str, Any]] = {}
         self._attempts: list[tuple[Any, ...]] = []
+        self._settings: dict[str, str | None] = {}
+
+    def setting(self, name: str, value: Any) -> None:
+        """Something about the queue itself, as JSON; None: no more."""
+        if self.store is not None:
+            self._settings[name] = None if value is None else _DUMPS(value)
 
     def change(self, entry: Entry, **columns: Any) -> None:
         """The task's state now, and what else changed."""
         if self.store is not None:
-            self._changes.setdefault(entry.key, {}).update(state=stored_state(entry.state), **columns)
+            self._changes.setdefault(entry.key, {}).update(state=stored_state(entry), **columns)
 
     def waits_again(self, entry: Entry) -> None:
         """A retry, the next run of a series, or a start that was taken back."""
@@ -141,6 +188,11 @@ class Journal:
         """An attempt has ended."""
         if self.store is not None:
             self._attempts.append(attempt_row(entry.key, attempt, result, error, limit=self._limit))
+
+    def set_aside(self, key: int, why: str) -> None:
+        """A row that can't be read is none of the queue's any more."""
+        if self.store is not None:
+            self._changes.setdefault(key, {}).update(state=ASIDE, error=stored_text(why))
 
     def add_attempts(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Attempts that are rows already."""
@@ -154,6 +206,6 @@ class Journal:
 
     def flush(self) -> None:
         """Write all that was gathered. Raises StoreError, and keeps it for the next time."""
-        if self.store is not None and (self._changes or self._attempts):
-            self.store.batch(self._changes.items(), self._attempts)
-            self._changes, self._attempts = {}, []
+        if self.store is not None and (self._changes or self._attempts or self._settings):
+            self.store.batch(self._changes.items(), self._attempts, self._settings)
+            self._changes, self._attempts, self._settings = {}, [], {}

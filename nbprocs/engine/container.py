@@ -1,6 +1,7 @@
 """What a container allows: memory, processors, processes, by cgroup v1 and v2 and the affinity mask. Missing files mean no limit.
 
-psutil and ``os.cpu_count`` report the host. On a 2 GiB Binder 1 GiB is 50 %, whatever the host has.
+The one reader of cgroups: monitor, pool, scheduler and the watch for out-of-memory kills ask
+here. psutil and ``os.cpu_count`` report the host. On a 2 GiB Binder 1 GiB is 50 %, whatever the host has.
 """
 
 import os
@@ -9,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-__all__ = ["Limits", "read_limits"]
+__all__ = ["Limits", "available_memory", "kill_counter", "kills_in", "read_limits", "usable_cpus"]
 
 _UNLIMITED = 1 << 60  # v1 writes a huge number for "no limit"
 
@@ -57,7 +58,7 @@ def read_limits(*, root: str = "/") -> Limits:
         version = 1
         memory = _least(folders, "memory.limit_in_bytes")
         used = _used(folders[0], "memory.usage_in_bytes", "total_inactive_file")
-        kills = _stat(folders[0] / "memory.oom_control", "oom_kill")
+        kills = kills_in(folders[0] / "memory.oom_control")
     if folders := _folders(base, "cpu", groups, mounts):
         version = 1
         quota = min((q for f in folders if (q := _quota_v1(f)) is not None), default=None)
@@ -70,7 +71,7 @@ def read_limits(*, root: str = "/") -> Limits:
         pids = pids if pids is not None else two[1]
         quota = quota if quota is not None else min((q for f in folders if (q := _quota_v2(f)) is not None), default=None)
         used = used if used is not None else _used(folders[0], "memory.current", "inactive_file")
-        kills = kills if kills is not None else _stat(folders[0] / "memory.events", "oom_kill")
+        kills = kills if kills is not None else kills_in(folders[0] / "memory.events")
         version = version or 2
     limited = memory is not None and memory < total
     return Limits(
@@ -82,6 +83,42 @@ def read_limits(*, root: str = "/") -> Limits:
         oom_kills=kills,
         version=version,
     )
+
+
+def usable_cpus(*, root: str = "/") -> int:
+    """How many CPUs this process may really use: the affinity mask and the container's limit, not what the host has; at least 1.
+
+    >>> usable_cpus() >= 1
+    True
+    """
+    return max(1, round(read_limits(root=root).cpus))
+
+
+def available_memory(*, root: str = "/") -> float:
+    """Bytes that new processes could have: of the machine, or of the container if that has less.
+
+    >>> available_memory() > 0
+    True
+    """
+    free, limits = float(psutil.virtual_memory().available), read_limits(root=root)
+    if limits.memory_limited and limits.memory_used is not None:
+        free = min(free, float(limits.memory_bytes - limits.memory_used))
+    return max(free, 0.0)
+
+
+def kill_counter(*, root: str = "/") -> Path | None:
+    """The file in which the system counts the processes of our group that it killed for their memory; None where it doesn't."""
+    base = Path(root)
+    groups, mounts = _groups(base), _mounts(base)
+    two = [folder for folder in _folders(base, "", groups, mounts) if (folder / "cgroup.controllers").exists()]
+    files = [folder / "memory.oom_control" for folder in _folders(base, "memory", groups, mounts)[:1]]
+    files += [folder / "memory.events" for folder in two[:1]]
+    return next((file for file in files if kills_in(file) is not None), None)
+
+
+def kills_in(counter: Path) -> int | None:
+    """How many it has counted so far; None for a file that tells nothing."""
+    return _stat(counter, "oom_kill")
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,121 @@
+"""nbprocs on a Dask worker: the task that holds a slot, and the plugin that brings the worker's bay with it.
+
+::
+
+    scheduler ─ task carry(…) ─► worker: the first one adds the plugin there ─► Bay, handler "nbprocs"
+              ─ released ──────► transition() ─► the carrier returns; after the last one the kernel's jobs end
+              ─ closes ────────► teardown()   ─► every tree ends, what is left is told, then the worker goes
+
+The plugin is added on the worker and by the worker. It is not registered with the scheduler: a worker that has no nbprocs could not even
+start then, and the plugins of kernels that died would stay there for ever.
+"""
+
+import asyncio
+import glob
+import os
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from nbprocs.cluster.bay import Bay, facts_here
+from nbprocs.engine.home import log
+
+__all__ = ["HANDLER", "Station", "carry", "end_others", "topic_of"]
+
+HANDLER = "nbprocs"
+_OVER = frozenset({"cancelled", "released", "forgotten"})
+_KEPT_WAITING = 10.0  # seconds that ending all trees may delay a worker's end
+
+
+def topic_of(session: str) -> str:
+    """Under which a worker tells that a carrier has started there."""
+    return f"nbprocs-{session}"
+
+
+async def carry(key: str, session: str, prefix: str, since: float) -> str:
+    """Hold one slot of a worker for a kernel, until it is released. Runs as a Dask task on the worker's loop; it takes no thread."""
+    worker = get_worker()
+    station: Any = worker.plugins.get(HANDLER)
+    if station is None:
+        station = Station()
+        await worker.plugin_add(station, name=HANDLER, catch_errors=False)  # has no await before the plugin is in its place
+    return str(await station.carry(key, session, prefix, since))
+
+
+async def end_others(prefix: str, but: str, since: float, dask_worker: Any = None) -> int:
+    """The fence on a worker; by ``client.run``, where the kernel may have no carrier yet."""
+    station = None if dask_worker is None else dask_worker.plugins.get(HANDLER)
+    return 0 if station is None else int(await station.bay.end_others(prefix, but=but, since=since))
+
+
+class Station(WorkerPlugin):
+    """The bay of a Dask worker, with its carriers."""
+
+    name = HANDLER
+    bay: Bay
+
+    def __init__(self) -> None:
+        self._carriers: dict[str, asyncio.Event] = {}
+
+    def setup(self, worker: Any) -> None:
+        """Make the bay, and take calls. Has no await: two carriers that come at once make one."""
+        self._worker = worker
+        resources = worker.state.total_resources
+        gpus = _gpus()
+        if "GPU" in resources:
+            gpus = gpus[: int(resources["GPU"])] or tuple(map(str, range(int(resources["GPU"]))))
+        facts = facts_here(
+            name=str(worker.name),
+            cpus=worker.state.nthreads,
+            memory=int(worker.memory_manager.memory_limit or 0),
+            gpus=len(gpus),
+            timeout=float(dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"))),
+        )
+        self.bay = Bay(facts, folder=Path(worker.local_directory) / "nbprocs", gpus=gpus)
+        worker.handlers[HANDLER] = self._handle
+
+    async def _handle(self, do: str, **given: Any) -> dict[str, Any]:
+        return await self.bay.call(do, **given)
+
+    async def carry(self, key: str, session: str, prefix: str, since: float) -> str:
+        """One slot more, until it is released."""
+        joined = self.bay.join(session, prefix=prefix, since=since, carrier=key)
+        if joined is None:
+            return "refused"
+        done = self._carriers[key] = asyncio.Event()
+        joined.on_close.append(done.set)
+        released = False
+        try:
+            self._worker.log_event(topic_of(session), {"address": self._worker.address, "key": key})
+            await done.wait()
+            released = True
+        finally:  # cancelled when the worker closes: teardown comes then
+            del self._carriers[key]
+            self.bay.part(session, key, released=released)
+        return "released"
+
+    def transition(self, key: Any, start: Any, finish: Any, **_: Any) -> None:  # noqa: ARG002 - Dask's signature
+        """A carrier that the scheduler has released: its kernel gave the slot back, or has gone."""
+        if finish in _OVER and (done := self._carriers.get(key)) is not None:
+            done.set()
+
+    async def teardown(self, worker: Any) -> None:
+        """The worker closes: end every tree first. Calls are answered meanwhile, so that kernels hear of it."""
+        cut_off = worker.batched_stream is None or worker.batched_stream.closed()
+        why = "its connection to the cluster broke" if cut_off else "it was taken away"
+        try:
+            async with asyncio.timeout(_KEPT_WAITING):
+                await self.bay.aclose(expected=not cut_off, why=why)
+        except TimeoutError:
+            log.warning("a worker closes with jobs that did not end within %.0f s: its shim ends them", _KEPT_WAITING)
+
+
+def _gpus() -> tuple[str, ...]:
+    """The GPUs that this worker may use, as CUDA_VISIBLE_DEVICES names them; none where nothing is found."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part.strip() for part in visible.split(",") if part.strip())
+    return tuple(sorted(path[len("/dev/nvidia") :] for path in glob.glob("/dev/nvidia[0-9]*")))  # noqa: PTH207 - names only

@@ -1,0 +1,124 @@
+// The page's side of a kernel's hub: finds the holes that its views left in outputs, and puts a live element into each.
+//
+// An output is HTML: <div class="nb-hole nb-hole-UID"></div><div class="nb-rec-UID">the record</div>. Only when the hub answers is there a kernel that
+// knows UID; then the record is hidden by a style rule and the hole filled. The notebook may render an output anew at any time (the kernel does so to
+// keep the record current): the element is then put into the new hole in the same turn, so nothing is seen of it. One element an output: the same view
+// may be in two outputs, or in two windows on one notebook.
+
+import { h } from "./dom.js";
+import { Root } from "./root.js";
+
+const SWEEP = 5_000; // ms
+const LEFT = 10_000; // ms out of the page, and an element is ended: its output was deleted
+
+/** The line of one view, as its connection sees it. */
+class Line {
+  constructor(hub, uid, spec) {
+    Object.assign(this, { hub, uid, spec, listeners: new Set() });
+  }
+
+  get() {
+    return this.spec;
+  }
+
+  send(message) {
+    this.hub.send({ ...message, v: this.uid });
+  }
+
+  on(event, listener) {
+    if (event === "msg:custom") this.listeners.add(listener);
+  }
+
+  off(event, listener) {
+    this.listeners.delete(listener);
+  }
+
+  hear(message, buffers) {
+    for (const listener of [...this.listeners]) listener(message, buffers);
+  }
+}
+
+export function hub(model, signal) {
+  const lines = new Map(); // uid → Line, of what lives
+  const made = new Map(); // output's element → {uid, root, left}
+  const holes = document.getElementsByClassName("nb-hole");
+  const style = h("style", {});
+  const observer = new MutationObserver(fit);
+
+  function uidOf(hole) {
+    return [...hole.classList].find((name) => name.startsWith("nb-hole-"))?.slice(8);
+  }
+
+  function fit() {
+    for (const hole of [...holes]) {
+      const line = lines.get(uidOf(hole));
+      if (line) fill(hole, line);
+    }
+  }
+
+  function fill(hole, line) {
+    const output = hole.closest(".jp-OutputArea-output") ?? hole.parentNode;
+    let one = made.get(output);
+    if (one?.uid !== line.uid) {
+      one?.root.destroy();
+      one = { uid: line.uid, root: new Root(line) };
+      made.set(output, one);
+    }
+    one.left = undefined;
+    if (one.root.node.parentNode !== hole) one.root.place(hole);
+  }
+
+  function sweep() {
+    for (const [output, one] of made) {
+      if (one.root.node.isConnected) one.left = undefined;
+      else if (Date.now() - (one.left ??= Date.now()) >= LEFT) end(output);
+    }
+  }
+
+  function end(output, say = "") {
+    const { root } = made.get(output);
+    const hole = root.node.parentNode;
+    root.destroy();
+    made.delete(output);
+    if (say) hole?.replaceChildren(h("div.nb-gone", { role: "status" }, say));
+  }
+
+  function hide() {
+    const records = [...lines.keys()].map((uid) => `.nb-rec-${uid}`);
+    style.textContent = records.length ? `${records.join()}{display:none!important}` : "";
+  }
+
+  function close(uid, say) {
+    lines.delete(uid);
+    hide();
+    for (const [output, one] of [...made]) if (one.uid === uid) end(output, say);
+  }
+
+  function receive(message, buffers) {
+    if (message?.views) {
+      for (const [uid, spec] of Object.entries(message.views)) if (!lines.has(uid)) lines.set(uid, new Line(model, uid, spec));
+      fit();
+      hide();
+    } else if (message?.closed) close(message.v, "This view is closed; below is its record.");
+    else lines.get(message?.v)?.hear(message, buffers ?? []);
+  }
+
+  function down() {
+    model.off("msg:custom", receive);
+    model.off("comm_live_update", down);
+    observer.disconnect();
+    clearInterval(timer);
+    for (const uid of [...lines.keys()]) close(uid, "The kernel of this view is gone; below is its record. Run the cell again.");
+    style.remove();
+  }
+
+  document.head.append(style);
+  observer.observe(document.body, { childList: true, subtree: true });
+  const timer = setInterval(sweep, SWEEP);
+  model.on("msg:custom", receive);
+  model.on("comm_live_update", down);
+  signal?.addEventListener("abort", down);
+  model.send({ do: "hub" });
+  globalThis.__nbprocs_made = made; // for tests, and for who looks into a page
+  return down;
+}

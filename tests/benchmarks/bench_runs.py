@@ -1,0 +1,116 @@
+"""What recording costs, and how fast a history of a million runs answers."""
+
+import asyncio
+import sqlite3
+import statistics
+import time
+from contextlib import closing
+
+import pytest
+
+import nbprocs
+from nbprocs.runs.schema import connect
+
+RUNS = 400
+MILLION = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory):
+    """A history of a million runs of a thousand commands, one in a hundred failed."""
+    path = tmp_path_factory.mktemp("runs") / "million.db"
+    with closing(connect(path)) as db:
+        db.execute("BEGIN")
+        db.execute("INSERT INTO sessions (host, pid, start, began) VALUES ('elsewhere', 1, 1.0, 1.0)")
+        commands = ((n, f"python train.py --seed {n}", f'{{"words": ["python", "train.py", "--seed", "{n}"]}}', n, 7) for n in range(1000))
+        db.executemany("INSERT INTO commands VALUES (?, ?, ?, ?, ?)", commands)
+        db.execute("""INSERT INTO contexts VALUES (1, '{"folder": "/data", "git": {"revision": "abc", "dirty": false}}')""")
+        db.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)"
+            " INSERT INTO runs (key, id, session, name, command, context, started, ended, state, exit_code, seconds, cpu, peak_rss, stdout)"
+            " SELECT (1 << 32) | i, printf('%08x-0000-4000-8000-000000000000', i), 1, 'train-' || (i % 1000), i % 1000, 1, 1.7e9 + i,"
+            " 1.7e9 + i + 5, CASE WHEN i % 100 = 3 THEN 'failed' ELSE 'completed' END, i % 100 = 3, 5.0 + i % 7, 4.0, 50000000, 'loss 0.1'"
+            " FROM n",
+            (MILLION,),
+        )
+        db.execute("COMMIT")
+    return path
+
+
+def rate(path):
+    async def main():
+        async with nbprocs.ProcessManager(max_concurrent=4, runs=path or False) as pm:
+            await asyncio.gather(*(pm.run("true") for _ in range(20)))
+            began = time.perf_counter()
+            await asyncio.gather(*(pm.run("true") for _ in range(RUNS)))
+            return RUNS / (time.perf_counter() - began)
+
+    return asyncio.run(main())
+
+
+def test_recording_costs_at_most_a_twentieth(bench, tmp_path):
+    """Pairs, one right after the other: the rate of the machine itself drifts by more than what is measured."""
+    shares = []
+    for n in range(7):
+        shares.append(rate(tmp_path / f"{n}.db") / rate(None))
+    bench.row("rate of true with recording / without", ours=lambda: statistics.median(shares), floor=0.95, unit="ratio", rounds=1)
+
+
+def test_nothing_on_the_loop_above_a_fifth_of_a_millisecond(bench, tmp_path):
+    """The time of each call that a manager makes to its recorder; a percentile, since a busy machine stops anybody for a while."""
+    spent = []
+
+    async def main():
+        async with nbprocs.ProcessManager(max_concurrent=4, runs=tmp_path / "loop.db") as pm:
+            heard = pm.recorder.heard
+
+            def timed(*args):
+                began = time.thread_time()
+                heard(*args)
+                spent.append(time.thread_time() - began)
+
+            pm.recorder.heard = timed
+            await asyncio.gather(*(pm.run("echo", "x") for _ in range(RUNS)))
+
+    asyncio.run(main())
+    spent.sort()
+    bench.row("a note on the loop, median", ours=lambda: 1e6 * statistics.median(spent), unit="µs", rounds=1)
+    bench.row("a note on the loop, longest", ours=lambda: 1e6 * spent[-1], ceiling=200, unit="µs", rounds=1)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"command": "--seed 77"},
+        {"command": "train.py"},
+        {"name": "train-500"},
+        {"name": "train-5*"},
+        {"state": "failed"},
+        {"since": 1.7e9 + 500_000, "until": 1.7e9 + 501_000},
+        {"command": "--seed 3", "state": "failed", "since": 1.7e9 + 900_000},
+    ],
+    ids=str,
+)
+def test_a_filtered_query(bench, million, wanted):
+    def youngest():
+        began = time.perf_counter()
+        assert nbprocs.runs(million).filter(**wanted)[-20:]
+        return 1e3 * (time.perf_counter() - began)
+
+    bench.row(f"the youngest 20 of a million with {wanted}", ours=youngest, ceiling=50, unit="ms")
+
+
+def test_a_frame_of_a_hundred_thousand(bench, million):
+    def frame():
+        began = time.perf_counter()
+        assert len(nbprocs.runs(million).frame(limit=100_000)) == 100_000
+        return time.perf_counter() - began
+
+    bench.row("a frame of the youngest 100,000 of a million", ours=frame, ceiling=1.0, unit="s")
+    since = {"since": 1.7e9 + 400_000, "until": 1.7e9 + 500_000}
+    bench.row("a frame of 100,000 by time", ours=lambda: len(nbprocs.runs(million).filter(**since).frame()) and None, ceiling=1.0, unit="s")
+
+
+def test_it_is_a_sound_file(million):
+    with closing(sqlite3.connect(million)) as db:
+        assert db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)

@@ -1,0 +1,52 @@
+"""Real Dask clusters for tests."""
+
+import asyncio
+import logging
+
+import pytest
+
+pytest.importorskip("distributed", reason="the extra nbprocs[dask] is not installed")
+
+from nbprocs import DaskBackend, TaskScheduler
+from nbprocs.testing.leaks import spare
+from tests.cluster.real import RealCluster
+
+
+@pytest.fixture(scope="session")
+def _shared(tmp_path_factory):
+    with RealCluster(tmp_path_factory.mktemp("dask")).start_scheduler() as cluster:
+        for name in ("alice", "bob"):
+            cluster.start_worker(name)
+        asyncio.run(_warm(cluster.address))
+        for pid in cluster.tree():
+            spare(pid)
+        yield cluster
+
+
+async def _warm(address):
+    """What nbprocs, Dask and the workers keep for ever is there before the first test counts."""
+    async with TaskScheduler(backend=DaskBackend(address)) as sch:
+        await asyncio.gather(*(sch.schedule("sleep", "0.2") for _ in range(4)))
+
+
+@pytest.fixture
+def cluster(_shared):
+    """A scheduler and two workers, alice and bob, of two threads each; all tests have the same: leave it as it was."""
+    return _shared
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A cluster of the test's own, still without a process."""
+    with RealCluster(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Dask tells at length what a test has just done on purpose."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)

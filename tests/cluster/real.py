@@ -1,0 +1,120 @@
+"""A real Dask cluster of processes, each of which a test can end by its pid."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+QUIET = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
+
+
+def until(look, *, limit=20.0, what="it did not happen"):
+    """Look until the answer is true, and return it."""
+    deadline = time.monotonic() + limit
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{what} within {limit:g} s"
+        time.sleep(0.02)
+    return found
+
+
+class RealCluster:
+    """A scheduler and workers. ``run`` puts a command in front of each, to start it in a network namespace say."""
+
+    def __init__(self, folder: Path, *, env=None, host="127.0.0.1", run=()):
+        self.folder, self.host, self.run = folder, host, tuple(run)
+        self.env = {**os.environ, **QUIET, **(env or {})}
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.logs: dict[str, Path] = {}
+        self.address = ""
+
+    def _start(self, name, *words, ready, env=None, run=None):
+        log = self.logs[name] = self.folder / f"{name}.log"
+        with log.open("wb") as target:
+            self.processes[name] = subprocess.Popen(
+                [*(self.run if run is None else run), sys.executable, "-m", *words],
+                stdout=target,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**self.env, **(env or {})},
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        return until(lambda: self._ready(name, ready), limit=60, what=f"{name} was not ready")
+
+    def _ready(self, name, pattern):
+        text = self.logs[name].read_text(errors="replace")
+        assert self.processes[name].poll() is None, f"{name} ended: {text}"
+        return re.search(pattern, text)
+
+    def start_scheduler(self, *options, port=0):
+        found = self._start(
+            "scheduler", "distributed.cli.dask_scheduler", "--host", self.host, "--port", str(port), "--dashboard-address", ":0", *options,
+            ready=r"Scheduler at:\s+(\S+)",
+        )  # fmt: skip
+        self.address = found[1]
+        return self
+
+    def start_worker(self, name, *, threads=2, nanny=False, options=(), env=None, host=None, run=None):
+        self._start(
+            name, "distributed.cli.dask_worker", self.address, "--name", name, "--nthreads", str(threads),
+            "--nanny" if nanny else "--no-nanny", "--no-dashboard", "--memory-limit", "0", "--host", host or self.host,
+            "--local-directory", str(self.folder), *options, ready=r"Registered to:", env=env, run=run,
+        )  # fmt: skip
+        return self
+
+    def pid(self, name):
+        """Of the worker itself, also behind a nanny."""
+        process = self.processes[name]
+        children = psutil.Process(process.pid).children()
+        nannied = [c for c in children if "spawn_main" in " ".join(c.cmdline()) or "forkserver" in " ".join(c.cmdline())]
+        return nannied[0].pid if nannied else process.pid
+
+    def kill(self, name, number=signal.SIGKILL, *, pid=None):
+        os.kill(pid or self.processes[name].pid, number)
+
+    def tree(self):
+        """All pids."""
+        found = set()
+        for process in self.processes.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                found |= {parent.pid, *(child.pid for child in parent.children(recursive=True))}
+        return found
+
+    def close(self):
+        left = self.tree()
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.processes.clear()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def marked(mark):
+    """Processes that carry this text in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
