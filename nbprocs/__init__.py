@@ -17,11 +17,11 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     processes
 #     engine
 #     policy
-#     display
 #     errors
 #     model
 #     config
-#     checks   redact
+#     checks   display   terminal
+#     redact
 #     guard
 
 import importlib
@@ -33,6 +33,7 @@ from nbprocs.errors import (
     Closed,
     CommunicationError,
     ExecutionTimeout,
+    ExpectTimeout,
     NameInUse,
     NotReady,
     OutOfMemory,
@@ -78,6 +79,7 @@ _LAZY = {
         "PythonWorker",
         "RemoteError",
         "WorkerInfo",
+        "WorkerOutput",
         "WorkerState",
     ),
     "nbprocs.scheduler": (
@@ -128,6 +130,7 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs.doctor": ("Diagnosis", "Finding", "doctor"),
     "nbprocs.runs": (
         "NotRerunnable",
         "RunDiff",
@@ -167,6 +170,7 @@ if TYPE_CHECKING:
         PythonWorker,
         RemoteError,
         WorkerInfo,
+        WorkerOutput,
         WorkerState,
     )
     from nbprocs.processes.readiness import LogLine, Port, Url
@@ -186,6 +190,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
+    from nbprocs.runs.doctor import Diagnosis, Finding, doctor
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -266,11 +271,14 @@ __all__ = [
     "Dashboard",
     "DaskBackend",
     "DependencyFailed",
+    "Diagnosis",
     "DoNothing",
     "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
+    "ExpectTimeout",
+    "Finding",
     "FirstOf",
     "Halt",
     "Halted",
@@ -348,7 +356,9 @@ __all__ = [
     "Url",
     "WorkerInfo",
     "WorkerLost",
+    "WorkerOutput",
     "WorkerState",
+    "doctor",
     "record",
     "replay",
     "runs",

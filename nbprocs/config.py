@@ -19,11 +19,13 @@ import signal as signals
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 from nbprocs.checks import data, flag, mapping, name, one_of, path, refuse, seconds, text, whole, word, words
-from nbprocs.redact import mask_command, mask_env
+from nbprocs.guard import WrongType, WrongValue
+from nbprocs.redact import mask_command, mask_env, mask_text, readable
 
 __all__ = [
     "UNSET",
@@ -102,7 +104,7 @@ def _stdin(argument: str, value: object) -> object:
     if type(value) is int and value in {_PIPE, _DEVNULL}:
         return value == _PIPE
     if isinstance(value, os.PathLike):
-        return path(argument, value)
+        return Path(path(argument, value))  # not text: what is kept is given again, by replace() and by a pickle
     if isinstance(value, (str, int)):
         what = "True (for send), False, bytes, an open file, a Path or DEVNULL"
         refuse(TypeError, argument, f"{what} (text goes as input= of run(), or encoded)", value)
@@ -221,12 +223,13 @@ class Options(TypedDict, total=False):
     executable: Word | None
     timeout: float | None
     name: str | None
+    title: str | None
     shell: bool
     pty: bool
     inherit: Iterable[int | HasDescriptor]
     user: str | int | None
     group: str | int | None
-    extra_groups: Iterable[str | int]
+    extra_groups: Iterable[str | int] | None
     umask: int | None
     nice: int
     rlimits: Mapping[str, int | tuple[int, int] | None] | None
@@ -248,7 +251,7 @@ class ProcessConfig:
     ProcessConfig(command='mysql --password •••', timeout=5)
     >>> ProcessConfig(command="make", cwd="src")
     Traceback (most recent call last):
-    TypeError: there is no option cwd=; it is working_dir= here
+    nbprocs.guard.WrongType: there is no option cwd=; it is working_dir= here
     """
 
     command: str = _option(MISSING, _command, label="Command", help="a program by name or path, or a shell line with shell=True")
@@ -274,12 +277,13 @@ class ProcessConfig:
     name: str | None = _option(
         None, _optional(name), label="Name", help="unique among live processes; by default the program's name and a number"
     )
+    title: str | None = _option(None, _optional(text), label="Title", help="what is shown in place of the command")
     shell: bool = _option(False, flag, label="Shell", help="run the command as a line of /bin/sh")
     pty: bool = _option(False, flag, label="Terminal", help="give it a pseudo-terminal; stdout and stderr are one stream then")
     inherit: tuple[int, ...] = _option((), _inherit, label="Descriptors", help="descriptors that it keeps open under the same number")
     user: str | int | None = _option(None, _optional(_account), label="User", help="run as this user; needs the right to")
     group: str | int | None = _option(None, _optional(_account), label="Group", help="run as this group")
-    extra_groups: tuple[str | int, ...] = _option((), _accounts, label="More groups", help="supplementary groups")
+    extra_groups: tuple[str | int, ...] | None = _option(None, _optional(_accounts), label="More groups", help="supplementary groups")
     umask: int | None = _option(
         None, _optional(functools.partial(whole, least=0, most=0o777)), label="Umask", help="mask of the files that it makes"
     )
@@ -290,9 +294,9 @@ class ProcessConfig:
     stop_signal: int = _option(signals.SIGTERM, _stop_signal, label="Stop signal", help="what asks it to end; SIGKILL follows after grace")
     stop_scope: str = _option(
         "tree",
-        functools.partial(one_of, choices=("tree", "group", "process")),
+        functools.partial(one_of, choices=("tree", "leader")),
         label="Who hears the stop signal",
-        help="who is sent the stop signal: 'tree', 'group' or 'process'; what is left at the end of grace is killed in any case",
+        help="who is sent the stop signal: the whole 'tree' or the 'leader'; what is left at the end of grace is ended in any case",
     )
     success_codes: tuple[int, ...] = _option((0,), _success_codes, label="Success codes", help="exit codes that count as success")
     output_limit: int | None = _option(
@@ -312,11 +316,11 @@ class ProcessConfig:
         if len(options) > len(_NAMES) or not options.keys() <= _NAMES:
             raise _unknown(options.keys() - _NAMES)
         if self.shell and self.args:
-            raise ValueError("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
+            raise WrongValue("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
         if self.merge_stderr and self.stderr is not None:
-            raise ValueError("merge_stderr=True sends stderr where stdout goes; leave stderr= away")
+            raise WrongValue("merge_stderr=True sends stderr where stdout goes; leave stderr= away")
         if self.pty and not (self.stdout is self.stderr is None):
-            raise ValueError("with pty=True the output is the terminal's; leave stdout= and stderr= away")
+            raise WrongValue("with pty=True the output is the terminal's; leave stdout= and stderr= away")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by what differs from the defaults: a mapping proxy can't be pickled."""
@@ -348,7 +352,9 @@ class ProcessConfig:
 
     @property
     def display(self) -> str:
-        """The command as a person would type it, passwords and tokens masked; a very long one is cut, with what it had."""
+        """The title, or the command as a person would type it, passwords and tokens masked; a very long one is cut, with what it had."""
+        if self.title is not None:
+            return readable(mask_text(self.title))[:_SHOWN]
         argv = self.argv
         room, shown = _SHOWN, 0
         while shown < len(argv) and room > 0:
@@ -364,6 +370,7 @@ class ProcessConfig:
         shown = {"command": self.display, **self.changed()}
         shown["command"] = self.display
         shown.pop("args", None)
+        shown.pop("title", None)
         if self.env_vars:
             shown["env_vars"] = mask_env(self.env_vars)
         if isinstance(self.stdin, bytes):
@@ -411,7 +418,7 @@ def _unknown(names: Iterable[str]) -> TypeError:
     if hint is None:
         close = difflib.get_close_matches(wrong, _NAMES, n=1)
         hint = f"did you mean {close[0]}=?" if close else f"the options are {', '.join(sorted(_NAMES))}"
-    return TypeError(f"there is no option {wrong}=; {hint}")
+    return WrongType(f"there is no option {wrong}=; {hint}")
 
 
 def config_from(command: Command, args: Iterable[Word] = (), options: Mapping[str, Any] = MappingProxyType({})) -> ProcessConfig:

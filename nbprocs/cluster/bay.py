@@ -135,6 +135,7 @@ class Bay:
             timeout=order.timeout,
             shell=order.shell,
             named=order.named,
+            options=order.options,
         )
 
         def heard(event: Started | Ended) -> None:

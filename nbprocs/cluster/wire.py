@@ -19,7 +19,7 @@ why)``.
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nbprocs.errors import CommunicationError, ProcessError, WorkerLost, error_from_result
@@ -69,6 +69,7 @@ class Order:
     priority: int
     resources: tuple[tuple[str, float], ...]
     memory_gate: int
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the process
     files: tuple[tuple[str, str, int, int], ...] = ()  # name there, hash, size, mode
     call: bytes | None = None
 
@@ -88,6 +89,7 @@ def order_to(job: Job, *, working_dir: str | None, files: tuple[tuple[str, str, 
         "priority": job.priority,
         "resources": job.resources,
         "memory_gate": job.memory_gate,
+        "options": dict(job.options),
         "files": files,
         "call": call,
     }

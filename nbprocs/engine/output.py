@@ -23,8 +23,9 @@ from typing import BinaryIO
 
 from nbprocs.engine.home import log
 from nbprocs.engine.waiting import Waiters
+from nbprocs.terminal import shown
 
-__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LineReader", "OutputLog", "wake"]
+__all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LONGEST_LINE", "LineReader", "OutputLog", "wake"]
 
 DEFAULT_MEMORY = 8 << 20  # bytes a stream
 DEFAULT_SPILL = 2 << 30
@@ -194,7 +195,7 @@ class OutputLog:
 
     def last_line(self) -> str:
         """The last line that is not empty, at most 200 characters of it; after carriage returns, what a terminal would show."""
-        rows = self.tail(1024).decode("utf-8", "replace").splitlines()
+        rows = shown(self.tail(1024).decode("utf-8", "replace"))
         return next((row[-200:] for row in reversed(rows) if row.strip()), "")
 
     async def wait(self, position: int) -> None:
@@ -234,6 +235,11 @@ class LineReader:
     def unfinished(self) -> str:
         """The line that has no end yet; empty if there is none."""
         return self._decode(b"".join(self._carry)) if self._carry else ""
+
+    @property
+    def unfinished_frames(self) -> bool:
+        """Whether the unfinished line has parts that carriage returns have closed."""
+        return any(b"\r" in piece for piece in self._carry)
 
     def take(self, size: int = 256 << 10) -> list[str] | None:
         """The complete lines among the next bytes: an empty list if there are none yet, None at the end."""

@@ -2,6 +2,9 @@
 
 Run as a file, by path, with the path of what ``nbprocs.magics`` wrote. Standard library only: what else is needed to read the variables
 is imported by their pickles. Top-level ``await`` works as in the notebook.
+
+multiprocessing's ``spawn`` and ``forkserver`` run the file of ``__main__`` again in their children, under another name. So the cell has a
+file beside it, ``again`` in a few words, and functions of the cell are found there.
 """
 
 import sys
@@ -22,26 +25,33 @@ def read(path: str) -> tuple[str, str, dict[str, object]]:
     return name, source, {key: pickle.loads(data) for key, data in sent.items()}  # noqa: S301
 
 
-def run(name: str, source: str, variables: dict[str, object]) -> None:
-    """Execute the source as the module ``__main__``."""
+def run(name: str, source: str, namespace: dict[str, object]) -> None:
+    """Execute the source in a module's namespace."""
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # so that a traceback shows the lines
     code = compile(source, name, "exec", flags=PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    module = types.ModuleType("__main__")
-    module.__dict__.update(variables)
-    sys.modules["__main__"] = module
     if code.co_flags & inspect.CO_COROUTINE:
         import asyncio  # noqa: PLC0415 - costs more than many a cell, and few need it
 
-        asyncio.run(types.FunctionType(code, module.__dict__)())
+        asyncio.run(types.FunctionType(code, namespace)())
     else:
-        exec(code, module.__dict__)  # noqa: S102 - that is what was asked for
+        exec(code, namespace)  # noqa: S102 - that is what was asked for
+
+
+def again(path: str, namespace: dict[str, object]) -> None:
+    """Execute the cell in a child of multiprocessing, which does not take it for the main program."""
+    name, source, variables = read(path)
+    namespace.update(variables)
+    run(name, source, namespace)
 
 
 def main(path: str) -> int:
     """Run the file's cell; a traceback that begins in the cell, and exit status 1, when it raises."""
     name, source, variables = read(path)
+    module = types.ModuleType("__main__")
+    module.__dict__.update(variables, __file__=path.removesuffix(".cell") + ".py")
+    sys.modules["__main__"] = module
     try:
-        run(name, source, variables)
+        run(name, source, module.__dict__)
     except Exception as error:  # noqa: BLE001 - shown, as an interpreter does
         import traceback  # noqa: PLC0415 - only when it is needed
 

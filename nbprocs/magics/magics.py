@@ -49,6 +49,12 @@ T = TypeVar("T")
 SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 START_WAIT = 2.0  # seconds that a cell waits for its process to have started, so that an error appears under the cell
 _CELL_MAIN = str(Path(__file__).with_name("cell_main.py"))
+_AGAIN = """import importlib.util as util
+spec = util.spec_from_file_location("nbprocs_cell_main", {main!r})
+module = util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.again({cell!r}, globals())
+"""
 _NAME_MAGICS = ("output", "stop", "restart")
 
 
@@ -103,7 +109,11 @@ def parse_ready(text: str) -> Ready:
         return Url(text)
     if found := re.fullmatch(r"(?:([\w.-]*):)?(\d{1,5})", text):
         return Port(int(found[2]), host=found[1] or "127.0.0.1")
-    return LogLine(text)
+    try:
+        return LogLine(text)
+    except ValueError as error:
+        msg = f"--ready takes a port, host:port, a URL or a pattern for a line of the output: {error}"
+        raise UsageError(msg) from None
 
 
 class CellProcess:
@@ -240,7 +250,9 @@ def _python_cell(name: str, source: str, variables: dict[str, Any]) -> ProcessCo
             _shared.folder = tempfile.TemporaryDirectory(prefix="nbprocs-cells-")
     path = Path(_shared.folder.name, f"{next(_shared.numbers)}.cell")
     path.write_bytes(pickle.dumps((f"<cell {name}>", source, sent)))
-    return ProcessConfig(command=sys.executable, args=("-u", _CELL_MAIN, str(path)))
+    path.with_suffix(".py").write_text(_AGAIN.format(main=_CELL_MAIN, cell=str(path)), encoding="utf-8")
+    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
+    return ProcessConfig(command=sys.executable, args=("-u", _CELL_MAIN, str(path)), title=f"python: {first}")
 
 
 def _environment(changes: list[str]) -> dict[str, str | None]:

@@ -351,6 +351,11 @@ class ProcessManager(Displayable):
         return tuple(sorted((process.info for process in self._registry), key=lambda info: info.created_at))
 
     @property
+    def closed(self) -> bool:
+        """True once ``aclose()`` was called: it starts nothing any more."""
+        return self._closed
+
+    @property
     def live(self) -> int:
         """How many processes live now."""
         return len(self._registry.live)

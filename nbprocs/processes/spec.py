@@ -9,7 +9,20 @@ from nbprocs.engine.child import Spec, child_environment, shell_argv
 
 __all__ = ["spec_of"]
 
-_OURS = {"command", "args", "shell", "working_dir", "env_vars", "encoding", "errors", "timeout", "name", "success_codes", "output_limit"}
+_OURS = {
+    "command",
+    "args",
+    "shell",
+    "working_dir",
+    "env_vars",
+    "encoding",
+    "errors",
+    "timeout",
+    "name",
+    "title",
+    "success_codes",
+    "output_limit",
+}
 _ENGINES = {f.name for f in fields(Spec)}
 
 

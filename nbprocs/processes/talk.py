@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nbprocs.checks import data as bytes_of
+from nbprocs.checks import refuse, seconds, text, whole
 from nbprocs.config import Data, ProcessConfig
 from nbprocs.display import Displayable
 from nbprocs.engine.child import Child
 from nbprocs.engine.home import Home, hops
-from nbprocs.engine.output import LineReader, OutputLog
-from nbprocs.errors import CommunicationError, tail_text
+from nbprocs.engine.output import LONGEST_LINE, LineReader, OutputLog
+from nbprocs.errors import CommunicationError, ExpectTimeout
 from nbprocs.model import ProcessResult, Stream
+from nbprocs.processes.window import TextWindow
+from nbprocs.terminal import Interleaved, tail_text
 
 __all__ = ["Talk"]
 
 _CHUNK_OF_LINES = 1 << 20  # bytes that lines() hands out before it lets the loop breathe
+_TAIL = 64 << 10  # bytes of each stream that the last lines are looked for in
+_PATIENCE = 0.2  # seconds that a line which grows by carriage returns may stay without an end
 
 
 class Talk(Displayable):
@@ -36,6 +42,9 @@ class Talk(Displayable):
     stderr: OutputLog
     _child: Child | None
     _readers: dict[Stream, tuple[LineReader, deque[str]]]
+    _expected: dict[Stream, int]  # where the next search of expect() begins
+    _order: Interleaved
+    more_output: Callable[[int], Awaitable[None]]
 
     @hops
     async def send(self, data: Data) -> None:
@@ -67,27 +76,39 @@ class Talk(Displayable):
         if self._child is not None and self.config.stdin is not False:
             await self._child.close_stdin()
 
-    def _broken(self, what: str) -> CommunicationError:
+    def _broken(self, what: str, kind: type[CommunicationError] = CommunicationError) -> CommunicationError:
         result, fields = self.result, {"process_id": self.id, "name": self.name, "command": self.config.display, "last_output": self.tail()}
         how = {} if result is None else {"exit_code": result.exit_code, "signal": result.signal}
-        return CommunicationError(f"{self.name} {what}", **fields, **how)  # type: ignore[arg-type]
+        return kind(f"{self.name} {what}", **fields, **how)  # type: ignore[arg-type]
 
     # -- reading
 
-    async def lines(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0) -> AsyncIterator[str]:
+    async def lines(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0, longest: int = LONGEST_LINE) -> AsyncIterator[str]:
         """Every line of a stream, from the beginning (or a byte position), until its end. Several readers at once each see them all.
 
-        Lines of any length come whole, without their newline; what is not UTF-8 becomes U+FFFD. Dropped output leaves a line saying so.
+        Lines come whole, without their newline, in pieces if they are longer than ``longest`` bytes; what can't be decoded becomes U+FFFD,
+        or what ``errors`` says. Of a line that only grows by carriage returns (a progress bar) each part comes as a line, 0.2 seconds late
+        at most. Dropped output leaves a line saying so.
         """
-        source = self._log(stream)
-        reader = LineReader(source, position)
-        breath = position
-        while (block := await self._next_lines(reader)) is not None:
+        async for block in self.blocks(stream, position=position, longest=longest):
             for line in block:
                 yield line
+
+    async def blocks(
+        self, stream: Stream | str = Stream.STDOUT, *, position: int = 0, longest: int = LONGEST_LINE
+    ) -> AsyncIterator[list[str]]:
+        """The same lines, a list of those that have come at a time: several times as fast for a program that writes much."""
+        whole("longest", longest, least=1)
+        reader = self._reader(self._log(stream), whole("position", position, least=0), limit=longest)
+        breath = position
+        while (block := await self._next_lines(reader)) is not None:
+            yield block
             if reader.position - breath > _CHUNK_OF_LINES:
                 breath = reader.position
                 await asyncio.sleep(0)
+
+    def _reader(self, source: OutputLog, position: int = 0, *, limit: int = LONGEST_LINE) -> LineReader:
+        return LineReader(source, position, encoding=self.config.encoding, errors=self.config.errors, limit=limit)
 
     @hops
     async def _next_lines(self, reader: LineReader) -> list[str] | None:
@@ -96,7 +117,54 @@ class Talk(Displayable):
             if block is None or block:
                 return block
             if reader.position >= reader.source.end:
-                await reader.source.wait(reader.position)
+                try:
+                    async with asyncio.timeout(_PATIENCE if reader.unfinished_frames else None):
+                        await reader.source.wait(reader.position)
+                except TimeoutError:
+                    if frames := reader.frames():
+                        return frames
+
+    async def expect(
+        self, pattern: str | re.Pattern[str], *, timeout: float | None = 30.0, stream: Stream | str | None = None
+    ) -> re.Match[str]:
+        r"""Wait until what it wrote matches a regular expression (``re.search``), and return the match.
+
+        The text is taken as it comes, a prompt without a newline too, from where the match before has ended; ``stream=None`` looks at both
+        streams, each by itself. A match can't be longer than 64 KiB. Raises ExpectTimeout after ``timeout`` seconds, and CommunicationError
+        when the output ends without a match; both show the last lines. What was written stays to be read otherwise.
+
+        >>> async with ProcessManager() as pm:
+        ...     proc = await pm.spawn("sh", "-c", "printf 'name? '; read name; echo \"hello $name\"", stdin=True)
+        ...     _ = await proc.expect(r"name\? ")
+        ...     await proc.send_line("world")
+        ...     (await proc.expect(r"hello (\w+)"))[1]
+        'world'
+        """
+        compiled = _compiled(pattern)
+        limit = seconds("timeout", timeout, zero=True)
+        streams = tuple(Stream) if stream is None else (Stream(stream),)
+        found, stream, position = await self._expect(compiled, limit, streams)
+        self._expected[stream] = position  # on the caller's side of the hop: a cancelled wait must lose nothing
+        return found
+
+    @hops
+    async def _expect(
+        self, pattern: re.Pattern[str], limit: float | None, streams: tuple[Stream, ...]
+    ) -> tuple[re.Match[str], Stream, int]:
+        windows = {name: TextWindow(self._log(name), self._expected.get(name, 0), self.config) for name in streams}
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    seen = self.stdout.end + self.stderr.end
+                    for name, window in windows.items():
+                        found = window.search(pattern)
+                        if found is not None:
+                            return found, name, window.behind(found)
+                    if all(window.over for window in windows.values()):
+                        raise self._broken(f"ended without output that matches {pattern.pattern!r}")
+                    await self.more_output(seen)
+        except TimeoutError:
+            raise self._broken(f"wrote nothing that matches {pattern.pattern!r} within {limit:g} s", ExpectTimeout) from None
 
     async def receive_output(self) -> str | None:
         """The next line of stdout that no earlier call has given; None at the end. Waits for it."""
@@ -108,7 +176,7 @@ class Talk(Displayable):
 
     async def _receive(self, stream: Stream) -> str | None:
         # Taken on the caller's side of a hop, in one step: a line must not be lost when the wait is cancelled while it arrives.
-        _, pending = self._readers.setdefault(stream, (LineReader(self._log(stream)), deque()))
+        _, pending = self._readers.setdefault(stream, (self._reader(self._log(stream)), deque()))
         while True:
             with contextlib.suppress(IndexError):
                 return pending.popleft()
@@ -131,5 +199,20 @@ class Talk(Displayable):
         return self.stdout if Stream(stream) is Stream.STDOUT else self.stderr
 
     def tail(self, lines: int = 10) -> str:
-        """The last lines of its stderr, or of its stdout if that is empty."""
-        return tail_text((self.stderr if self.stderr.end else self.stdout).tail(64 << 10), lines=lines)
+        """The last lines that it wrote, both streams in their order, as a terminal shows them."""
+        data = self._order.tail(self.stdout.tail(_TAIL), self.stderr.tail(_TAIL))
+        return tail_text(data.decode(self.config.encoding, "replace"), lines=whole("lines", lines, least=1))
+
+    def last_line(self) -> str:
+        """The last line that is not empty of the stream that wrote last; at most 200 characters."""
+        latest, other = (self.stdout, self.stderr) if self._order.last == 0 else (self.stderr, self.stdout)
+        return latest.last_line() or other.last_line()
+
+
+def _compiled(pattern: object) -> re.Pattern[str]:
+    if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str):
+        return pattern
+    try:
+        return re.compile(text("pattern", pattern))
+    except re.error as error:
+        refuse(ValueError, "pattern", f"a regular expression ({error})", pattern)

@@ -9,7 +9,7 @@ from pathlib import Path
 from nbprocs.model import EventKind
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.runs.cells import Cells
-from nbprocs.runs.rows import Note, Surroundings
+from nbprocs.runs.rows import KernelSide, Note
 from nbprocs.runs.writer import writer_for
 
 __all__ = ["ManagerRecorder", "RunsConfig", "make_recorder"]
@@ -50,7 +50,7 @@ class ManagerRecorder:
     def __init__(self, config: RunsConfig) -> None:
         self._writer = writer_for(Path(config.path))
         self._keep = config.tail, config.output
-        self._around = Surroundings()
+        self._around = KernelSide()
         self._cells = Cells()
         self._open = True
 

@@ -1,4 +1,4 @@
-"""Notes of what happened, made into rows. In the writer's thread, except for ``Surroundings``, which looks at the loop's side."""
+"""Notes of what happened, made into rows. In the writer's thread, except for ``KernelSide``, which looks at the loop's side."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from nbprocs.runs.provenance import Inputs, Repositories
 from nbprocs.runs.schema import COLUMNS
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
 
-__all__ = ["Note", "RowMaker", "Surroundings", "fingerprint"]
+__all__ = ["KernelSide", "Note", "RowMaker", "fingerprint"]
 
 _AT = {name: at for at, name in enumerate(COLUMNS)}
 _CACHED = 2_048
@@ -50,7 +50,7 @@ class _Command:
     key: int = 0  # once it is among the rows
 
 
-class Surroundings:
+class KernelSide:
     """The kernel's environment and folder, looked at when a process starts: a microsecond while nothing has changed."""
 
     def __init__(self) -> None:

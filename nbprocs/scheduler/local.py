@@ -95,6 +95,7 @@ class LocalBackend:
             env_vars={**self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0)), **job.env_vars},
             timeout=job.timeout,
             shell=job.shell,
+            **job.options,
         )
         try:
             process = await self.manager.spawn(config, name=job.name if job.named else None)

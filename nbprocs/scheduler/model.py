@@ -245,6 +245,7 @@ class ScheduledTask:
     max_retries: int
     state: TaskState
     name: str | None = None
+    key: str | None = None
     group: str | None = None
     resources: tuple[tuple[str, float], ...] = ()
     after: tuple[str, ...] = ()  # ids it still waits for

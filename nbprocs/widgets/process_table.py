@@ -152,7 +152,7 @@ class TablePart(Part):
             "columns": COLUMNS,
             "rows": rows,
             "now": time.time(),
-            "closed": self._closed_manager,
+            "closed": self._manager.closed,
             "signals": SIGNALS,
             "every": self._readings.interval,
         }
@@ -216,7 +216,7 @@ class TablePart(Part):
 
     @property
     def over(self) -> bool:  # type: ignore[override]
-        """The manager was closed."""
+        """The manager was closed, and has said so."""
         return self._closed_manager
 
     @property

@@ -6,14 +6,15 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nbprocs.display import Html, joined, plain
 from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, ResourceExhausted, StartupFailed
+from nbprocs.model import EventKind
 from nbprocs.processes.readiness import LogLine, Port, Url
 from nbprocs.redact import is_secret_name, mask_text
-from nbprocs.widgets.base import Part, View
+from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.record import MONO, MUTED
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, mapping, op, text
 
@@ -174,18 +175,28 @@ class FormPart(Part):
         self._programs = Programs()
         self._history: list[str] = []
         self._new: list[str] = []
+        self._unsubscribe: Callable[[], None] = lambda: None
+
+    def attach(self, host: Host) -> None:
+        """Hear when the manager is closed."""
+        super().attach(host)
+        closed = host.carry(lambda: host.want(self))
+        self._unsubscribe = self._manager.subscribe(lambda event: closed() if event.kind is EventKind.CLOSED else None)
 
     def detach(self) -> None:
-        """Nothing is subscribed."""
+        """Unsubscribe."""
+        self._unsubscribe()
 
     def snapshot(self) -> Delta:
-        """The history and the kernel's folder."""
-        return Delta(content={"history": self._history, "cwd": str(pathlib.Path.cwd()), "ready": READY_KINDS})
+        """The history, the kernel's folder, and whether anything can be started."""
+        content = {"history": self._history, "cwd": str(pathlib.Path.cwd()), "ready": READY_KINDS, "closed": self._manager.closed}
+        return Delta(content=content)
 
     def delta(self) -> Delta | None:
-        """New lines of the history."""
+        """``+`` new lines of the history, ``closed``."""
         new, self._new = self._new, []
-        return Delta(content={"+": new}) if new else None
+        content = ({"+": new} if new else {}) | ({"closed": True} if self._manager.closed else {})
+        return Delta(content=content) if content else None
 
     def html(self) -> Html:
         """What ran by it; the form itself is of no use on paper."""

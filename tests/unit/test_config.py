@@ -98,7 +98,7 @@ def test_any_value_is_kept_or_refused_by_name(option, value):
         ({"rlimits": {"NOFILES": 3}}, "NOFILE"),
         ({"rlimits": {"NOFILE": (5, 3)}}, "soft"),
         ({"stop_signal": "SIGNAL"}, "SIGINT"),
-        ({"stop_scope": "all"}, "'tree', 'group', 'process'"),
+        ({"stop_scope": "all"}, "'tree', 'leader'"),
         ({"success_codes": []}, "at least one"),
         ({"success_codes": 3}, "list of exit codes"),
         ({"encoding": "klingon"}, "encoding"),

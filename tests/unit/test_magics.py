@@ -94,6 +94,31 @@ def test_a_python_cell_can_await_and_is_main(shell):
     assert done(run(shell, code)).text == "__main__ False\n"
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_children_of_multiprocessing_find_the_cells_functions_and_variables(shell, method):
+    """spawn and forkserver run the file of __main__ again: without one they hung."""
+    shell.user_ns["base"] = 10
+    code = f"""%%proc python --send base --timeout 60
+import multiprocessing as mp
+def shifted(x):
+    return base + x
+if __name__ == "__main__":
+    with mp.get_context("{method}").Pool(1) as pool:
+        print(pool.map(shifted, [1, 2]))
+"""
+    assert done(run(shell, code)).text == "[11, 12]\n"
+
+
+def test_a_python_cell_is_titled_by_its_first_line(shell):
+    handle = run(shell, "%%proc python -n titled\n\nimport this_is_not_a_module")
+    assert done(handle).command == "python: import this_is_not_a_module"
+
+
+def test_a_bad_pattern_of_ready_is_a_usage_error(shell):
+    with pytest.raises(UsageError, match=r"--ready takes .*regular expression"):
+        run(shell, "%%proc --ready ( \ntrue")
+
+
 def test_a_python_cell_that_raises_shows_its_own_lines_only(shell):
     result = done(run(shell, "%%proc python -n bad\ndef f():\n    return 1 / 0\nf()"))
     error = result.stderr.decode()

@@ -52,6 +52,10 @@ export class Pool {
     this.timer = setInterval(() => this.root.isConnected && this.grid.rows.forEach((row) => this.grid.fill(row)), 1000);
   }
 
+  close() {
+    for (const node of this.root.querySelectorAll(".nb-actions .nb-button, .nb-actions .nb-input")) node.disabled = true;
+  }
+
   snapshot(content) {
     this.offset = content.now - Date.now() / 1000;
     this.grid.clear();
@@ -186,6 +190,12 @@ export class Queue {
     return this.bars.get(key)?.at(-1)?.[2];
   }
 
+  close() {
+    this.over = true;
+    this.drawActions();
+    this.pauseButton.disabled = this.limit.disabled = true;
+  }
+
   fillProgress(cell, { key, data }) {
     const bar = this.bars.get(key)?.at(-1);
     const running = data[2] === "running" && bar;
@@ -231,13 +241,16 @@ export class Queue {
   }
 
   status(s) {
+    if (s.closed) this.close();
     this.paused = s.paused || Boolean(s.halted);
     this.pauseButton.replaceChildren(icon(this.paused ? "play" : "pause"));
     set(this.pauseButton, { title: this.paused ? "Resume the queue" : "Pause the queue", "aria-label": this.paused ? "Resume the queue" : "Pause the queue", "aria-pressed": String(this.paused), disabled: s.closed });
     this.limit.disabled = s.closed;
     if (document.activeElement !== this.limit) this.limit.value = String(s.limit);
     const words = [s.closed ? "closed" : s.halted || (s.paused ? "paused" : ""), `${count(s.running)} running`, `${count(s.waiting)} waiting`];
-    if (s.eta && s.running + s.waiting) words.push(`${clock(s.eta[1])} left (${clock(s.eta[0])} to ${clock(s.eta[2])})`);
+    const later = s.counts.scheduled ?? 0; // not due yet: the time left is of work, not of waiting
+    if (s.eta && s.running + s.waiting) words.push(`${clock(s.eta[1])} ${later ? "of work " : ""}left (${clock(s.eta[0])} to ${clock(s.eta[2])})`);
+    if (later && s.next) words.push(`${count(later)} not due yet, the next in ${clock(s.next - Date.now() / 1000 - this.offset)}`);
     for (const [name, used, capacity] of s.resources) words.push(`${name} ${used}/${capacity}`);
     say(this.facts, words.filter(Boolean).join(" · "));
     const total = Object.values(s.counts).reduce((sum, n) => sum + n, 0);
@@ -291,8 +304,8 @@ export class Queue {
   drawActions() {
     const chosen = [...this.grid.selected].map((key) => this.grid.rows.get(key)?.data[2]).filter(Boolean);
     say(this.picked, chosen.length ? `${chosen.length} selected` : "");
-    const open = chosen.some((state) => !FINAL.has(state));
-    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = node.dataset.op === "release" ? !chosen.includes("held") : !open;
+    const open = !this.over && chosen.some((state) => !FINAL.has(state));
+    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !open || (node.dataset.op === "release" && !chosen.includes("held"));
     this.priority.disabled = !open;
   }
 

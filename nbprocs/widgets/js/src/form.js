@@ -72,6 +72,7 @@ export class Form {
         check("stdin", "stdin", "Keep its standard input open, to send lines"),
         check("pty", "terminal", "Give it a pseudo-terminal, for programs that only colour or flush on one"),
         check("restart", "restart on failure", "Start it again, with growing pauses, when it fails"),
+        (this.said = h("span.nb-said", { role: "status" })),
       ),
       this.shellNote,
       this.more,
@@ -153,6 +154,18 @@ export class Form {
     }
   }
 
+  /** Nothing can be started any more. */
+  close() {
+    for (const node of this.root.querySelectorAll("input, select, button")) node.disabled = true;
+  }
+
+  /** A word beside the switches: over the line of Python it would hide what it speaks of. */
+  tell(text) {
+    clearTimeout(this.told);
+    say(this.said, text);
+    this.told = setTimeout(() => say(this.said, ""), 6000);
+  }
+
   showLine(line) {
     this.python = line;
     say(this.line, line || "proc = await pm.spawn(…)");
@@ -177,10 +190,10 @@ export class Form {
   async copyLine() {
     try {
       await navigator.clipboard.writeText(this.python);
-      this.context.notice("Copied.");
+      this.tell("Copied.");
     } catch {
       getSelection().selectAllChildren(this.line);
-      this.context.notice("Selected: press Ctrl+C to copy.");
+      this.tell("Selected: press Ctrl+C to copy.");
     }
   }
 
@@ -194,7 +207,7 @@ export class Form {
     this.showErrors();
     try {
       const { data } = await this.context.connection.call(this.part, "run", this.values());
-      this.context.notice(`${data.name} started${data.pid ? `, pid ${data.pid}` : ""}.`);
+      this.tell(`${data.name} started${data.pid ? `, pid ${data.pid}` : ""}.`);
     } catch (error) {
       this.showErrors(error.field, error.message);
       this.fields[error.field]?.input?.focus?.();
@@ -219,15 +232,18 @@ export class Form {
 
   snapshot(content) {
     this.history = content.history;
+    if (content.closed) this.context.closed("The manager is closed: it starts nothing more.");
     set(this.cwd.input, { placeholder: content.cwd });
   }
 
   delta(content) {
-    this.history = [...this.history, ...content["+"]];
+    this.history = [...this.history, ...(content["+"] ?? [])];
+    if (content.closed) this.context.closed("The manager is closed: it starts nothing more.");
   }
 
   destroy() {
     clearTimeout(this.timer);
+    clearTimeout(this.told);
     this.command.destroy();
     this.cwd.destroy();
   }
@@ -258,7 +274,9 @@ export class Combo {
       onkeydown: (event) => this.key(event),
       onblur: () => setTimeout(() => this.close(), 120),
     });
+    if ("popover" in HTMLElement.prototype) this.list.popover = "manual"; // the top layer: an output's own edge must not cut it off
     this.root = h("div.nb-combo", {}, this.input, this.list);
+    this.away = (event) => this.list.contains(event.target) || this.close();
   }
 
   typed() {
@@ -282,6 +300,8 @@ export class Combo {
     this.open = items.length > 0;
     this.list.hidden = !this.open;
     set(this.input, { "aria-expanded": String(this.open), "aria-activedescendant": null });
+    if (this.open) this.float();
+    else this.sink();
     this.list.replaceChildren(
       ...items.map((item, i) =>
         h(
@@ -292,6 +312,24 @@ export class Combo {
         ),
       ),
     );
+  }
+
+  /** Below the field, or above it where there is more room; it goes when anything scrolls. */
+  float() {
+    if (!this.list.popover) return;
+    if (!this.list.matches(":popover-open")) this.list.showPopover();
+    const { left, top, bottom, width } = this.input.getBoundingClientRect();
+    const below = innerHeight - bottom - 8;
+    const up = below < 120 && top > below;
+    Object.assign(this.list.style, { left: `${left}px`, width: `${width}px`, top: up ? "auto" : `${bottom + 2}px`, bottom: up ? `${innerHeight - top + 2}px` : "auto", maxHeight: `${Math.min(240, up ? top - 8 : below)}px` });
+    addEventListener("scroll", this.away, true);
+    addEventListener("resize", this.away);
+  }
+
+  sink() {
+    removeEventListener("scroll", this.away, true);
+    removeEventListener("resize", this.away);
+    if (this.list.popover && this.list.isConnected && this.list.matches(":popover-open")) this.list.hidePopover();
   }
 
   move(step) {
@@ -325,10 +363,12 @@ export class Combo {
     this.turn++;
     this.open = false;
     this.list.hidden = true;
+    this.sink();
     set(this.input, { "aria-expanded": "false", "aria-activedescendant": null });
   }
 
   destroy() {
+    this.sink();
     clearTimeout(this.timer);
   }
 }

@@ -263,8 +263,18 @@ export class Pane {
     this.refit();
   }
 
+  /** The kernel is gone. A closed manager's output can still be read, paged and searched. */
+  close() {
+    this.stdin.hidden = true;
+    this.stopButton.disabled = true;
+  }
+
   terminalKey(event) {
     if (event.type !== "keydown") return true;
+    if ((event.ctrlKey || event.metaKey) && event.key === "c" && this.term.hasSelection()) {
+      event.stopPropagation(); // the browser's own copy follows, which xterm answers with its selection
+      return false;
+    }
     if ((event.ctrlKey || event.metaKey) && event.key === "f") {
       event.preventDefault();
       event.stopPropagation();

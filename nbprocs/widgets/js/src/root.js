@@ -24,16 +24,19 @@ export class Root {
     });
     this.text = h("span", {});
     this.bar = h("div.nb-notice", { hidden: true, role: "status", "aria-live": "polite" }, this.text, button("close", "Dismiss", () => this.notice("")));
+    this.top = h("div.nb-state", { hidden: true, role: "status" });
     this.node = h("div.nb-view", { "data-jp-suppress-context-menu": "true", onkeydown: keepPlainKeys });
     if (this.spec.arranged) this.node.classList.add(`nb-${this.spec.arranged}`);
     const context = {
       connection: this.connection,
       spec: this.spec,
       notice: (text, kind) => this.notice(text, kind),
+      closed: (text) => this.over(text),
       mount: (name, part) => this.mount(name, part),
       unmount: (name) => this.parts.delete(name),
       refresh: (name) => this.refresh(name),
     };
+    this.node.append(this.top);
     for (const { name, kind } of this.spec.parts) {
       const part = new KINDS[kind](context, name);
       this.parts.set(name, part);
@@ -44,7 +47,7 @@ export class Root {
     this.node.addEventListener("focusout", (event) => this.node.isConnected && !this.node.contains(event.relatedTarget) && this.focused(null));
     this.scrolled = new Map(); // element → where it was scrolled to; a node that is taken out forgets it
     this.node.addEventListener("scroll", ({ target }) => target.isConnected && this.scrolled.set(target, target.scrollTop), true);
-    this.lost = () => this.state("The kernel that this view belongs to is gone. Run the cell again.");
+    this.lost = () => this.over("The kernel of this view is gone. Run the cell again.");
     channel.on("comm_live_update", this.lost);
     this.connection.hello();
   }
@@ -79,10 +82,24 @@ export class Root {
     if (text && kind !== "error") this.noticeTimer = setTimeout(() => this.notice(""), 4000);
   }
 
+  /** What holds for all of the view, on top of it, for as long as it holds. */
   state(text) {
+    this.waiting = text;
+    this.drawState();
+  }
+
+  /** What will not change any more: nothing here can be done. */
+  over(text) {
+    this.ended = text;
+    this.drawState();
+    for (const part of this.parts.values()) part.close?.();
+  }
+
+  drawState() {
+    const text = this.ended || this.waiting || "";
     this.node.classList.toggle("nb-stale", Boolean(text));
-    if (text || this.stateShown) this.notice(text, "error"); // stays until it is over
-    this.stateShown = Boolean(text);
+    this.top.hidden = !text;
+    say(this.top, text);
   }
 
   destroy() {

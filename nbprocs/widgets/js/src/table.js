@@ -72,7 +72,15 @@ export class Table {
     this.body.style.height = `${ROW * this.tall}px`;
     this.grid = h("div.nb-grid", { role: "grid", "aria-multiselectable": "true", "aria-label": "Processes" }, this.head, this.body);
     this.detail = h("div.nb-detail", { hidden: true });
-    this.root = h("div.nb-table", {}, h("div.nb-bar", {}, this.filter, this.chips, this.actions), this.grid, this.detail);
+    this.asked = h("span.nb-asked", {});
+    this.question = h(
+      "div.nb-ask",
+      { hidden: true, role: "alertdialog", "aria-label": "Please confirm" },
+      this.asked,
+      h("button.nb-button.nb-text.nb-yes", { type: "button", onclick: () => this.answer(true) }, "Yes"),
+      h("button.nb-button.nb-text", { type: "button", onclick: () => this.answer(false) }, "No (Esc)"),
+    );
+    this.root = h("div.nb-table", { onkeydown: (event) => event.key === "Escape" && this.question.hidden === false && (event.preventDefault(), event.stopPropagation(), this.answer(false)) }, h("div.nb-bar", {}, this.filter, this.chips, this.question, this.actions), this.grid, this.detail);
     this.timer = setInterval(() => this.tickClock(), 1000);
     this.observer = globalThis.ResizeObserver && new ResizeObserver(() => this.draw());
     this.observer?.observe(this.body);
@@ -114,7 +122,7 @@ export class Table {
 
   snapshot(content) {
     this.rows.reset(content);
-    this.closed = content.closed;
+    if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
     this.root.classList.toggle("nb-unmeasured", !content.every);
     this.signalMenu.replaceChildren(
       h("option", { value: "" }, "Signal…"),
@@ -127,9 +135,16 @@ export class Table {
 
   delta(content) {
     const { structure } = this.rows.apply(content);
-    if (content.closed) this.closed = true;
+    if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
     if (structure || content.closed) this.arrange();
     else this.draw();
+  }
+
+  /** Nothing can be done any more; output can still be read. */
+  close() {
+    this.closed = true;
+    for (const row of this.rows.byKey.values()) row.changed = true;
+    this.arrange();
   }
 
   id(row) {
@@ -250,8 +265,8 @@ export class Table {
     const statuses = new Set(known.map((row) => this.rows.get(row, "status")));
     say(this.count, chosen ? `${chosen} selected` : "");
     const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
-    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !usable[node.dataset.op];
-    this.signalMenu.disabled = !live.length;
+    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = this.closed || !usable[node.dataset.op];
+    this.signalMenu.disabled = this.closed || !live.length;
     this.all.checked = chosen > 0 && this.shown.length > 0 && this.shown.every((row) => this.selected.has(this.id(row)));
     this.all.indeterminate = chosen > 0 && !this.all.checked;
   }
@@ -274,7 +289,7 @@ export class Table {
       }
     } else if (event.key === " " && this.active !== null) this.toggle(this.active, event.shiftKey);
     else if (event.key === "Enter" && this.active !== null) this.show(this.rows.byKey.get(this.active));
-    else if (event.key === "Escape") this.selectAll(false);
+    else if (event.key === "Escape") this.pending ? this.answer(false) : this.selectAll(false);
     else if (event.key === "a" && (event.ctrlKey || event.metaKey)) this.selectAll(true);
     else if (event.key === "/" && plain) this.filter.focus();
     else if (event.key === "s" && plain) this.act("stop", this.targets());
@@ -315,22 +330,30 @@ export class Table {
 
   // -- acting
 
-  /** What ends several at once asks again: the same action within 4 seconds goes through. */
-  confirmed(op, ids) {
-    if (ids.length < 2 || !["stop", "kill", "restart"].includes(op)) return true;
+  /** What ends several at once asks first, in the toolbar's place; the same key or button again says yes, Esc or any other act says no. */
+  confirmed(op, ids, node) {
     const key = `${op} ${ids.join()}`;
-    if (this.armed?.key === key && Date.now() < this.armed.until) {
-      this.armed = null;
-      this.context.notice("");
-      return true;
-    }
-    this.armed = { key, until: Date.now() + 4000 };
-    this.context.notice(`${op} ${ids.length} processes? Press again to confirm.`, "ask");
+    const again = this.pending?.key === key;
+    this.answer(false);
+    if (again || ids.length < 2 || !["stop", "kill", "restart"].includes(op)) return true;
+    this.pending = { key, go: () => this.act(op, ids, node) };
+    say(this.asked, `${op} ${ids.length} processes?`);
+    this.question.hidden = false;
+    this.chips.hidden = true;
     return false;
   }
 
+  answer(yes) {
+    const { pending } = this;
+    this.question.hidden = true;
+    this.chips.hidden = false;
+    if (yes) return pending?.go();
+    this.pending = null;
+    if (this.question.contains(document.activeElement)) this.body.focus();
+  }
+
   async act(op, ids, node = null, args = {}) {
-    if (!ids.length || !this.confirmed(op, ids)) return;
+    if (this.closed || !ids.length || !this.confirmed(op, ids, node)) return;
     node?.setAttribute("aria-busy", "true");
     try {
       await this.context.connection.call(this.part, op, { ids, ...args });
@@ -493,8 +516,9 @@ export class Table {
     say(line.ports, get("ports"));
     say(line.line, get("line"));
     line.line.title = get("line");
-    line.stop.disabled = !live;
-    line.pause.disabled = !live || status === "starting";
+    line.stop.disabled = this.closed || !live;
+    line.restart.disabled = Boolean(this.closed);
+    line.pause.disabled = this.closed || !live || status === "starting";
     if (line.pausedShown !== (status === "paused")) {
       line.pausedShown = status === "paused";
       line.pause.replaceChildren(icon(line.pausedShown ? "resume" : "pause"));

@@ -69,9 +69,20 @@ describe("the table", () => {
     expect(model.last("pause").args.ids).toEqual(["id2", "id3"]);
     press(body, "k");
     expect(model.last("kill")).toBeUndefined(); // two at once: asks first
-    expect(el.querySelector(".nb-notice").textContent).toContain("kill 2 processes?");
+    const question = el.querySelector(".nb-ask");
+    expect(question.textContent).toContain("kill 2 processes?");
+    press(body, "Escape");
+    expect(question.hidden).toBe(true);
+    press(body, "k");
+    expect(model.last("kill")).toBeUndefined(); // the question was withdrawn, so it is asked anew
     press(body, "k");
     expect(model.last("kill").args.ids).toEqual(["id2", "id3"]);
+    expect(question.hidden).toBe(true);
+    press(body, "s");
+    question.querySelector(".nb-yes").click();
+    expect(model.last("stop").args.ids).toEqual(["id2", "id3"]);
+    await frame();
+    expect([...el.querySelectorAll("[data-active]")].map((row) => row.querySelector("b").textContent)).toEqual(["c"]);
     press(body, "Enter");
     expect(model.last("show").args).toEqual({ id: "id3" });
     press(body, "/");
@@ -87,6 +98,19 @@ describe("the table", () => {
     expect(outer).not.toHaveBeenCalled();
     press(el.querySelector(".nb-body"), "s", { ctrlKey: true });
     expect(outer).toHaveBeenCalledTimes(1);
+  });
+
+  it("can do nothing when its manager is closed, but show output", async () => {
+    const { el, model, delta } = show("table", tableSnapshot([{ name: "a" }]));
+    await frame();
+    delta(1, { closed: true });
+    await frame();
+    expect(el.querySelector(".nb-state").textContent).toContain("manager is closed");
+    const usable = [...el.querySelectorAll(".nb-space button")].filter((button) => !button.disabled).map((button) => button.title);
+    expect(usable).toEqual(["Show output"]);
+    el.querySelector(".nb-body").dispatchEvent(new Event("focus"));
+    press(el.querySelector(".nb-body"), "k");
+    expect(model.last("kill")).toBeUndefined();
   });
 
   it("sorts by its heads and says so", async () => {
@@ -241,7 +265,7 @@ describe("a view that is shown again", () => {
   it("says so when its kernel is gone", () => {
     const { el, model } = show("table", tableSnapshot([]));
     model.comm_live_update();
-    expect(el.querySelector(".nb-notice").textContent).toContain("gone");
+    expect(el.querySelector(".nb-state").textContent).toContain("gone");
     expect(el.querySelector(".nb-view").classList.contains("nb-stale")).toBe(true);
   });
 
