@@ -22,7 +22,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from nbprocs.checks import flag, instance, member, seconds, whole
+from nbprocs.checks import flag, instance, seconds, whole
 from nbprocs.checks import name as check_name
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.container import Limits, read_limits
@@ -368,7 +368,7 @@ class ProcessMonitor(Displayable):
         What was not measured is NaN or NA. Memory is in MiB, times in seconds, CPU in percent of one core; ``read_bytes`` and
         ``write_bytes`` count what system calls moved since the start, cached or not. A million samples take some 0.2 s.
         """
-        chosen = None if scope is None else _scope(scope)
+        chosen = None if scope is None else Scope.of(scope)
         start = None if since is None else round(since.timestamp() * 1e6)
         snapshot = self._book.history.snapshot()
         if wide is not None:
@@ -488,12 +488,6 @@ class ProcessMonitor(Displayable):
 
     def _html_(self) -> Html:
         return table_html(self._metrics()[:SUMMARY_MOST], self.alerts(open_only=True), heading=repr(self))
-
-
-def _scope(given: object) -> Scope:
-    if isinstance(given, str) and given.upper() in Scope.__members__:
-        return Scope[given.upper()]
-    return member("scope", given, Scope)
 
 
 def _current() -> Home | None:
