@@ -46,6 +46,7 @@ class TaskKeywords(TypedDict, total=False):
     encoding: str
     errors: str
     executable: Word | None
+    title: str | None
     shell: bool
     pty: bool
     inherit: Iterable[int | HasDescriptor]
