@@ -17,11 +17,11 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     processes
 #     engine
 #     policy
-#     display
 #     errors
 #     model
 #     config
-#     checks   redact
+#     checks   display   terminal
+#     redact
 #     guard
 
 import importlib
