@@ -51,7 +51,7 @@ class TaskKeywords(TypedDict, total=False):
     pty: bool
     inherit: Iterable[int | HasDescriptor]
     user: str | int | None
-    extra_groups: Iterable[str | int]
+    extra_groups: Iterable[str | int] | None
     umask: int | None
     nice: int
     rlimits: Mapping[str, int | tuple[int, int] | None] | None
