@@ -152,7 +152,7 @@ def regressions(frame: "pd.DataFrame", *, factor: float = 2.0, window: int = 20,
         if len(before) >= minimum and seconds >= factor * statistics.median(before):
             found.append(
                 Regression(
-                    id=identity, name=name, command=command, started=started.to_pydatetime(), seconds=seconds,
+                    id=identity, name=name, command=command, started=started.to_pydatetime(warn=False), seconds=seconds,
                     usual=statistics.median(before), runs=len(before),
                 )
             )  # fmt: skip
