@@ -104,7 +104,7 @@ class Rule:
 
     @classmethod
     def regression(cls, factor: float = 2.0, *, process: str = "*", severity: AlertSeverity = AlertSeverity.WARNING) -> "Rule":
-        """Tell me when a process has run for so many times the median of its command's last 20 successful runs, by ProcessMonitor's runs."""
+        """Tell me when a process has run for so many times the median of its command's last 20 successful runs, by the monitor's runs."""
         return cls(metric="slowdown", above=factor, process=process, severity=severity)
 
     def matches(self, name: str) -> bool:
