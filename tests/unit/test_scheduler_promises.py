@@ -105,14 +105,17 @@ async def test_nobody_is_told_while_the_disk_does_not_take_it(path: Path, caplog
         await w.settle()
         assert "could not be written" in (w.sch.status().halted or "")
         assert w.started == ["a"], "nothing starts that is not on disk"
+        late = asyncio.ensure_future(handle.wait())
+        await w.settle()
         assert not waiting.done(), "nobody is told what is not on disk"
+        assert not late.done(), "nor is who asks only now"
         assert nxt.state is TaskState.QUEUED
         assert caplog.text.count("stands still") == 1
         await w.advance(3)
         assert not waiting.done()
         store._db.execute("PRAGMA max_page_count = 1000000")
         await w.advance(3)
-        assert await waiting is TaskState.SUCCEEDED
+        assert await waiting is await late is TaskState.SUCCEEDED
         assert w.started == ["a", "b"]
         assert w.sch.status().halted is None
         assert len(store.rows("SELECT key FROM tasks")) == count
