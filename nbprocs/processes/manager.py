@@ -33,6 +33,7 @@ from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
+from nbprocs.processes.notices import tell_end
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import recorder_for
 from nbprocs.processes.registry import Registry, Slots
@@ -261,7 +262,10 @@ class ProcessManager(Displayable):
         flag("wait", wait)
         if retry is not None and not callable(getattr(retry, "decide", None)):
             refuse(TypeError, "retry", "a RetryPolicy or None", retry)
-        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check)
+        told = None
+        if retry is not None and (notify := config.notify) is not None:  # once, of the last try
+            told, config = functools.partial(tell_end, notify=notify, tasks=self.tasks), config.replace(notify=None)
+        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check, told=told)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)

@@ -54,6 +54,7 @@ from nbprocs.model import (
     ended_status,
     signal_name,
 )
+from nbprocs.processes.notices import tell_end
 from nbprocs.processes.spec import spec_of
 from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
@@ -231,6 +232,7 @@ class ManagedProcess(Talk):
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._call(callback)
+        tell_end(self.result, self.config.notify, tasks=self._owner.tasks)
 
     def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
         call(f"a done callback of {self.name}", callback, self)
