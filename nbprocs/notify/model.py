@@ -130,8 +130,9 @@ def as_notify(argument: str, value: object) -> Notify | None:
         return Notify()
     if isinstance(value, Notify):
         return value
-    if isinstance(value, dict):  # as stored() gave it
+    if isinstance(value, dict) and value.keys() == Notify.__dataclass_fields__.keys():  # as stored() gave it
         return Notify(**value)
     if callable(value) or isinstance(value, (str, list, tuple)):
-        return Notify(to=value)
+        targets = value if isinstance(value, (list, tuple)) else (value,)
+        return Notify(to=[_target(argument, target) for target in targets])
     return refuse(TypeError, argument, "True, a URL, a callable, a list of these, or a Notify", value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from nbprocs.config import ProcessConfig
 from nbprocs.display import duration
 from nbprocs.engine.home import Tasks
 from nbprocs.errors import last_output
@@ -10,7 +13,7 @@ from nbprocs.model import EndReason, ProcessResult, signal_name
 from nbprocs.notify import Notice, Notify, tell
 from nbprocs.redact import mask_text
 
-__all__ = ["ended", "tell_end"]
+__all__ = ["ended", "tell_end", "told_of_the_last"]
 
 
 def ended(result: ProcessResult, *, lines: int = 10, kind: str = "process", title: str = "") -> Notice:
@@ -40,6 +43,12 @@ def tell_end(result: ProcessResult, notify: Notify | None, *, tasks: Tasks) -> N
     if notify is not None:
         with guarded(f"notify= of {result.name}"):
             tell(ended(result, lines=notify.lines), notify, start=lambda work: tasks.start(work, name=f"notify of {result.name}"))
+
+
+def told_of_the_last(config: ProcessConfig, *, tasks: Tasks) -> tuple[ProcessConfig, Callable[[ProcessResult], None] | None]:
+    """For a run that may be tried again: the config of its tries, which tell nobody, and what tells of the last one's end."""
+    notify = config.notify
+    return config.replace(notify=None), None if notify is None else lambda result: tell_end(result, notify, tasks=tasks)
 
 
 def _how(result: ProcessResult) -> str:
