@@ -309,7 +309,7 @@ class _Composed:
     __slots__ = ("steps",)
 
     def __init__(self, *steps: "RecoveryStrategy | Strategy") -> None:
-        self.steps = tuple(as_strategy(step) for step in steps)
+        self.steps: tuple[Any, ...] = tuple(as_strategy(step) for step in steps)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.steps))})"
