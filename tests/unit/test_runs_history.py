@@ -1,6 +1,7 @@
 """A run history: what is recorded of a run, and how it is found again."""
 
 import asyncio
+import gc
 import json
 import os
 import sqlite3
@@ -138,6 +139,7 @@ async def test_a_frame(path):
     assert str(frame["started"].dtype).startswith("datetime64")
     assert (frame["ended"] >= frame["started"]).all()
     assert list(nbprocs.runs(path).frame(limit=1).index) == ["echo 2"]
+    assert gc.isenabled()
     assert len(nbprocs.runs(path).filter(name="none").frame()) == 0
 
 
