@@ -29,7 +29,8 @@ _ERROR = 2_000  # characters
 _BEFORE = 1_024  # bytes before the tail that are looked at for secrets
 LOG = 16 << 20  # bytes of a stream that are kept where the whole output is asked for
 _FIELDS = [f.name for f in dataclasses.fields(ProcessConfig) if f.name not in {"name", "working_dir", "env_vars"}]
-_what_runs = operator.attrgetter(*_FIELDS)
+_MAPPINGS = [f.name for f in dataclasses.fields(ProcessConfig) if f.name in _FIELDS and "Mapping" in str(f.type)]  # can't be hashed
+_what_runs = operator.attrgetter(*(name for name in _FIELDS if name not in _MAPPINGS))
 
 Environ = Mapping[Any, Any]
 
@@ -176,11 +177,11 @@ class RowMaker:
     def _command(self, config: ProcessConfig, secrets: list[str]) -> tuple[int, list[str], Scrubber]:
         """Its key, its words as kept, and what takes its secrets out of text."""
         asked = _what_runs(config)
+        known, kept = None, not any(getattr(config, name) for name in _MAPPINGS)
         try:
-            known = self._commands.get(asked)
-            kept = True
-        except TypeError:  # a list or a mapping among the options
-            known, kept = None, False
+            known = self._commands.get(asked) if kept else None
+        except TypeError:  # an open file among the options, say
+            kept = False
         if known is None:
             about, hidden = config_json(config)
             known = _Command(about, Scrubber(hidden).clean(config.display), hidden)
