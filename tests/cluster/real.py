@@ -90,19 +90,11 @@ class RealCluster:
         return found
 
     def close(self):
-        left = self.tree()
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(5)
-        for pid in left:
+        for pid in self.tree():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for process in self.processes.values():
+            process.wait(5)
         self.processes.clear()
 
     def __enter__(self):
