@@ -90,11 +90,16 @@ class RealCluster:
         return found
 
     def close(self):
-        for pid in self.tree():
+        left = self.tree()
+        for process in self.processes.values():
+            process.kill()
+            process.wait(5)
+        deadline = time.monotonic() + 2  # what a worker leaves behind is ended by its shim
+        while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in left):
+            time.sleep(0.02)
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for process in self.processes.values():
-            process.wait(5)
         self.processes.clear()
 
     def __enter__(self):
