@@ -3,7 +3,7 @@
 Two looks, each as often as its cost allows, called for every task::
 
     at most every 50 µs      the user's own modules: the same object and the same ``__spec__``?  importlib.reload makes a new one
-    at most 5 % of the time  their files: is one newer, and is anything in its module another object?  %autoreload patches in place
+    at most 2 % of the time  their files: is one newer, and is anything in its module another object?  %autoreload patches in place
                              and the ``__spec__`` of all other modules
 
 A reload takes longer than the first interval, and an edit with the cell that follows it longer than the second. A file that was changed but
@@ -23,7 +23,7 @@ from nbprocs.pool.worker_main import ATOMS
 __all__ = ["Freshness"]
 
 _QUICK = 50e-6  # seconds
-_SHARE = 20  # the full look rests so many times as long as it took
+_SHARE = 50  # the full look rests so many times as long as it took
 _LONG_TEXT = 200  # characters
 _OURS = ("nbprocs", "nbprocs.")
 

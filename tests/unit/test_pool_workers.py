@@ -172,8 +172,8 @@ async def test_a_paused_worker_is_left_alone():
         pid = await pool.run(os.getpid)
         (process,) = pool.manager.processes()
         process.pause()
-        member = next(iter(pool._crew.members.values()))
-        await until(lambda: member.pinged_at is not None and time.monotonic() - member.pinged_at > 0.3)
+        worker = next(iter(pool._core.workers.live.values()))
+        await until(lambda: worker.pinged_at is not None and time.monotonic() - worker.pinged_at > 0.3)
         process.resume()
         assert await pool.run(os.getpid) == pid
 
