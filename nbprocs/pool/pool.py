@@ -101,7 +101,8 @@ class ProcessPool(Displayable):
         self._submission = submission = Submission(core, codec, self.worker)
         codec.on_reload = lambda: submission.do(core.workers.renew)
         self._codec = codec
-        weakref.finalize(self, _forget, core).atexit = False
+        self._finalizer = weakref.finalize(self, _forget, core)
+        self._finalizer.atexit = False
 
     @property
     def home(self) -> Home:
@@ -166,6 +167,7 @@ class ProcessPool(Displayable):
         self._submission.closed = True
         self._submission.take_inbox()
         await self._core.aclose()
+        self._finalizer.detach()  # it holds the core
 
     # -- tasks
 
