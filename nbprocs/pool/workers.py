@@ -5,7 +5,7 @@
     start ─► STARTING ──READY──► IDLE ⇄ BUSY ──reason to leave──► LEAVING ──quit, or kill──► GONE ─► start another?
                └─BROKEN─► killed            └─ died ───────────────────────────────────────────┘
 
-Every worker is a managed process, so it is in the manager's table and ends with the kernel. What happens to a worker is told to the pool's
+Every worker is a managed process, so it is in the manager's table and a child of the shim. What happens to a worker is told to the pool's
 core by the calls of ``PoolCore``; the tasks are the core's business.
 """
 
@@ -178,7 +178,7 @@ class Workers:
             raise
         self.created += 1
         process.add_done_callback(lambda _: self._ended(worker))
-        if self.closing:
+        if self.closing or not worker.staying:  # decided while it was being started, when there was nobody to end yet
             self.end(worker, "the pool closed")
         try:
             async with asyncio.timeout(self.config.start_timeout):
