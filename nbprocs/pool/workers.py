@@ -392,6 +392,8 @@ class Workers:
             if hung(health):
                 self.end(worker, "it does not answer")
                 return
+            if health.paused:
+                worker.pinged_at = now  # once it is resumed, it has an interval to answer in
         worker.memory = row.rss if row else 0
         worker.base_memory = worker.base_memory or worker.memory
         reason = leave_reason(

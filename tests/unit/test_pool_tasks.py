@@ -373,6 +373,9 @@ async def test_a_worker_stopped_before_it_starts_costs_no_try(lonely):
     await lonely.run(int)
     (process,) = lonely.manager.processes()
     process.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0.001)
     handle = lonely.submit(os.getpid, timeout=0.3)
     assert await handle != process.pid
     assert handle.attempts == 1
