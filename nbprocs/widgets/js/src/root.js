@@ -33,7 +33,7 @@ export class Root {
       notice: (text, kind) => this.notice(text, kind),
       closed: (text) => this.over(text),
       mount: (name, part) => this.mount(name, part),
-      unmount: (name) => this.parts.delete(name),
+      unmount: (name) => this.unmount(name),
       refresh: (name) => this.refresh(name),
     };
     this.node.append(this.top);
@@ -68,6 +68,11 @@ export class Root {
   mount(name, part) {
     this.parts.set(name, part);
     this.refresh(name);
+  }
+
+  unmount(name) {
+    this.parts.delete(name);
+    this.connection.call("view", "unmount", { part: name, view: this.connection.view }).catch(() => {}); // gone with the kernel as well
   }
 
   refresh(name) {
