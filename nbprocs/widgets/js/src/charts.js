@@ -5,6 +5,7 @@ import { asset } from "./protocol.js";
 
 const DRAWN = 10; // lines; the others are summed up
 const SHADED = { memory_usage: "mem", cpu_usage: "cpu" }; // which chart an episode colours; others only mark their beginning
+const GONE = 3; // samples without a value
 const KEPT = 600; // samples
 const AT_LEAST = 10; // seconds from edge to edge, or the first lines would be drawn anew from end to end with each sample
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400]; // seconds between labels, which show no fractions
@@ -72,6 +73,7 @@ export class Samples {
   /** The lines worth drawing, the busiest and largest first by rank, in a stable order; the rest as one line. */
   drawn() {
     const lines = [...this.lines.values()];
+    for (const line of lines) line.dead = this.times.length > GONE && line.mem.slice(-GONE).every((v) => v === null); // has ended: its curve stays, in grey
     if (lines.length <= DRAWN) return lines;
     const sum = (values) => values.slice(-30).reduce((total, v) => total + (v ?? 0), 0);
     const weight = (line) => sum(line.cpu) + sum(line.mem) / 10;
@@ -155,7 +157,7 @@ export class Charts {
 
   drawNow() {
     const lines = this.samples.drawn();
-    const key = lines.map((line) => `${line.key}:${line.name}`).join("|");
+    const key = lines.map((line) => `${line.key}:${line.name}:${Boolean(line.dead)}`).join("|");
     if (key !== this.key || !this.plots) {
       this.key = key;
       this.build(lines);
@@ -197,8 +199,8 @@ export class Charts {
         {},
         ...lines.map((line, i) => ({
           label: line.name,
-          stroke: colours.lines[i % colours.lines.length],
-          width: 1.6,
+          stroke: line.dead ? colours.grid : colours.lines[i % colours.lines.length],
+          width: line.dead ? 1 : 1.6,
           dash: i >= colours.lines.length ? [5, 4] : undefined,
           show: !this.hidden.has(line.key),
           points: { show: false },
@@ -251,7 +253,8 @@ export class Charts {
       const node = h("button.nb-chip.nb-entry", { type: "button", "aria-pressed": String(!this.hidden.has(line.key)), title: `Show or hide ${line.name}`, onclick: () => this.toggle(line.key, i, node) }, swatch, h("span.nb-entry-name", {}, line.name), value);
       return value;
     });
-    this.legend.replaceChildren(...(lines.length ? this.entries.map((value) => value.parentNode) : [this.quiet]));
+    const live = this.entries.filter((_, i) => !lines[i].dead);
+    this.legend.replaceChildren(...(live.length ? live.map((value) => value.parentNode) : [this.quiet]));
   }
 
   toggle(key, i, node) {

@@ -16,6 +16,9 @@ export class Rows {
     this.index = Object.fromEntries(columns.map((name, i) => [name, i]));
     this.offset = now - Date.now() / 1000; // the kernel's clock against this one
     this.byKey = new Map();
+    this.cleared = new Set(); // rows of what had ended, cleared by hand
+    this.folded = new Map(); // row → how many earlier ones of its name stand behind it
+    this.earlier = new Set(); // those that are shown below their newest
     for (const [key, cells, cpu, mem] of rows) this.add(key, cells, cpu, mem);
   }
 
@@ -72,19 +75,45 @@ export class Rows {
   counts() {
     const counts = {};
     for (const row of this.byKey.values()) {
+      if (this.cleared.has(row.key)) continue;
       const status = row.cells[this.index.status];
       counts[status] = (counts[status] ?? 0) + 1;
     }
     return counts;
   }
 
+  /** The newest of each name; its earlier runs behind it, or below it where it is unfolded. */
+  fold(rows, unfolded) {
+    this.folded.clear();
+    this.earlier.clear();
+    const groups = new Map();
+    for (const row of rows) {
+      const name = this.get(row, "name");
+      if (!groups.has(name)) groups.set(name, []);
+      groups.get(name).push(row);
+    }
+    const shown = [];
+    for (const [name, group] of groups) {
+      const newest = group.reduce((a, b) => (b.key > a.key ? b : a));
+      const rest = group.filter((row) => row !== newest);
+      if (!rest.every((row) => !this.live(row))) {
+        shown.push(...group); // several live ones of a name are several
+        continue;
+      }
+      shown.push(newest);
+      if (rest.length) this.folded.set(newest.key, rest.length);
+      if (rest.length && unfolded.has(name)) for (const row of rest) this.earlier.add(row.key) && shown.push(row);
+    }
+    return shown;
+  }
+
   /** Rows that match the filter, in order. Words are joined by "and"; `status:failed`, `pid:123`, `name:web` look at one column. */
-  view({ filter = "", sort = "", down = false, status = "" } = {}) {
+  view({ filter = "", sort = "", down = false, status = "", unfolded = new Set() } = {}) {
     const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = [...this.byKey.values()].filter(
-      (row) => (!status || this.get(row, "status") === status) && words.every((word) => this.matches(row, word)),
+      (row) => (!status || this.get(row, "status") === status) && !this.cleared.has(row.key) && words.every((word) => this.matches(row, word)),
     );
-    if (!sort) return rows;
+    if (!sort) return this.fold(rows, unfolded);
     const rank = (row) => {
       const value = this.get(row, sort);
       if (sort === "status") return STATUS_ORDER.indexOf(value);
@@ -94,7 +123,7 @@ export class Rows {
     const order = down ? -1 : 1;
     const ranked = rows.map((row) => [rank(row), row]);
     ranked.sort(([a, x], [b, y]) => (a < b ? -order : a > b ? order : x.key - y.key));
-    return ranked.map(([, row]) => row);
+    return this.fold(ranked.map(([, row]) => row), unfolded);
   }
 
   matches(row, word) {

@@ -19,10 +19,6 @@ it("shows what is not text, and what reorders it, as a replacement", () => {
   expect(streams.text("stdout", encode("user\u202egnp.exe\u200b"))).toBe("user\ufffdgnp.exe\ufffd");
 });
 
-it("keeps stderr's colour after its own resets", () => {
-  expect(new Streams().text("stderr", encode("a\x1b[1mb\x1b[0mc\x1b[md"))).toBe("\x1b[31ma\x1b[1mb\x1b[0;31mc\x1b[0;31md\x1b[39m");
-});
-
 it("says durations and sizes", () => {
   expect([0.5, 3.21, 75, 7260, 200000].map(seconds)).toEqual(["500 ms", "3.2 s", "1 m 15 s", "2 h 01 m", "2 d 07 h"]);
   expect(clock(59.9)).toBe("59 s");

@@ -106,7 +106,7 @@ describe("the table", () => {
     delta(1, { closed: true });
     await frame();
     expect(el.querySelector(".nb-state").textContent).toContain("manager is closed");
-    const usable = [...el.querySelectorAll(".nb-space button")].filter((button) => !button.disabled).map((button) => button.title);
+    const usable = [...el.querySelectorAll(".nb-space button")].filter((button) => !button.disabled && !button.hidden).map((button) => button.title);
     expect(usable).toEqual(["Show output"]);
     el.querySelector(".nb-body").dispatchEvent(new Event("focus"));
     press(el.querySelector(".nb-body"), "k");
