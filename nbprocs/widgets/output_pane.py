@@ -177,7 +177,7 @@ class PanePart(Part):
             "start": round(info.created_at.timestamp(), 2),
             "took": None if info.status.live else round(info.execution_time, 3),
             "end": plain(ending(info)),
-            "stdin": bool(info.config.stdin or info.config.pty) and info.status.live,
+            "stdin": info.config.stdin is True and info.status.live,
             "pty": bool(info.config.pty),
             "cwd": str(pathlib.Path(info.config.working_dir or ".").absolute()),
             "py": self._line,

@@ -84,6 +84,8 @@ async def test_a_pane_grows_marks_stderr_and_links(lab: Any, dark: bool) -> None
     bars = "(n) => [...n.querySelectorAll('.nb-gutter i')].map((i) => i.dataset.stream).slice(0, 4)"
     await expect(view.locator('.nb-gutter i[data-stream="stderr"]')).to_have_count(1)
     assert sorted(await view.evaluate(bars)) == ["stderr", "stdout", "stdout", "stdout"]
+    inverse = await view.locator(".xterm-bg-257").first.evaluate("(n) => [getComputedStyle(n).color, getComputedStyle(n).backgroundColor]")
+    assert all(tone in ("rgb(255, 255, 255)", "rgb(17, 17, 17)", "rgb(33, 33, 33)") for tone in inverse), inverse
     await page.shot(f"pane-small-{'dark' if dark else 'light'}")
     await view.get_by_label("More").select_option("Copy the same in Python")
     await expect(view.locator(".nb-notice")).to_contain_text("Copied.")
@@ -144,7 +146,7 @@ print('left the screen')
 
 
 async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> None:
-    spawn = f"proc = await pm.spawn(sys.executable, '-c', {json.dumps(FULL)}, pty=True, name='full', env_vars={{'TERM': 'xterm-256color'}})"
+    spawn = f"proc = await pm.spawn(sys.executable, '-c', {json.dumps(FULL)}, pty=True, stdin=True, name='full', env_vars={{'TERM': 'xterm-256color'}})"
     page = await lab.open(cells=[f"{START}{spawn}\nproc"])
     await page.run_all()
     view = page.output(0).locator(".nb-view")
@@ -162,6 +164,9 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await expect(screen(view)).to_contain_text("key 11")
     await page.shot("pane-full-screen")
     await expect(page.page.locator(".jp-Notebook .jp-Cell")).to_have_count(1)
+    await page.page.keyboard.press("Shift+Escape")
+    await page.cell(0).locator(".jp-InputPrompt").first.click()
+    await page.save()
     await page.reload()
     await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text(re.compile(r"size \d+x\d+"))
     await page.output(0).get_by_role("button", name=re.compile("^Type into the program")).click()

@@ -299,7 +299,7 @@ export class Pane {
     this.command.title = head.cmd;
     this.stdin.hidden = !head.stdin;
     this.stopButton.disabled = head.took !== null;
-    this.typeButton.hidden = !head.pty || head.took !== null;
+    this.typeButton.hidden = !head.pty || !head.stdin;
     if (this.typing && head.took !== null) this.setTyping(false);
     if (this.term) this.term.options.convertEol = !head.pty;
     this.grow();

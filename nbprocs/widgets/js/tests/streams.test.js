@@ -1,6 +1,7 @@
 import { expect, it } from "vitest";
 import { Samples } from "../src/charts.js";
 import { bytes, clock, seconds } from "../src/dom.js";
+import { found } from "../src/links.js";
 import { Streams } from "../src/streams.js";
 
 const encode = (text) => new TextEncoder().encode(text);
@@ -45,4 +46,17 @@ it("draws ten lines at most, and the sum of the others", () => {
   for (let i = 0; i < 700; i++) samples.tick(2 + i, [[1, 1, 1]]);
   expect(samples.times.length).toBe(600);
   expect([...samples.lines.keys()]).toEqual([1]);
+});
+
+it("finds what can be opened in a line", () => {
+  const text = 'see http://localhost:8000/a?b=1, (https://x.org/y). src/app.py:12:3 and File "/tmp/x.py", line 3, at 127.0.0.1:9000 or 12:30';
+  const all = found(text).map(({ start, end, address, path, line }) => [text.slice(start, end), address ?? `${path}:${line}`]);
+  expect(all).toEqual([
+    ["http://localhost:8000/a?b=1", "http://localhost:8000/a?b=1"],
+    ["https://x.org/y", "https://x.org/y"],
+    ["127.0.0.1:9000", "http://127.0.0.1:9000"],
+    ["src/app.py:12:3", "src/app.py:12"],
+    ['File "/tmp/x.py", line 3', "/tmp/x.py:3"],
+  ]);
+  expect(found("javascript:alert(1) data:text/html,x")).toEqual([]);
 });
