@@ -17,11 +17,11 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     processes
 #     engine
 #     policy
-#     display
 #     errors
 #     model
 #     config
-#     checks   redact
+#     checks   display   terminal
+#     redact
 #     guard
 
 import importlib
@@ -62,7 +62,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
-from nbprocs.processes.recording import set_recorder_factory
+from nbprocs.processes.recording import set_historian
 
 __version__ = "0.2.0"
 
@@ -79,6 +79,7 @@ _LAZY = {
         "PythonWorker",
         "RemoteError",
         "WorkerInfo",
+        "WorkerOutput",
         "WorkerState",
     ),
     "nbprocs.scheduler": (
@@ -129,6 +130,7 @@ _LAZY = {
         "ScaleUp",
         "Sequence",
     ),
+    "nbprocs.runs.doctor": ("Diagnosis", "Finding", "doctor"),
     "nbprocs.runs": (
         "NotRerunnable",
         "RunDiff",
@@ -168,6 +170,7 @@ if TYPE_CHECKING:
         PythonWorker,
         RemoteError,
         WorkerInfo,
+        WorkerOutput,
         WorkerState,
     )
     from nbprocs.processes.readiness import LogLine, Port, Url
@@ -187,6 +190,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from nbprocs.runs import NotRerunnable, RunDiff, RunHistory, RunRecord, RunsConfig, RunsError, RunsTooNew, runs, set_runs
+    from nbprocs.runs.doctor import Diagnosis, Finding, doctor
     from nbprocs.scheduler import (
         After,
         Condition,
@@ -233,12 +237,7 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
-def _record_runs(runs: Any) -> Any:
-    """The first ``runs=``: what records is loaded."""
-    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
-
-
-set_recorder_factory(_record_runs)
+set_historian(lambda: importlib.import_module("nbprocs.runs.recorder"))  # loaded by the first ``runs=``
 
 
 def _show_live(model: object) -> None:
@@ -267,12 +266,14 @@ __all__ = [
     "Dashboard",
     "DaskBackend",
     "DependencyFailed",
+    "Diagnosis",
     "DoNothing",
     "EndReason",
     "ErrorHandler",
     "EventKind",
     "ExecutionTimeout",
     "ExpectTimeout",
+    "Finding",
     "FirstOf",
     "Halt",
     "Halted",
@@ -350,7 +351,9 @@ __all__ = [
     "Url",
     "WorkerInfo",
     "WorkerLost",
+    "WorkerOutput",
     "WorkerState",
+    "doctor",
     "record",
     "replay",
     "runs",

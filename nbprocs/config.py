@@ -19,10 +19,12 @@ import signal as signals
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 from nbprocs.checks import data, flag, mapping, name, one_of, path, refuse, seconds, text, whole, word, words
+from nbprocs.guard import WrongType, WrongValue
 from nbprocs.redact import mask_command, mask_env, mask_text, readable
 
 __all__ = [
@@ -102,7 +104,7 @@ def _stdin(argument: str, value: object) -> object:
     if type(value) is int and value in {_PIPE, _DEVNULL}:
         return value == _PIPE
     if isinstance(value, os.PathLike):
-        return path(argument, value)
+        return Path(path(argument, value))  # not text: what is kept is given again, by replace() and by a pickle
     if isinstance(value, (str, int)):
         what = "True (for send), False, bytes, an open file, a Path or DEVNULL"
         refuse(TypeError, argument, f"{what} (text goes as input= of run(), or encoded)", value)
@@ -249,7 +251,7 @@ class ProcessConfig:
     ProcessConfig(command='mysql --password •••', timeout=5)
     >>> ProcessConfig(command="make", cwd="src")
     Traceback (most recent call last):
-    TypeError: there is no option cwd=; it is working_dir= here
+    nbprocs.guard.WrongType: there is no option cwd=; it is working_dir= here
     """
 
     command: str = _option(MISSING, _command, label="Command", help="a program by name or path, or a shell line with shell=True")
@@ -314,11 +316,11 @@ class ProcessConfig:
         if len(options) > len(_NAMES) or not options.keys() <= _NAMES:
             raise _unknown(options.keys() - _NAMES)
         if self.shell and self.args:
-            raise ValueError("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
+            raise WrongValue("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
         if self.merge_stderr and self.stderr is not None:
-            raise ValueError("merge_stderr=True sends stderr where stdout goes; leave stderr= away")
+            raise WrongValue("merge_stderr=True sends stderr where stdout goes; leave stderr= away")
         if self.pty and not (self.stdout is self.stderr is None):
-            raise ValueError("with pty=True the output is the terminal's; leave stdout= and stderr= away")
+            raise WrongValue("with pty=True the output is the terminal's; leave stdout= and stderr= away")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by what differs from the defaults: a mapping proxy can't be pickled."""
@@ -416,7 +418,7 @@ def _unknown(names: Iterable[str]) -> TypeError:
     if hint is None:
         close = difflib.get_close_matches(wrong, _NAMES, n=1)
         hint = f"did you mean {close[0]}=?" if close else f"the options are {', '.join(sorted(_NAMES))}"
-    return TypeError(f"there is no option {wrong}=; {hint}")
+    return WrongType(f"there is no option {wrong}=; {hint}")
 
 
 def config_from(command: Command, args: Iterable[Word] = (), options: Mapping[str, Any] = MappingProxyType({})) -> ProcessConfig:

@@ -2,7 +2,7 @@
 
 ::
 
-    hello(session)                            → facts
+    hello(session)                            → facts; with the session's life, which all calls but hello and end must name
     put(session, prefix, jobs)                → {"missing": [hash, …]}     a known id is ignored
     blob(session, hash, offset, data, last)   → {}                         a part of a file that a job is given
     stop(session, {id: grace})                → {}                         also for ids that have not arrived yet
@@ -19,7 +19,7 @@ why)``.
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nbprocs.errors import CommunicationError, ProcessError, WorkerLost, error_from_result
@@ -50,7 +50,7 @@ class Facts:
     gpus: int
     cwd: str
     timeout: float  # seconds after which it gives up a connection that is cut, and ends
-    life: str  # of this process: another one under the same address is another worker
+    life: str = ""  # of the session there: one that was begun anew, under whatever address, knows nothing of what was told before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,7 @@ class Order:
     priority: int
     resources: tuple[tuple[str, float], ...]
     memory_gate: int
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the process
     files: tuple[tuple[str, str, int, int], ...] = ()  # name there, hash, size, mode
     call: bytes | None = None
 
@@ -88,6 +89,7 @@ def order_to(job: Job, *, working_dir: str | None, files: tuple[tuple[str, str, 
         "priority": job.priority,
         "resources": job.resources,
         "memory_gate": job.memory_gate,
+        "options": dict(job.options),
         "files": files,
         "call": call,
     }

@@ -17,6 +17,8 @@ from datetime import datetime
 from enum import Enum, IntEnum, StrEnum, auto
 from typing import Annotated, Any
 
+from nbprocs.checks import member
+
 __all__ = ["METRICS", "AlertType", "Fold", "Metric", "ProcessMetrics", "Prometheus", "Rest", "Scope", "State", "Threshold"]
 
 MIB = 1 << 20
@@ -24,7 +26,7 @@ _MOST = {"i2": 2**15 - 1, "i4": 2**31 - 1, "i8": 2**63 - 1}
 
 
 class AlertType(StrEnum):
-    """What an alert is about. ACTIVITY and SILENCE are asked for by rules of their own; thresholds give the first six.
+    """What an alert is about. The last three are asked for by rules of their own; thresholds give the first six.
 
     >>> AlertType("process_down")
     <AlertType.PROCESS_DOWN: 'process_down'>
@@ -38,6 +40,7 @@ class AlertType(StrEnum):
     PROCESS_HUNG = "process_hung"
     ACTIVITY = "activity"
     SILENCE = "silence"
+    REGRESSION = "regression"
 
 
 class Scope(IntEnum):
@@ -50,6 +53,12 @@ class Scope(IntEnum):
     TREE = 0  # a watched process with all its descendants
     PROCESS = 1  # one process of a tree that has several
     GROUP = 2  # a manager or a pool as a whole
+
+    @classmethod
+    def of(cls, given: object) -> "Scope":
+        """A scope by itself or its name. Raises TypeError or ValueError."""
+        known = isinstance(given, str) and given.upper() in cls.__members__
+        return cls[str(given).upper()] if known else member("scope", given, cls)
 
 
 class State(IntEnum):
@@ -294,6 +303,11 @@ class ProcessMetrics:
     gpu_percent: Annotated[float | None, Metric(
         dtype="f4", label="GPU", unit="%", fold=Fold.KNOWN, prometheus=Prometheus("gpu_percent", "GPU load of the process tree.")
     )]  # fmt: skip
+    # its age, in times of the median of its command's last 20 successful runs, where a run history knows some
+    slowdown: Annotated[float | None, Metric(
+        dtype="f4", label="Slowdown", rest=Rest.UNKNOWN, alert=AlertType.REGRESSION,
+        prometheus=Prometheus("slowdown_ratio", "Age in times of what the command used to take."),
+    )] = None  # fmt: skip
     ports: tuple[int, ...] = ()  # TCP ports it listens on
 
 

@@ -2,7 +2,17 @@
 
 from nbprocs.pool.command import CommandWorker
 from nbprocs.pool.executor import PoolExecutor
-from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, RemoteError, RemoteTraceback, TaskState, WorkerInfo, WorkerState
+from nbprocs.pool.model import (
+    PoolConfig,
+    PoolMetrics,
+    PythonWorker,
+    RemoteError,
+    RemoteTraceback,
+    TaskState,
+    WorkerInfo,
+    WorkerOutput,
+    WorkerState,
+)
 from nbprocs.pool.pool import ProcessPool
 from nbprocs.pool.task import TaskHandle
 
@@ -18,5 +28,6 @@ __all__ = [
     "TaskHandle",
     "TaskState",
     "WorkerInfo",
+    "WorkerOutput",
     "WorkerState",
 ]

@@ -23,8 +23,9 @@ from nbprocs.guard import add_note, text_of, told
 from nbprocs.pool.dispatch import STALE, Dispatcher, Lane
 from nbprocs.pool.model import TaskState
 from nbprocs.pool.outcome import Outcome, read
+from nbprocs.pool.speech import Speech
 from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
-from nbprocs.pool.worker_main import MANY, READY, STOPPED, VALUE, Message
+from nbprocs.pool.worker_main import MANY, OUTPUT, READY, STOPPED, VALUE, Message
 
 if TYPE_CHECKING:
     from nbprocs.pool.crew import Crew
@@ -38,8 +39,10 @@ _BURST = 64  # tasks submitted in one go before they are handed out without wait
 class Desk:
     """See the module's text."""
 
-    def __init__(self, home: Home, *, history: int) -> None:
+    def __init__(self, home: Home, speech: Speech, *, history: int, most: int) -> None:
         self.home = home
+        self.speech = speech
+        self.most = most  # workers
         self.dispatcher: Dispatcher[Task] = Dispatcher()
         self.crew: Crew | None = None
         self.ended: deque[Task] = deque(maxlen=history)
@@ -125,10 +128,14 @@ class Desk:
         now = time.monotonic()
         count = total = 0
         for message in messages:
+            if message[0] >= READY:
+                if message[0] == OUTPUT:
+                    self._said(member, message)
+                else:
+                    member.reported(message)
+                continue
             task = sent.pop(message[1], None)
             if task is None:
-                if message[0] >= READY:
-                    member.reported(message)
                 continue
             count += 1
             total += message[2]
@@ -146,6 +153,11 @@ class Desk:
             member.lane.stuck = False
             member.worked(count, now)
         self._go_on(member)
+
+    def _said(self, member: "Member", message: Message) -> None:
+        task = member.lane.sent.get(message[1])
+        number, context = (0, None) if task is None else (task.number, task.context)
+        self.speech.take(member.name, number, context, *message[3])
 
     def _go_on(self, member: "Member") -> None:
         """Some tasks have ended: deliver, and hand out new ones."""

@@ -66,6 +66,12 @@ def raised(told: Message, *, title: str, worker: str) -> BaseException:
     error: BaseException
     if phase == "setup":
         error = StartupFailed(f"worker {worker} could not be set up: {kind}: {text}", name=worker, hint="its initialiser or preload failed")
+    elif phase == "place":
+        error = CommunicationError(
+            f"{title} was not started: its worker can't follow the kernel into its folder: {kind}: {text}",
+            name=worker,
+            hint="does it still exist?",
+        )
     elif phase in _HINTS:
         what = "the call" if phase == "load" else "the result"
         verb = "could not be rebuilt in the worker" if phase == "load" else "does not pickle"

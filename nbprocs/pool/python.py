@@ -83,14 +83,15 @@ class PythonLink:
 
     deepest = DEEPEST
 
-    def __init__(self, kind: PythonWorker, codec: Codec, listener: Listener, *, setup: bytes | None) -> None:
-        """``setup`` is the pickled (initialiser, arguments), or None."""
+    def __init__(self, kind: PythonWorker, codec: Codec, listener: Listener, *, setup: bytes | None, most: int) -> None:
+        """``setup`` is the pickled (initialiser, arguments), or None; ``most`` the number of workers that share the CPUs."""
+        self._most = most
         self._kind = kind
         self._codec = codec
         self._listener = listener
         self._setup = setup
         self._known: set[int] = set()
-        self._settings = Settings()
+        self._settings = Settings(follow=kind.follow)
         self._data: Channel | None = None
         self._control: Channel | None = None
         self._page: SharedPage | None = None
@@ -107,7 +108,7 @@ class PythonLink:
             config = ProcessConfig(
                 command=sys.executable,
                 args=("-P", "-c", _BOOT, str(Path(child.__file__)), *map(str, ends)),
-                env_vars=self._kind.env_vars,
+                env_vars=self._kind.environment(self._most),
                 working_dir=self._kind.working_dir,
                 output_limit=_OUTPUT,
                 name=name,
@@ -118,7 +119,8 @@ class PythonLink:
             raise
         for end in (self._data, self._control, self._page):
             end.release_child()
-        options = {**self._settings.news(), "preload": list(self._kind.preload), "initializer": self._setup}
+        speak = self._kind.output != "log"
+        options = {**self._settings.news(), "preload": list(self._kind.preload), "initializer": self._setup, "speak": speak}
         self._data.send(frame([(child.SETUP, options)]))
         return process
 

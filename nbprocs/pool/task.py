@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -45,10 +46,11 @@ class Task:
     ended: float = 0.0
     seconds: float = 0.0  # in the worker, last try
     error: str = ""
+    context: contextvars.Context | None = None  # of the cell that submitted it, where its output is to be seen
 
     def release(self) -> None:
         """Let go of everything large: the history remembers the rest."""
-        self.payload = self.buffers = self.function = self.future = None
+        self.payload = self.buffers = self.function = self.future = self.context = None
 
 
 class TaskHandle(asyncio.Future[T]):

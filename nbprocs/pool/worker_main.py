@@ -37,7 +37,7 @@ PAGE = 4096
 CLAIMED, STARTED = 0, 1  # words of the page: number of the call, its start (time.monotonic_ns)
 
 TASK, CHUNK, DEFINE, FORGET, SETUP, SETTINGS, QUIT = range(7)  # from the parent
-VALUE, PICKLED, ERROR, MANY, STOPPED, READY, BROKEN = range(7)  # from the worker
+VALUE, PICKLED, ERROR, MANY, STOPPED, READY, BROKEN, OUTPUT = range(8)  # from the worker
 WITHDRAW, PING = range(2)  # on the control socket; the reply starts with the same word
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # immutable, and marshal keeps their exact type
@@ -250,6 +250,10 @@ class Worker:
         self.withdrawn: set[int] = set()
         self.running = False
         self.forked = False
+        self.outbox: Any = None  # of worker_streams, where the parent wants to see what is printed
+        self.logging: Any = None
+        self.astray: Message | None = None  # why it is not in the folder where it should be
+        self.wire = allocate_lock()
         os.close(page)
         for fd in (data, control):
             os.set_inheritable(fd, False)
@@ -263,7 +267,11 @@ class Worker:
         os.close(self.control)
 
     def _interrupt(self, _signum: int, _frame: object) -> None:
-        if self.running:  # between calls it would tear a frame apart
+        if not self.running:  # between calls it would tear a frame apart
+            return
+        if self.outbox is not None and self.outbox.sending:
+            self.outbox.interrupted = True
+        else:
             raise KeyboardInterrupt
 
     # -- main thread
@@ -304,14 +312,21 @@ class Worker:
         began = monotonic_ns()
         try:
             self.running = True
-            answer = self._task(message) if message[0] == TASK else self._chunk(message)
+            if self.astray is not None:
+                answer: Message = ERROR, self.astray, None
+            else:
+                answer = self._task(message) if message[0] == TASK else self._chunk(message)
             self.running = False
         except BaseException as error:  # noqa: BLE001 - sys.exit and Ctrl-C of a call end the call, not the worker
             self.running = False
             answer = (ERROR, explain(error, phase="call"), None)
         if self.forked:  # the call forked and both came back: only the original answers
             os._exit(0)
-        send(self.data, frame((answer[0], number, monotonic_ns() - began, answer[1]), answer[2]))
+        took = monotonic_ns() - began
+        if self.outbox is not None:
+            self.outbox.end()
+        with self.wire:
+            send(self.data, frame((answer[0], number, took, answer[1]), answer[2]))
 
     def _function(self, number: int) -> Callable[..., Any]:
         function = self.functions[number]
@@ -365,10 +380,35 @@ class Worker:
             from multiprocessing.process import current_process  # noqa: PLC0415 - only where the parent has a manager of that package
 
             current_process().authkey = settings["authkey"]
+        if "filters" in settings:
+            _streams().set_filters(settings["filters"])
+        if "levels" in settings:
+            if self.logging is None:
+                self.logging = _streams().Logging(self.outbox)
+            self.logging.set_levels(*settings["levels"])
+        if "place" in settings:
+            try:
+                _streams().follow(*settings["place"])
+                self.astray = None
+            except OSError as error:
+                self.astray = explain(error, phase="place")
+
+    def _speak(self) -> None:
+        """Let the parent see what is printed."""
+        streams = _streams()
+        outbox = self.outbox = streams.Outbox(
+            lambda number, stream, item: send(self.data, frame((OUTPUT, number, 0, (stream, item)))),
+            self.data,
+            lambda: -1 if self.forked else self.claimed,
+        )
+        self.wire = outbox.wire
+        streams.tee(outbox)
 
     def _setup(self, options: dict[str, Any]) -> None:
         """Make this interpreter like the parent's, run the initialiser, and say READY or BROKEN."""
         try:
+            if options.get("speak"):
+                self._speak()
             self._adopt(options)
             for name in options["preload"]:
                 __import__(name)
@@ -378,7 +418,10 @@ class Worker:
             answer: Message = (READY, 0, 0, os.getpid())
         except BaseException as error:  # noqa: BLE001
             answer = (BROKEN, 0, 0, explain(error, phase="setup"))
-        send(self.data, frame(answer))
+        if self.outbox is not None:
+            self.outbox.end()
+        with self.wire:
+            send(self.data, frame(answer))
 
     # -- control thread
 
@@ -395,6 +438,20 @@ class Worker:
         finally:
             if not self.forked:
                 os._exit(1)  # the parent is gone: nobody waits for what the main thread is doing
+
+
+def _streams() -> Any:
+    """worker_streams, from the file beside this one."""
+    name = "nbprocs_worker_streams"
+    if name not in sys.modules:
+        from importlib.util import module_from_spec, spec_from_file_location  # noqa: PLC0415 - the bootstrap has loaded it
+
+        spec = spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "worker_streams.py"))  # noqa: PTH118, PTH120 - no pathlib here
+        if spec is None or spec.loader is None:
+            raise ImportError(name)
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def main(data: int, control: int, page: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbprocs.engine.ask import ask
+from nbprocs.engine.query import output_of
 
 __all__ = ["Inputs", "Repositories", "content_hash"]
 
@@ -53,10 +53,10 @@ class Repositories:
 
 
 def _look(root: str) -> dict[str, Any] | None:
-    revision = ask([*_GIT, "rev-parse", "HEAD"], cwd=root, env=_QUIET)
+    revision = output_of([*_GIT, "rev-parse", "HEAD"], cwd=root, env=_QUIET)
     if revision is None:  # no commit yet, or git isn't there
         return None
-    difference = ask([*_GIT, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"], cwd=root, env=_QUIET)
+    difference = output_of([*_GIT, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"], cwd=root, env=_QUIET)
     found: dict[str, Any] = {"revision": revision.decode("ascii", "replace").strip(), "root": root}
     if difference is not None:
         found["dirty"] = bool(difference)

@@ -1,8 +1,15 @@
 """When, in which order and how often commands run; a queue that survives the kernel.
 
-Layers inside: model, errors < times, estimate < entry < options, lanes < limits < queue (all pure) < store < journal < outcome, with
-backend beside it < runner, resume < handle, reasons < control, views, batch < scheduler. The queue knows no clock, the runner no public
-face, the store no task.
+::
+
+    scheduler                  the public face: nothing but what a user calls
+    batch, intake, handle      what is asked for, checked; what is handed back
+    core                       the inside that face and handles share
+    runner, resume             acts: starts, hears ends, waits for times; what a new kernel finds
+    queue    writer, store     decides, pure: which task may start now    |    what is on disk, and in which order
+    backend                    the seam to where tasks run: local, calls (a pool), nbprocs.cluster
+
+Each module imports only from below; import-linter holds it. The queue knows no clock, the runner no face, the store no task.
 """
 
 from nbprocs.scheduler.backend import Backend, Capacity, Elastic, Ended, Fenced, Job, JobProcess, Shape, Started

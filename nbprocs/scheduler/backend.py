@@ -45,6 +45,7 @@ class Job:
     working_dir: str | None = None  # absolute, as asked for
     folder: str | None = None  # absolute, where it was scheduled: its working_dir on a machine that has this folder, too
     env_vars: dict[str, str | None] = field(default_factory=dict)  # what to change in the environment of the place where it runs
+    options: Mapping[str, Any] = field(default_factory=dict)  # all other options of its ProcessConfig, by name
     timeout: float | None = None  # seconds from its start; the backend ends the whole tree after it
     shell: bool = False
     named: bool = False  # the name is the task's own, not its command line

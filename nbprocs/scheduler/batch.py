@@ -2,98 +2,109 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nbprocs.model import TaskPriority
-from nbprocs.scheduler.entry import Entry
-from nbprocs.scheduler.journal import task_row
-from nbprocs.scheduler.model import Condition
-from nbprocs.scheduler.options import make_options
+from nbprocs import checks
+from nbprocs.config import ProcessConfig
+from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.entry import Entry, TaskOptions
+from nbprocs.scheduler.handle import TaskHandle
+from nbprocs.scheduler.intake import Links, known, links_to, make_argv, options_of, place_of, set_time, wishes
+from nbprocs.scheduler.keywords import OF_THE_PLACE
+from nbprocs.scheduler.model import After, Condition
+from nbprocs.scheduler.runner import Runner
 from nbprocs.scheduler.system import folder
-
-if TYPE_CHECKING:
-    from nbprocs.scheduler.control import Control
-    from nbprocs.scheduler.runner import Runner
+from nbprocs.scheduler.writer import task_row
 
 __all__ = ["Batch"]
 
-_TIMES = ("delay", "at")
-_OWN = ("priority", "after", "hold", *_TIMES)
-_ALIASES = {"cwd": "working_dir", "env": "env_vars"}
-
-Links = list[tuple[Entry, Condition]]
+_NORMAL = 1  # TaskPriority.NORMAL
 
 
 class Batch:
     """The tasks of one call, checked as a whole before any of them is scheduled."""
 
-    def __init__(self, scheduler: "Control", options: Mapping[str, Any]) -> None:
-        self._scheduler = scheduler
-        self._common = {_ALIASES.get(name, name): value for name, value in options.items()}
-        self._shared = self._options(self._common)
-        self._priority = int(self._common.get("priority", TaskPriority.NORMAL))
-        self._plain = not any(self._common.get(name) for name in ("after", "hold", "delay", "at", "cron"))
+    def __init__(self, core: Core, options: Mapping[str, Any]) -> None:
+        self._core = core
+        self._common = dict(options)
+        self._place, self._shared = self._split(None, self._common)
         self._folder = folder()
+        self.handed: list[Entry] = []  # one for each task asked for: a new one, or the one that has its key already
         self._entries: list[Entry] = []
-        self._wishes: dict[int, dict[str, Any]] = {}  # index -> its options, where a task has its own
+        self._ordered: list[Entry] = []
+        self._places: dict[int, dict[str, Any]] = {}  # key -> where it goes, for a task with options of its own
         self._links: dict[int, Links] = {}  # key -> what it waits for
         self._held: set[int] = set()
+        self._replaced: list[Entry] = []
+        self._keys: dict[str, Entry] = {}
 
-    def _options(self, wishes: Mapping[str, Any]) -> Any:
-        made = make_options(**{name: value for name, value in wishes.items() if name not in _OWN})
-        self._scheduler.check_resources(made)
-        return made
+    def _split(self, command: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], TaskOptions]:
+        return place_of(wanted), options_of(
+            self._core, command, {name: value for name, value in wanted.items() if name not in OF_THE_PLACE}
+        )
 
     def prepare(self, tasks: Iterable[Any]) -> list[Entry]:
         """Make the entries. Raises for the first one that is wrong."""
-        stamp, keys = self._scheduler.stamp(), self._scheduler.keys
-        shared, priority, shell, here = self._shared, self._priority, self._shared.shell, self._folder
-        checked = self._scheduler.argv
+        core, shared, here = self._core, self._shared, self._folder
+        stamp, priority = core.stamp(), self._place.get("priority", _NORMAL)
+        if shared.key is not None:
+            raise ValueError("a key is for one task: give it in a dict with the task's command")
         for task in tasks:
             if type(task) is not tuple:  # the frequent case first: asking a mapping's abstract class takes longer than all the rest
-                if isinstance(task, Mapping):
-                    self._prepare_own(dict(task), stamp)
+                if isinstance(task, (Mapping, ProcessConfig)):
+                    self._prepare_own({"command": task} if isinstance(task, ProcessConfig) else dict(task), stamp)
                     continue
-                task = (task,) if isinstance(task, (str, PathLike)) or callable(task) else tuple(task)  # noqa: PLW2901 - in one form
+                task = (task,) if isinstance(task, (str, bytes, PathLike)) or callable(task) else tuple(task)  # noqa: PLW2901 - in one form
             if not task:
                 raise ValueError("an empty command: a task is a command, or a sequence of a command and its arguments")
-            command, args = checked(task[0], task[1:], shell=shell)
-            self._entries.append(Entry(next(keys), command, args, priority, stamp, shared, here))
-        self._set_times()
+            command, args = make_argv(core, task[0], task[1:], shared)
+            self._entries.append(Entry(next(core.keys), command, args, priority, stamp, shared, here))
+            self.handed.append(self._entries[-1])
+        for entry in self._entries:
+            place = self._places.get(entry.key, self._place)
+            set_time(core, entry, place)
+            if place.get("hold"):
+                self._held.add(entry.key)
         self._connect()
-        return self._entries
+        return self.handed
 
     def _prepare_own(self, task: dict[str, Any], stamp: float) -> None:
         """A task with options of its own."""
-        command, args = task.pop("command"), tuple(task.pop("args", ()))
-        wishes = {**self._common, **{_ALIASES.get(name, name): value for name, value in task.items()}}
-        options = self._options(wishes)
-        command, args = self._scheduler.argv(command, args, shell=options.shell)
-        self._wishes[len(self._entries)] = wishes
-        priority = int(wishes.get("priority", TaskPriority.NORMAL))
-        self._entries.append(Entry(next(self._scheduler.keys), command, args, priority, stamp, options, self._folder))
-
-    def _set_times(self) -> None:
-        if self._plain and not self._wishes:
-            return
-        for index, entry in enumerate(self._entries):
-            wishes = self._wishes.get(index, self._common)
-            if any(wishes.get(name) is not None for name in (*_TIMES, "cron")):
-                self._scheduler.set_time(entry, delay=wishes.get("delay"), at=wishes.get("at"), timezone=wishes.get("timezone"))
-            if wishes.get("hold"):
-                self._held.add(entry.key)
+        if "command" not in task:
+            raise ValueError("a task that is a dict needs a command: {'command': …, 'args': […]}")
+        command, args = task.pop("command"), task.pop("args", ())
+        if isinstance(args, (str, bytes)) or not isinstance(args, Iterable):
+            checks.refuse(TypeError, "args", "a list of arguments", args)
+        place, options = self._split(command, {**self._common, **task})
+        command, args = make_argv(self._core, command, tuple(args), options)
+        existing = None
+        if options.key is not None:
+            existing = self._keys.get(options.key) or self._core.find_key(options.key)
+            kept = known(self._core, existing, options.key, place.get("if_exists", "keep"))
+            if kept is not None:
+                self.handed.append(kept)
+                return
+        entry = Entry(next(self._core.keys), command, args, place.get("priority", _NORMAL), stamp, options, self._folder)
+        if options.key is not None:
+            self._keys[options.key] = entry
+        if existing is not None and not existing.state.final:
+            self._replaced.append(existing)
+            place["after"] = [*wishes(place.get("after", ())), After(TaskHandle(self._core, existing), Condition.ANY)]  # never two at once
+        self._places[entry.key] = place
+        self._entries.append(entry)
+        self.handed.append(entry)
 
     def _connect(self) -> None:
         """Resolve what each waits for; names of this call come first."""
-        if self._plain and not any(wishes.get("after") for wishes in self._wishes.values()):
+        self._ordered = self._entries
+        if not self._place.get("after") and not any(place.get("after") for place in self._places.values()):
             return
         names = {entry.options.name: entry for entry in self._entries if entry.options.name is not None}
-        for index, entry in enumerate(self._entries):
-            after = self._wishes.get(index, self._common).get("after") or ()
+        for entry in self._entries:
             links: Links = []
-            for wish in self._scheduler.wishes(after):
+            for wish in wishes(self._places.get(entry.key, self._place).get("after", ())):
                 inside = names.get(wish.task) if isinstance(wish.task, str) else None
-                links += [(inside, wish.on)] if inside is not None else self._scheduler.links(wish)
+                links += [(inside, wish.on)] if inside is not None else links_to(self._core, wish)
             if links:
                 self._links[entry.key] = links
         self._order()
@@ -127,8 +138,10 @@ class Batch:
         for entry in self._entries:
             yield task_row(entry, self._links.get(entry.key, ()), held=entry.key in self._held)
 
-    def admit(self, runner: "Runner") -> None:
-        """Into the queue, each after what it waits for."""
+    def admit(self, runner: Runner) -> None:
+        """Into the queue, each after what it waits for; what is replaced is cancelled."""
         links, held = self._links, self._held
-        for entry in self._ordered if links else self._entries:
+        for entry in self._ordered:
             runner.admit(entry, links.get(entry.key, ()), held=entry.key in held)
+        for entry in self._replaced:
+            runner.cancel(entry)

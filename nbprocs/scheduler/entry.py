@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from nbprocs.config import ProcessConfig
+from nbprocs.engine.waiting import Waiters
+from nbprocs.guard import repr_of
 from nbprocs.redact import mask_command
 from nbprocs.scheduler.model import Condition, Interrupted, TaskState
 from nbprocs.scheduler.times import Recurrence
-
-if TYPE_CHECKING:
-    from nbprocs.scheduler.lanes import Lane
 
 __all__ = ["DEFAULTS", "Entry", "TaskOptions"]
 
@@ -24,14 +24,18 @@ class TaskOptions:
     group: str | None = None
     resources: tuple[tuple[str, float], ...] = ()  # sorted by name
     memory_gate: int = 0  # bytes that must be available for it to start
-    working_dir: str | None = None
-    env_vars: tuple[tuple[str, str | None], ...] = ()
+    config: ProcessConfig | None = None  # how its process is to run, with a blank for the command; None: nothing special
     secrets: tuple[str, ...] = ()  # names of env_vars whose values are not on disk
     estimated_duration: float | None = None
-    shell: bool = False
     recurrence: Recurrence | None = None
     on_interrupted: Interrupted | None = None  # None: the config's
     files: tuple[tuple[str, str], ...] = ()  # (name as the task sees it, absolute path here), for backends on other machines
+    key: str | None = None  # what tells one piece of work from another, whoever schedules it how often
+
+    @property
+    def shell(self) -> bool:
+        """The command is a line for a shell."""
+        return self.config is not None and self.config.shell
 
     @property
     def track(self) -> tuple[object, ...]:
@@ -40,6 +44,16 @@ class TaskOptions:
 
 
 DEFAULTS = TaskOptions()
+
+
+class Place(Protocol):
+    """Where an entry waits: a lane of the queue."""
+
+    def drop(self) -> None:
+        """One entry in here has become void."""
+
+    def pop(self, entry: "Entry") -> None:
+        """Take the entry that is first in here."""
 
 
 class Entry:
@@ -89,7 +103,7 @@ class Entry:
         self.on_wall = False
         self.state = TaskState.QUEUED
         self.ticket = 0  # goes up whenever its place in a heap becomes void
-        self.lane: Lane | None = None
+        self.lane: Place | None = None
         self.needs: dict[int, tuple[Entry, Condition]] | None = None  # what it still waits for
         self.dependents: dict[int, Entry] | None = None
         self.retries = 0
@@ -97,7 +111,7 @@ class Entry:
         self.interruptions = 0
         self.run: Any = None  # the attempt under way
         self.outcome: Any = None  # the last attempt's
-        self.waiters: list[Callable[[], object]] | None = None
+        self.waiters: Waiters[None] | None = None
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -105,10 +119,18 @@ class Entry:
         return (-self.priority, self.time, self.key)
 
     @property
+    def argv(self) -> tuple[str, ...]:
+        """The words by which its duration is known; of a function only its name: its arguments may be anything."""
+        return (self.display,) if callable(self.command) else (self.command, *self.args)
+
+    @property
     def display(self) -> str:
-        """The command line, masked."""
+        """The command line, masked; or the title that it was given instead."""
+        if self.options.config is not None and self.options.config.title is not None:
+            return self.options.config.title
         if callable(self.command):
-            return f"{getattr(self.command, '__qualname__', repr(self.command))}(…)"
+            name = getattr(self.command, "__qualname__", None)
+            return f"{name if isinstance(name, str) else repr_of(self.command)}(…)"
         return mask_command((self.command, *self.args), shell=self.options.shell)
 
     @property

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from nbprocs.display import plain
 from nbprocs.redact import mask_command
 from nbprocs.scheduler.entry import Entry
-from nbprocs.scheduler.journal import read_attempt
 from nbprocs.scheduler.model import Attempt, ScheduledTask, priority_name
 from nbprocs.scheduler.options import decode
 from nbprocs.scheduler.schema import ATTEMPT
 from nbprocs.scheduler.store import Store
+from nbprocs.scheduler.writer import read_attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +57,7 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
         "retry_count",
         "max_retries",
         "estimated_duration",
+        "execution_time",
         "group",
         "runs",
     ]
@@ -71,6 +72,7 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
             t.retry_count,
             t.max_retries,
             t.estimated_duration,
+            t.execution_time,
             t.group,
             t.runs,
         )

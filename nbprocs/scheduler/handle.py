@@ -2,23 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Self, TypeVar, cast
 
+from nbprocs import checks
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Home, hops
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, CommunicationError, tail_text
 from nbprocs.model import ProcessResult, Stream
+from nbprocs.scheduler.backend import JobProcess
+from nbprocs.scheduler.core import Core
 from nbprocs.scheduler.entry import Entry
-from nbprocs.scheduler.model import After, Attempt, Condition, ScheduledTask, TaskState
-
-if TYPE_CHECKING:
-    from nbprocs.scheduler.backend import JobProcess
-    from nbprocs.scheduler.scheduler import TaskScheduler
+from nbprocs.scheduler.model import Attempt, Condition, ScheduledTask, TaskState
+from nbprocs.scheduler.options import check_priority
+from nbprocs.scheduler.reasons import reason
+from nbprocs.scheduler.rerunning import rerun
+from nbprocs.scheduler.views import snapshot
 
 __all__ = ["TaskHandle"]
 
+T = TypeVar("T")
 
-class TaskHandle(Displayable):
+
+class TaskHandle(Displayable, Generic[T]):
     r"""A scheduled task. Await it for its result; it can be awaited often, from any loop, and not awaited at all.
 
     ``await handle`` returns a ProcessResult (or what the function returned), and raises what the task ended with: ProcessFailed and its
@@ -31,23 +37,23 @@ class TaskHandle(Displayable):
     'hello\n'
     """
 
-    __slots__ = ("_entry", "_scheduler")
+    __slots__ = ("_core", "_entry")
 
-    def __init__(self, scheduler: "TaskScheduler", entry: Entry) -> None:
-        self._scheduler = scheduler
+    def __init__(self, core: Core, entry: Entry) -> None:
+        self._core = core
         self._entry = entry
 
     @property
     def home(self) -> Home:
         """The scheduler's."""
-        return self._scheduler.home
+        return self._core.home
 
     # -- looking
 
     @property
     def id(self) -> str:
         """Unique among all tasks of all schedulers; the same in every kernel that opens the store."""
-        return self._scheduler.runner.task_id(self._entry)
+        return self._core.runner.task_id(self._entry)
 
     @property
     def name(self) -> str:
@@ -67,7 +73,7 @@ class TaskHandle(Displayable):
     @property
     def task(self) -> ScheduledTask:
         """A snapshot of all that was asked for."""
-        return self._scheduler.snapshot(self._entry)
+        return snapshot(self._core, self._entry)
 
     @property
     def result(self) -> Any:
@@ -85,14 +91,14 @@ class TaskHandle(Displayable):
         return () if self._entry.outcome is None else self._entry.outcome.attempts
 
     @property
-    def process(self) -> "JobProcess | None":
+    def process(self) -> JobProcess | None:
         """The process that runs now, a ManagedProcess on this machine; None while none does, and for a function."""
         run = self._entry.run
         return None if run is None or run.seen is None else run.seen.process
 
     def why(self) -> str:
         """In a sentence, why it does not run now."""
-        return self._scheduler.why(self._entry)
+        return reason(self._entry, self._core.runner)
 
     def output(self, stream: Stream | str = Stream.STDOUT) -> bytes:
         """What the attempt under way, or else the last one, has written so far."""
@@ -124,18 +130,18 @@ class TaskHandle(Displayable):
     async def _change(self) -> None:
         """Wait until something happens to it."""
         changed = asyncio.Event()
-        with self._scheduler.watching(self.id, changed.set):
+        with self._core.watching(self.id, changed.set):
             if self.process is None and not self.done:
                 await changed.wait()
 
     # -- waiting
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T]:
         return self._value().__await__()
 
-    async def _value(self) -> Any:
+    async def _value(self) -> T:
         await self.wait()
-        return self._given()
+        return cast("T", self._given())
 
     def _given(self) -> Any:
         """The result, or the error raised. The same error object is raised each time: it is what happened."""
@@ -149,35 +155,24 @@ class TaskHandle(Displayable):
 
         Raises TimeoutError after ``timeout`` seconds and leaves the task alone; Closed when the scheduler is closed before.
         """
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(checks.seconds("timeout", timeout, zero=True)):
             await self._ended()
         return self._entry.state
 
     @hops
     async def _ended(self) -> None:
-        runner = self._scheduler.runner
+        runner = self._core.runner
         while not runner.told(self._entry):
             await self._woken()
 
     async def _woken(self) -> None:
-        runner, entry = self._scheduler.runner, self._entry
+        runner, entry = self._core.runner, self._entry
         if runner.closed:
-            hint = "open its store again: TaskScheduler(store=…) goes on with it" if runner.journal.store else ""
+            hint = "open its store again: TaskScheduler(store=…) goes on with it" if runner.writer.store else ""
             raise Closed(f"the scheduler was closed before {entry.label} ended", command=entry.display, hint=hint)
-        future: asyncio.Future[None] = self.home.loop.create_future()
-
-        def wake() -> None:
-            if not future.done():
-                future.set_result(None)
-
         if entry.waiters is None:
-            entry.waiters = []
-        entry.waiters.append(wake)
-        try:
-            await future
-        finally:
-            if entry.waiters is not None and wake in entry.waiters:
-                entry.waiters.remove(wake)
+            entry.waiters = Waiters()
+        await entry.waiters.wait()
 
     async def next_result(self) -> Any:
         """Of a series: the result of the run under way or the next one; raises its error. Of another task: as awaiting it."""
@@ -186,29 +181,41 @@ class TaskHandle(Displayable):
 
     @hops
     async def _next(self) -> None:
-        if not self._scheduler.runner.told(self._entry):
+        if not self._core.runner.told(self._entry):
             await self._woken()
 
     # -- control
 
     def cancel(self) -> None:
         """End it: it never starts, or its whole tree is stopped. Awaiting it then raises TaskCancelled, once nothing of it is left."""
-        self._scheduler.act(self._scheduler.runner.cancel, self._entry)
+        self._core.act(self._core.runner.cancel, self._entry)
+
+    def rerun(self) -> Self:
+        """Have it run again, after it has ended in whatever way, with what was skipped behind it; returns the handle.
+
+        It keeps its id, options and past attempts, and gets its retries anew. Awaiting it waits for the new end. Raises ValueError while
+        it has not ended.
+        """
+        if not self.done:
+            raise ValueError(f"{self.name} has not ended: it is {self.state}; only what has ended can run again")
+        self._core.check_open()
+        self._core.act(lambda entry: rerun(self._core, [entry]), self._entry)
+        return self
 
     def reprioritise(self, priority: int) -> None:
-        """Another priority; it takes effect at once if it is waiting."""
-        self._scheduler.reprioritise(self._entry, priority)
+        """Another priority; it takes effect at once if it is waiting. Raises TypeError or ValueError for what is no priority."""
+        self._core.reprioritise(self._entry, check_priority(priority))
 
     def hold(self) -> None:
         """Keep it from starting until release(); nothing if it runs or has ended."""
-        self._scheduler.act(self._scheduler.hold_entry, self._entry)
+        self._core.act(self._core.hold, self._entry)
 
     def release(self) -> None:
         """Undo hold(). Raises ValueError if it needs secrets from the environment that are still not there."""
-        self._scheduler.check_secrets(self._entry)
-        self._scheduler.act(self._scheduler.release_entry, self._entry)
+        self._core.check_secrets(self._entry)
+        self._core.act(self._core.release, self._entry)
 
-    def _running(self, what: str) -> "JobProcess | None":
+    def _running(self, what: str) -> JobProcess | None:
         """The process that runs; None for a task that waits or has ended."""
         process, run = self.process, self._entry.run
         if process is None and run is not None:
@@ -233,9 +240,13 @@ class TaskHandle(Displayable):
         elif self._entry.state is TaskState.HELD:
             self.release()
 
-    def depend(self, other: "TaskHandle", on: Condition | str = Condition.SUCCESS) -> None:
+    def depend(self, other: "TaskHandle[Any]", on: Condition | str = Condition.SUCCESS) -> None:
         """Wait for one more task. Raises ValueError for a cycle, naming its members, and once this one runs. On the home loop only."""
-        self._scheduler.depend(self._entry, After(other, Condition(on)))
+        if not isinstance(other, TaskHandle):
+            checks.refuse(TypeError, "other", "the handle of a task", other)
+        if other._core is not self._core:  # noqa: SLF001 - of its own class
+            raise ValueError(f"{other!r} belongs to another scheduler; await it instead")
+        self._core.depend(self._entry, other._entry, Condition(checks.one_of("on", on, tuple(Condition))))  # noqa: SLF001 - as above
 
     # -- display
 

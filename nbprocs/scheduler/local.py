@@ -32,8 +32,9 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, manager: ProcessManager | None = None) -> None:
+    def __init__(self, manager: ProcessManager | None = None, *, runs: object = None) -> None:
         self._manager = manager
+        self._runs = runs
         self._owned = manager is None
         self._host = socket.gethostname()
         self._running: dict[str, ManagedProcess | None] = {}
@@ -57,7 +58,7 @@ class LocalBackend:
     def manager(self) -> ProcessManager:
         """The manager in use; made on first use, on the home loop."""
         if self._manager is None:
-            self._manager = ProcessManager()
+            self._manager = ProcessManager(runs=self._runs)
         return self._manager
 
     def start(self, job: Job, report: Report) -> None:
@@ -95,6 +96,7 @@ class LocalBackend:
             env_vars={**self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0)), **job.env_vars},
             timeout=job.timeout,
             shell=job.shell,
+            **job.options,
         )
         try:
             process = await self.manager.spawn(config, name=job.name if job.named else None)

@@ -1,25 +1,30 @@
 """What ``schedule()`` was asked for, checked once and made small; and the same as JSON for the store. Pure."""
 
+import base64
 import json
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from datetime import timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from nbprocs import checks
+from nbprocs.config import UNSET, ProcessConfig
 from nbprocs.redact import is_secret_name
 from nbprocs.scheduler.entry import DEFAULTS, TaskOptions
+from nbprocs.scheduler.keywords import OF_THE_PROCESS, TaskKeywords
 from nbprocs.scheduler.model import Interrupted, Misfire
-from nbprocs.scheduler.times import Recurrence, every_seconds
+from nbprocs.scheduler.times import Recurrence
 
-__all__ = ["check_argv", "decode", "encode", "make_options", "memory_bytes", "timeout_factor"]
+__all__ = ["check_argv", "check_name", "check_priority", "decode", "encode", "make_options", "memory_bytes", "timeout_factor"]
 
 _FACTOR = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*x\s*$")
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*$", re.IGNORECASE)
+_OWN = frozenset(TaskKeywords.__annotations__) - OF_THE_PROCESS - {"input"}
+_BLANK = "-"  # the command of a config that stands for any
+_MOST = 2**31 - 1
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -32,7 +37,7 @@ def timeout_factor(timeout: float | str | None) -> float | None:
     if not isinstance(timeout, str):
         return None
     found = _FACTOR.match(timeout)
-    if found is None or not float(found[1]) > 0:
+    if found is None or not 0 < float(found[1]) < math.inf:
         raise ValueError(f"timeout must be seconds, or text such as '3x' for three times what the command took before, not {timeout!r}")
     return float(found[1])
 
@@ -50,40 +55,76 @@ def memory_bytes(size: float | str | None) -> int:
         if found is None:
             raise ValueError(f"memory_gate must be bytes, or text such as '2 GB', not {size!r}")
         return int(float(found[1]) * 1024 ** _POWERS[found[2].lower()])
-    if not (math.isfinite(size) and size >= 0):
-        raise ValueError(f"memory_gate must be 0 or more bytes, not {size!r}")
-    return int(size)
+    return int(checks.number("memory_gate", size, least=0, most=2**62, what="0 or more bytes, or text such as '2 GB'"))
 
 
 def check_argv(command: object, args: Iterable[object]) -> tuple[str, tuple[str, ...]]:
     """The command and its arguments as strings. Raises TypeError or ValueError for what no system could run."""
-    if not isinstance(command, (str, os.PathLike)):
-        raise TypeError(f"command must be a string or a path, not {type(command).__name__}; pass arguments one by one")
-    found = os.fspath(command), tuple(str(os.fspath(a)) if isinstance(a, os.PathLike) else str(a) for a in args)
-    if not isinstance(found[0], str) or not found[0]:
-        raise ValueError("the command is empty" if not found[0] else "command must be text, not bytes")
+    if not isinstance(command, (str, bytes, os.PathLike)):
+        checks.refuse(TypeError, "command", "text, bytes or a path (its arguments follow one by one)", command)
+    found = checks.word("command", command), checks.words("args", tuple(args))
+    if not found[0]:
+        raise ValueError("the command is empty")
     if any("\0" in word for word in (found[0], *found[1])):
         raise ValueError("a command or an argument can't hold a NUL character")
     return found
 
 
-def _resources(wanted: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
-    for name, amount in (wanted or {}).items():
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not (amount > 0 and math.isfinite(amount)):
-            raise ValueError(f"the amount of resource {name!r} must be a positive number, not {amount!r}")
-    return tuple(sorted((name, float(amount)) for name, amount in (wanted or {}).items()))
+def check_priority(value: object) -> int:
+    """A TaskPriority, or any whole number that the store can hold."""
+    return checks.whole("priority", value, least=-(2**62), most=2**62)
 
 
-def _timeout(timeout: float | str | timedelta | None) -> float | str | None:
+def check_name(argument: str, value: object) -> str | None:
+    """A name of a task, a group or a key: any text that is not blank, a file's name that is no valid text, too."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        checks.refuse(TypeError, argument, "text", value)
+    if not value.strip() or "\0" in value:
+        checks.refuse(ValueError, argument, "text that is not blank", value)
+    return value
+
+
+def _resources(wanted: object) -> tuple[tuple[str, float], ...]:
+    found = (
+        wanted.items()
+        if isinstance(wanted, Mapping)
+        else wanted
+        if isinstance(wanted, list)
+        else checks.mapping("resources", wanted).items()
+    )
+    named = ((check_name("a name in resources", name) or "", amount) for name, amount in found)
+    return tuple(sorted((name, float(checks.number(f"the amount of resource {name!r}", amount, above=0))) for name, amount in named))
+
+
+def _timeout(timeout: object) -> float | str | None:
     if timeout is None:
         return None
     if isinstance(timeout, str):
         timeout_factor(timeout)
         return timeout.strip()
-    seconds = every_seconds(timeout)
-    if not seconds > 0:
-        raise ValueError(f"timeout must be a positive number of seconds (inf for none), not {timeout!r}")
-    return seconds
+    seconds = checks.seconds("timeout", timeout)
+    return math.inf if seconds is None else float(seconds)
+
+
+def _recurrence(given: dict[str, Any]) -> Recurrence | None:
+    """Take what makes a series out of the keywords."""
+    every, cron, timezone, repeat, misfire = (given.pop(name, None) for name in ("every", "cron", "timezone", "repeat", "misfire"))
+    if every is not None or cron is not None:
+        seconds = None if every is None else checks.seconds("every", every)
+        if every is not None and seconds is None:
+            checks.refuse(ValueError, "every", "a positive number of seconds or a timedelta", every)
+        return Recurrence(
+            every=None if seconds is None else float(seconds),
+            cron=None if cron is None else checks.text("cron", cron),
+            timezone=None if timezone is None else checks.text("timezone", timezone),
+            repeat=None if repeat is None else checks.whole("repeat", repeat, least=1),
+            misfire=Misfire.ONCE if misfire is None else Misfire(checks.one_of("misfire", misfire, tuple(Misfire))),
+        )
+    if repeat is not None or misfire is not None:
+        raise ValueError("repeat and misfire are for a series: give every= or cron= as well")
+    return None
 
 
 def _files(files: Mapping[str, Any] | Iterable[Any]) -> tuple[tuple[str, str], ...]:
@@ -102,55 +143,76 @@ def _files(files: Mapping[str, Any] | Iterable[Any]) -> tuple[tuple[str, str], .
     return tuple(pairs)
 
 
-def make_options(
-    *,
-    max_retries: int | None = None,
-    timeout: float | str | timedelta | None = None,
-    name: str | None = None,
-    group: str | None = None,
-    resources: Mapping[str, float] | None = None,
-    memory_gate: float | str | None = None,
-    working_dir: str | os.PathLike[str] | None = None,
-    env_vars: Mapping[str, str | None] | None = None,
-    estimated_duration: float | None = None,
-    shell: bool = False,
-    every: float | timedelta | None = None,
-    cron: str | None = None,
-    timezone: str | None = None,
-    repeat: int | None = None,
-    misfire: Misfire | str | None = None,
-    on_interrupted: Interrupted | str | None = None,
-    files: Mapping[str, Any] | Iterable[Any] = (),
-) -> TaskOptions:
-    """Check all, and share the defaults if nothing differs from them. Raises ValueError or TypeError."""
-    if max_retries is not None and (isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0):
-        raise ValueError(f"max_retries must be a whole number, 0 or more, not {max_retries!r}")
-    if estimated_duration is not None and not (estimated_duration >= 0 and math.isfinite(estimated_duration)):
-        raise ValueError(f"estimated_duration must be 0 or more seconds, not {estimated_duration!r}")
-    recurrence = None
-    if every is not None or cron is not None:
-        seconds = None if every is None else every_seconds(every)
-        recurrence = Recurrence(every=seconds, cron=cron, timezone=timezone, repeat=repeat, misfire=Misfire(misfire or Misfire.ONCE))
-    elif repeat is not None or misfire is not None:
-        raise ValueError("repeat and misfire are for a series: give every= or cron= as well")
-    env = tuple(sorted((str(k), None if v is None else str(v)) for k, v in (env_vars or {}).items()))
+def _config(given: dict[str, Any], base: ProcessConfig | None) -> ProcessConfig | None:
+    """Take the options of the process out of the keywords. Raises TypeError, with the right word, for a keyword that nobody knows."""
+    process = {name: given.pop(name) for name in list(given) if name not in _OWN}
+    if "input" in process:
+        if process.get("stdin"):
+            raise ValueError("give either input= or stdin=")
+        process["stdin"] = checks.data("input", process.pop("input"))
+    if base is not None:
+        config = base.replace(command=_BLANK, args=(), timeout=None, name=None, **process)
+    else:
+        config = ProcessConfig(command=_BLANK, **process)
+    return config if len(config.changed()) > 1 else None
+
+
+def make_options(base: ProcessConfig | None = None, **given: Any) -> TaskOptions:
+    """Check all, and share the defaults if nothing differs from them. Raises ValueError or TypeError.
+
+    ``base`` says how the process is to run, as far as no keyword says another thing.
+
+    >>> make_options(ProcessConfig(command="make", nice=5), timeout="3x").config.nice
+    5
+    """
+    if not given and base is None:
+        return DEFAULTS
+    if base is not None:
+        given = {"timeout": base.timeout, "name": base.name, **given}
+    given = {name: value for name, value in given.items() if value is not UNSET}
+    config = _config(given, base)
+    retries, duration, on_interrupted = given.get("max_retries"), given.get("estimated_duration"), given.get("on_interrupted")
+    env: Mapping[str, str | None] = {} if config is None else config.env_vars
     options = TaskOptions(
-        max_retries=max_retries,
-        timeout=_timeout(timeout),
-        name=name,
-        group=group,
-        resources=_resources(resources),
-        memory_gate=memory_bytes(memory_gate),
-        working_dir=None if working_dir is None else checks.path("working_dir", working_dir),
-        env_vars=env,
-        secrets=tuple(key for key, value in env if value is not None and is_secret_name(key)),
-        estimated_duration=estimated_duration,
-        shell=shell,
-        recurrence=recurrence,
-        on_interrupted=None if on_interrupted is None else Interrupted(on_interrupted),
-        files=_files(files) if files else (),
+        recurrence=_recurrence(given),
+        max_retries=None if retries is None else checks.whole("max_retries", retries, least=0, most=_MOST),
+        timeout=_timeout(given.get("timeout")),
+        name=check_name("name", given.get("name")),
+        group=check_name("group", given.get("group")),
+        key=check_name("key", given.get("key")),
+        resources=_resources(given.get("resources")),
+        memory_gate=memory_bytes(given.get("memory_gate")),
+        config=config,
+        secrets=tuple(sorted(name for name, value in env.items() if value is not None and is_secret_name(name))),
+        estimated_duration=None if duration is None else float(checks.number("estimated_duration", duration, least=0, most=checks.LONGEST)),
+        on_interrupted=None if on_interrupted is None else Interrupted(checks.one_of("on_interrupted", on_interrupted, tuple(Interrupted))),
+        files=_files(given["files"]) if given.get("files") else (),
     )
     return DEFAULTS if options == DEFAULTS else options
+
+
+def _stored(config: ProcessConfig, secrets: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a process as JSON has them, without the values of secrets. Raises TypeError for an open file."""
+    changed = config.changed()
+    del changed["command"]
+    for name in ("stdin", "stdout", "stderr", "inherit"):
+        value = changed.get(name)
+        if isinstance(value, bytes):
+            changed[name] = {"base64": base64.b64encode(value).decode()}
+        elif isinstance(value, Path):
+            changed[name] = {"path": str(value)}
+        elif value is not None and not isinstance(value, (str, bool)):
+            raise TypeError(f"{name}={value!r} can't be stored: no later kernel has that open file; give a path or bytes")
+    if "env_vars" in changed:
+        changed["env_vars"] = {key: value for key, value in changed["env_vars"].items() if key not in secrets}
+    return changed
+
+
+def _restored(process: dict[str, Any]) -> dict[str, Any]:
+    stdin = process.get("stdin")
+    if isinstance(stdin, dict):
+        process["stdin"] = base64.b64decode(stdin["base64"]) if "base64" in stdin else Path(stdin["path"])
+    return process
 
 
 def encode(options: TaskOptions) -> str | None:
@@ -158,8 +220,8 @@ def encode(options: TaskOptions) -> str | None:
     if options is DEFAULTS:
         return None
     changed = {f.name: value for f in fields(TaskOptions) if (value := getattr(options, f.name)) != getattr(DEFAULTS, f.name)}
-    if options.secrets:
-        changed["env_vars"] = [pair for pair in options.env_vars if pair[0] not in options.secrets]
+    if options.config is not None:
+        changed["config"] = _stored(options.config, options.secrets)
     if options.recurrence is not None:
         changed["recurrence"] = {f.name: getattr(options.recurrence, f.name) for f in fields(Recurrence)}
     return json.dumps(changed)
@@ -178,10 +240,13 @@ def decode(text: str | None, environ: Mapping[str, str]) -> tuple[TaskOptions, t
         return DEFAULTS, ()
     raw: dict[str, Any] = dict(json.loads(text))
     secrets = tuple(raw.pop("secrets", ()))
-    env = dict(raw.pop("env_vars", ()))
-    env.update((key, environ[key]) for key in secrets if key in environ)
+    old: dict[str, Any] = {name: raw.pop(name) for name in ("working_dir", "env_vars", "shell") if name in raw}  # as version 1 kept them
+    process: dict[str, Any] = {**old, **_restored(dict(raw.pop("config", {})))}
+    kept = {key: environ[key] for key in secrets if key in environ}
+    if kept or "env_vars" in process:
+        process["env_vars"] = {**dict(process.get("env_vars", ())), **kept}
+    base = ProcessConfig(command=_BLANK, **process) if process else None
     series = raw.pop("recurrence", None) or {}
-    resources = dict(raw.pop("resources", ()))
-    options = make_options(**raw, **series, resources=resources, env_vars=env)  # checked as at the call: the file may hold anything
+    options = make_options(base, **raw, **series)  # checked as at the call
     missing = tuple(key for key in secrets if key not in environ)
     return (replace(options, secrets=secrets) if secrets else options), missing

@@ -10,7 +10,7 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.errors import DependencyFailed, TaskCancelled, TaskInterrupted
 from nbprocs.scheduler.model import Attempt, TaskState
 
-__all__ = ["Outcome", "Run", "attempt_of", "error_of", "job_of"]
+__all__ = ["Run", "TaskOutcome", "attempt_of", "error_of", "job_of", "skip_reason"]
 
 
 @dataclass(slots=True)
@@ -28,42 +28,47 @@ class Run:
 
 
 @dataclass(slots=True)
-class Outcome:
+class TaskOutcome:
     """What is known of a task that has at least one ended attempt, or that ended without one."""
 
     result: Any = None
     error: BaseException | None = None
     attempts: tuple[Attempt, ...] = ()
     first: float | None = None  # elapsed clock: when the first attempt of this run started
+    root: Entry | None = None  # of a skipped one: the task that failed first
     base: float | None = None  # of a series: which of its times the run stands for, on the series' clock
 
 
 def job_of(entry: Entry, run: Run, *, task_id: str, timeout: float | None, env: dict[str, str | None]) -> Job:
     """What a backend is given to run. ``env`` tells its slot; what the task asked for goes before that."""
     options = entry.options
+    config = {} if options.config is None else options.config.changed()
+    config.pop("command", None)
     return Job(
         id=run.id,
         task_id=task_id,
         name=entry.label,
         command=entry.command,
         args=entry.args,
-        working_dir=options.working_dir,
+        working_dir=config.pop("working_dir", None),
         folder=entry.folder,
-        env_vars={**env, "NBPROCS_TASK_ID": task_id, "NBPROCS_ATTEMPT": str(run.number), **dict(options.env_vars)},
+        env_vars={**env, "NBPROCS_TASK_ID": task_id, "NBPROCS_ATTEMPT": str(run.number), **config.pop("env_vars", {})},
         timeout=timeout,
-        shell=options.shell,
+        shell=config.pop("shell", False),
         named=options.name is not None,
         priority=entry.priority,
         resources=options.resources,
         memory_gate=options.memory_gate,
         group=options.group,
         files=options.files,
+        options=config,
     )
 
 
 def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: float, elapsed: float) -> Attempt:
     """The row of an attempt that has just ended."""
     result = ended.result if isinstance(ended.result, ProcessResult) else None
+    error = ended.error if isinstance(ended.error, ProcessError) else None  # another one is the user's: nothing of it is asked
     if run.intent and ended.stopped:
         outcome = "interrupted" if run.intent == "closing" else "cancelled"
     elif isinstance(ended.error, WorkerLost) and ended.error.expected:
@@ -83,8 +88,8 @@ def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: floa
         started=run.started if run.seen else None,
         ended=wall,
         outcome=outcome,
-        exit_code=result.exit_code if result else getattr(ended.error, "exit_code", None),
-        signal=result.signal if result else getattr(ended.error, "signal", None),
+        exit_code=result.exit_code if result else error.exit_code if error else None,
+        signal=result.signal if result else error.signal if error else None,
         retry=entry.retries,
         execution_time=result.execution_time if result else elapsed - run.elapsed,
         peak_rss=result.peak_rss if result else None,
@@ -93,8 +98,16 @@ def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: floa
         host=run.seen.host if run.seen else "",
         worker=run.seen.worker if run.seen else "",
         slot=run.slot,
-        reason=(result.reason if result else None) or (run.intent or getattr(ended.error, "reason", None)),
+        reason=(result.reason if result else None) or (run.intent or getattr(error, "reason", None)),
     )
+
+
+def skip_reason(cause: Entry) -> tuple[str, Entry]:
+    """Why a task that waited for this one will not run, and the task that failed first, be it further up."""
+    outcome = cause.outcome
+    root: Entry = outcome.root if outcome is not None and outcome.root is not None else cause
+    how = "failed" if root.state is TaskState.FAILED else f"was {root.state}"
+    return f"{root.label} {how}" + ("" if root is cause else f"; it waits for {cause.label}, which was skipped for that"), root
 
 
 def error_of(entry: Entry, state: TaskState, why: str = "") -> ProcessError | None:

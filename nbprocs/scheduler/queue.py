@@ -286,6 +286,10 @@ class TaskQueue:
         found.capacity = capacity
         self._wake(found.parked)
 
+    def pause(self) -> None:
+        """Start nothing."""
+        self.paused = True
+
     def pause_group(self, name: str, *, paused: bool) -> None:
         """Start nothing of a group, or do again."""
         group = self.group(name)

@@ -10,14 +10,14 @@ from nbprocs.engine.home import log
 from nbprocs.guard import text_of
 from nbprocs.scheduler.entry import DEFAULTS, Entry, TaskOptions
 from nbprocs.scheduler.errors import StoreCorrupt
-from nbprocs.scheduler.journal import Journal, attempt_row, read_attempt, read_error, read_result, read_text
 from nbprocs.scheduler.model import Attempt, Condition, Interrupted, Misfire, Now, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import decode
-from nbprocs.scheduler.outcome import Outcome, error_of
+from nbprocs.scheduler.outcome import TaskOutcome, error_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.schema import ATTEMPT, OUTPUT
 from nbprocs.scheduler.store import Store
 from nbprocs.scheduler.times import latest_due, next_run
+from nbprocs.scheduler.writer import StoreWriter, attempt_row, read_attempt, read_error, read_result, read_text, stored_text
 
 __all__ = ["Resumed", "load", "lookup"]
 
@@ -67,7 +67,7 @@ def _links(text: str | None) -> list[list[Any]]:
     return list(found)
 
 
-def load(store: Store, queue: TaskQueue, journal: Journal, config: SchedulerConfig, now: Now, *, host: str) -> Resumed:
+def load(store: Store, queue: TaskQueue, writer: StoreWriter, config: SchedulerConfig, now: Now, *, host: str) -> Resumed:
     """Put every unfinished task of the store into the queue, and settle those that a former kernel left running, in one transaction.
 
     A row that can't be read harms no other: it is set aside, stays in the file with the reason, and is told of.
@@ -75,28 +75,29 @@ def load(store: Store, queue: TaskQueue, journal: Journal, config: SchedulerConf
     found = Resumed()
     entries, held = _read(store, found, config, now, host)
     tried = {key for (key,) in store.rows(f"SELECT DISTINCT key FROM attempts JOIN tasks USING (key) WHERE {_UNFINISHED}")}  # noqa: S608
-    states = _ended_states(store, found.links, entries)
+    known = {**entries, **_ended(store, found.links, entries)}
     for entry in _dependencies_first(entries, found.links):
         if entry.state is TaskState.INTERRUPTED:
             queue.counts[entry.state] += 1
-            journal.change(entry, interruptions=entry.interruptions, started=None)
+            writer.change(entry, interruptions=entry.interruptions, started=None)
             continue
         if entry.state is TaskState.CANCELLED:
-            journal.change(entry, started=None)
+            writer.change(entry, started=None)
             continue
         links = found.links.get(entry.key, ())
-        after = [(entries.get(k) or _ghost(k, states), Condition(c)) for k, c in links if k in entries or k in states]
+        after = [(known[k], Condition(c)) for k, c in links if k in known]
         if queue.add(entry, now, after=after, held=entry.key in held) is TaskState.SKIPPED:
-            entry.outcome = Outcome(error=error_of(entry, TaskState.SKIPPED))
-            journal.change(entry)
+            why, root = skip_reason(next(other for other, condition in after if other.state.final and not condition.met(other.state)))
+            entry.outcome = TaskOutcome(error=error_of(entry, TaskState.SKIPPED, why), root=root)
+            writer.change(entry, error=stored_text(why))
         else:
             _remember(entry, store, found, tried=entry.key in tried)
             if entry.key in found.interrupted:
-                journal.waits_again(entry)
-    journal.add_attempts(row for _, row in found.interrupted.values())
+                writer.waits_again(entry)
+    writer.add_attempts(row for _, row in found.interrupted.values())
     for key, why in found.aside.items():
-        journal.set_aside(key, why)
-    journal.flush()
+        writer.set_aside(key, why)
+    writer.flush()
     _tell(store, found)
     return found
 
@@ -155,7 +156,7 @@ def _remember(entry: Entry, store: Store, found: Resumed, *, tried: bool) -> Non
     if entry.key in found.interrupted:
         past = (*past, found.interrupted[entry.key][0])
     if past:
-        entry.outcome = Outcome(attempts=past)
+        entry.outcome = TaskOutcome(attempts=past)
 
 
 def _attempts(store: Store, entry: Entry) -> tuple[Attempt, ...]:
@@ -168,24 +169,22 @@ def _attempts(store: Store, entry: Entry) -> tuple[Attempt, ...]:
     return tuple(found)
 
 
-def _ghost(key: int, states: Mapping[int, TaskState]) -> Entry:
-    """A task that has ended, as something to depend on."""
-    ghost = Entry(key, "", (), 0, 0.0, DEFAULTS)
-    ghost.state = states[key]
-    return ghost
-
-
-def _ended_states(store: Store, links: Mapping[int, list[list[Any]]], entries: Mapping[int, Entry]) -> dict[int, TaskState]:
-    """States of the ended tasks that others name. A forgotten one is missing: it ended as asked, or the other would be skipped."""
+def _ended(store: Store, links: Mapping[int, list[list[Any]]], entries: Mapping[int, Entry]) -> dict[int, Entry]:
+    """The ended tasks that others name. A forgotten one is missing: it ended as asked, or the other would be skipped."""
     wanted = {key for rows in links.values() for key, _ in rows if key not in entries}
-    states: dict[int, TaskState] = {}
+    found: dict[int, Entry] = {}
     for key in wanted:
-        for (state,) in store.rows("SELECT state FROM tasks WHERE key = ?", key):
-            known = state in TaskState.__members__.values()
-            states[key] = (
-                TaskState(state) if known and TaskState(state).final else TaskState.INTERRUPTED
-            )  # set aside: it never ran to an end
-    return states
+        for row in store.rows(f"SELECT {_COLUMNS} FROM tasks WHERE key = ?", key):  # noqa: S608 - our own column names
+            try:
+                ghost = _entry(row, decode(row[6], {})[0])
+                ghost.state = TaskState(row[5])
+                if not ghost.state.final:
+                    raise ValueError(f"it is {ghost.state}")  # noqa: TRY301 - it is being set aside now
+            except Exception:  # noqa: BLE001 - set aside: it never ran to an end
+                ghost = Entry(key, f"task {store.prefix}{key}", (), 0, 0.0, DEFAULTS)
+                ghost.state = TaskState.INTERRUPTED
+            found[key] = ghost
+    return found
 
 
 def _due(entry: Entry, clock: int, now: Now) -> None:
@@ -235,10 +234,10 @@ def _interrupted(
         reason="the kernel died",
     )
     if cancelled:
-        entry.outcome = Outcome(error=error_of(entry, TaskState.CANCELLED), attempts=(attempt,))
+        entry.outcome = TaskOutcome(error=error_of(entry, TaskState.CANCELLED), attempts=(attempt,))
     elif policy is Interrupted.MARK or entry.interruptions > config.max_interruptions:
         entry.state = TaskState.INTERRUPTED
-        entry.outcome = Outcome(error=error_of(entry, TaskState.INTERRUPTED), attempts=(attempt,))
+        entry.outcome = TaskOutcome(error=error_of(entry, TaskState.INTERRUPTED), attempts=(attempt,))
     else:
         entry.due = None
     return attempt, attempt_row(entry.key, attempt, None, None, limit=0)
@@ -290,5 +289,5 @@ def lookup(store: Store, key: int, task_id: str) -> Entry | None:
         result = read_result(attempt, out, err, dropped)
         if entry.state is TaskState.FAILED:
             error = read_error(text, result, attempt.retry + 1)
-    entry.outcome = Outcome(result=result, error=error, attempts=tuple(attempts))
+    entry.outcome = TaskOutcome(result=result, error=error, attempts=tuple(attempts))
     return entry

@@ -4,7 +4,7 @@
 
     schedule ─► admit ─► queue ─┐
                                 ▼ once a turn of the loop
-    timer ──────────────────► pump: take(now) ─► journal.flush() ─► tell who awaits ─► backend.start
+    timer ──────────────────► pump: take(now) ─► writer.flush() ─► tell who awaits ─► backend.start
                                 ▲                                                          │
                                 └──────────── ended: outcome, retry, next run ◄────────────┘
 
@@ -19,24 +19,24 @@ from collections.abc import Callable
 from typing import Any
 
 from nbprocs.engine.home import Home, log
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, ProcessError, WorkerLost
-from nbprocs.policy import RetryPolicy
 from nbprocs.processes.events import Subscribers
 from nbprocs.scheduler.backend import Backend, Ended, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.estimate import Durations
 from nbprocs.scheduler.fence import Fence
-from nbprocs.scheduler.joining import Joiners
-from nbprocs.scheduler.journal import Journal
-from nbprocs.scheduler.model import Attempt, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
-from nbprocs.scheduler.options import timeout_factor
-from nbprocs.scheduler.outcome import Outcome, Run, attempt_of, error_of, job_of
+from nbprocs.scheduler.joining import check_joiners
+from nbprocs.scheduler.model import Attempt, Condition, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
+from nbprocs.scheduler.outcome import Run, TaskOutcome, attempt_of, error_of, job_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
 from nbprocs.scheduler.settings import Settings
-from nbprocs.scheduler.slots import Slots
-from nbprocs.scheduler.times import Recurrence, latest_due, next_run
+from nbprocs.scheduler.slots import SlotNumbers
+from nbprocs.scheduler.times import next_run
+from nbprocs.scheduler.tries import Tries, base_of
+from nbprocs.scheduler.writer import StoreWriter, stored_text
 
 __all__ = ["Runner"]
 
@@ -51,10 +51,17 @@ class Runner:
     """The state of one scheduler on its home loop."""
 
     def __init__(
-        self, config: SchedulerConfig, *, journal: Journal, prefix: str, backend: Backend, calls: Backend | None, clock: Callable[[], Now]
+        self,
+        config: SchedulerConfig,
+        *,
+        writer: StoreWriter,
+        prefix: str,
+        backend: Backend,
+        calls: Backend | None,
+        clock: Callable[[], Now],
     ) -> None:
         self.config = config
-        self.journal = journal
+        self.writer = writer
         self.prefix = prefix
         self.backend = backend
         self.calls = calls
@@ -62,26 +69,27 @@ class Runner:
         self.home: Home | None = None
         self.queue = TaskQueue(groups=config.groups, resources=config.resources)
         self.room = Room(backend, self.queue, config.max_concurrent_tasks)
-        self.settings = Settings(journal.store, config)
+        self.settings = Settings(writer.store, config)
         self.durations = Durations()
         self.attempts: deque[Attempt] = deque(maxlen=config.history)
         self.finished: OrderedDict[int, Entry] = OrderedDict()
-        self.names: dict[str, Entry] = {}
+        self.names: dict[str, Entry] = {}  # the latest of each name
+        self.keys: dict[str, Entry] = {}  # and of each key
         self.edges: dict[int, dict[int, str]] = {}  # what waits -> what must end -> condition; kept with the ended ones, for the graph
         self.missing: dict[int, tuple[str, ...]] = {}  # secrets that this kernel does not have
         self.retries = self.failures = self.successes = self.series = 0
         self._halt: str | None = None  # by the halt policy, until resume()
         self._store_error: str | None = None  # until the store can be written again
         self.closed, self._wanted = False, False
-        self.subscribers: Subscribers[[SchedulerEvent]] = Subscribers("the scheduler")
-        self._slots = Slots()
-        self._policies: dict[int, RetryPolicy] = {}
+        self.subscribers = Subscribers[[SchedulerEvent]]("the scheduler")
+        self._slots, self.tries = SlotNumbers(), Tries(config)
         self._runs = itertools.count(1)
         self._running: dict[int, Entry] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
-        self.joiners = Joiners(self)
-        self.fence = Fence(backend, prefix, stored=journal.store is not None)
+        self.joiners: Waiters[None] = Waiters()
+        self.at_rest: Callable[[], object] | None = None  # called once nothing runs and nothing starts by itself
+        self.fence = Fence(backend, prefix, stored=writer.store is not None)
         self._free_memory: Callable[[], float] | None = getattr(backend, "free_memory", None)
 
     # -- life
@@ -127,13 +135,13 @@ class Runner:
         if self.calls is not None:
             await self.calls.aclose()
         try:
-            self.journal.flush()
+            self.writer.flush()
         except StoreError as error:  # a full disk: what is not noted as ended runs again, and that is the promise
             log.warning("the last ends of tasks are not on disk, so the next scheduler of this store runs these tasks again: %s", error)
         self._tell()
         for entry in self.queue:
             self._wake(entry)
-        self.joiners.end(Closed("the scheduler was closed while it was awaited"))
+        self.joiners.fail(Closed("the scheduler was closed while it was awaited"))
         self.emit(TaskEventKind.CLOSED)
 
     # -- in
@@ -154,11 +162,28 @@ class Runner:
             self.names[options.name] = entry
         for other, condition in after:
             self.edges.setdefault(entry.key, {})[other.key] = condition.value
+        if options.key is not None:
+            self.keys[options.key] = entry
         if self.queue.add(entry, self.clock(), after=after, held=held) is TaskState.SKIPPED:
-            self.settled(entry, None)
+            self.settled(entry, next(other for other, condition in after if other.state.final and not condition.met(other.state)))
         if self.subscribers:
             self.emit(TaskEventKind.SCHEDULED, entry)
         self.want()
+
+    def revive(self, entry: Entry, after: list[tuple[Entry, Condition]], stamp: float) -> None:
+        """Have an ended task run again, with all its retries, once those that it waits for have ended."""
+        if self.finished.pop(entry.key, None) is not None:
+            self.queue.counts[entry.state] -= 1
+        entry.state, entry.time, entry.due, entry.on_wall = TaskState.QUEUED, stamp, None, False
+        entry.retries = entry.runs = entry.interruptions = 0
+        entry.needs = entry.dependents = entry.lane = entry.run = None
+        entry.ticket += 1
+        if entry.outcome is not None:
+            entry.outcome.first = entry.outcome.base = entry.outcome.root = None
+        self._told = [other for other in self._told if other is not entry]
+        self.admit(entry, after)
+        self.writer.waits_again(entry)
+        self.writer.change(entry, error=None)
 
     # -- the pump
 
@@ -169,9 +194,9 @@ class Runner:
         now = self.clock()
         taken = [] if self.halted or not self.fence.up else self.queue.take(now, self._free_memory)
         for entry in taken:
-            self.journal.change(entry, started=now.wall)
+            self.writer.change(entry, started=now.wall)
         try:
-            self.journal.flush()
+            self.writer.flush()
         except StoreError as error:
             self._give_back(taken, now, error)
             return
@@ -180,14 +205,24 @@ class Runner:
             self._launch(entry, now)
         self._tell()
         self._arm(now)
-        self.joiners.check()
+        self._check_joiners()
         self.room.demand(self.running(), idle=bool(self.halted))
+
+    def _check_joiners(self) -> None:
+        queue, idle = self.queue, not self._running and not self._wanted
+        quiet = idle and not queue.paused and not self.store_failed and self.fence.up
+        check_joiners(self.joiners, queue, done=self.settled_all, quiet=quiet, halted=self.halted)
+        if idle and self.at_rest is not None:
+            counts = queue.counts
+            if self.halted or queue.paused or not (counts[TaskState.QUEUED] or counts[TaskState.SCHEDULED]):
+                at_rest, self.at_rest = self.at_rest, None
+                at_rest()
 
     def _give_back(self, taken: list[Entry], now: Now, error: StoreError) -> None:
         """The disk does not take that they start, so they must not; nor is anybody told of an end that is not on disk. Tried again soon."""
         for entry in taken:
             self.queue.again(entry, now, time=entry.time, due=None)
-            self.journal.waits_again(entry)
+            self.writer.waits_again(entry)
         if self._store_error is None:
             log.error("the task queue stands still: %s", error)
         self._store_error = str(error)
@@ -227,11 +262,11 @@ class Runner:
         options = entry.options
         outcome = entry.outcome
         if outcome is None:
-            outcome = entry.outcome = Outcome()
+            outcome = entry.outcome = TaskOutcome()
         if outcome.first is None:
             outcome.first = now.elapsed
             if options.recurrence is not None:
-                outcome.base = self._base(entry, options.recurrence, now)
+                outcome.base = base_of(entry, options.recurrence, now)
         slot, units = self._slots.take(options.resources, {r.name: r.capacity for r in self.queue.resources()} if options.resources else {})
         number = next(self._runs)
         run = entry.run = Run(
@@ -243,23 +278,12 @@ class Runner:
             units=units,
         )
         env = self._slots.environment(slot, units)
-        job = job_of(entry, run, task_id=self.task_id(entry), timeout=self.timeout(entry), env=env)
+        job = job_of(entry, run, task_id=self.task_id(entry), timeout=self.tries.timeout(entry, self.durations), env=env)
         self._running[entry.key] = entry
         self._backend(entry).start(job, lambda event: self._heard(entry, run, event))
 
     def _backend(self, entry: Entry) -> Backend:
         return self.calls if callable(entry.command) and self.calls is not None else self.backend
-
-    def timeout(self, entry: Entry) -> float | None:
-        """Seconds this attempt may take; a multiple of a duration that is not known yet is the config's default."""
-        timeout = entry.options.timeout
-        factor = timeout_factor(timeout)
-        if factor is not None:
-            usual = self.durations.mean((str(entry.command), *map(str, entry.args)))
-            timeout = self.config.default_timeout if usual is None else max(factor * usual, 0.1)
-        elif timeout is None:
-            timeout = self.config.default_timeout
-        return None if timeout is None or timeout == float("inf") else float(timeout)
 
     # -- ends
 
@@ -272,11 +296,11 @@ class Runner:
         self._slots.give(run.slot, run.units)
         attempt = attempt_of(entry, run, event, task_id=self.task_id(entry), wall=now.wall, elapsed=now.elapsed)
         self.attempts.append(attempt)
-        outcome: Outcome = entry.outcome
+        outcome: TaskOutcome = entry.outcome
         outcome.attempts = (*outcome.attempts[-_ATTEMPTS_KEPT:], attempt)
         outcome.result, outcome.error = event.result, event.error
         entry.run = None
-        self.journal.attempt(entry, attempt, event.result, event.error)
+        self.writer.attempt(entry, attempt, event.result, event.error)
         lost = event.error if isinstance(event.error, WorkerLost) else None
         stopped = event.stopped or lost is not None  # where its machine went nothing of it runs either
         if stopped and run.intent == "closing":
@@ -292,7 +316,7 @@ class Runner:
     def _began(self, entry: Entry, run: Run, event: Started, now: Now) -> None:
         """It runs: this is its start, not the hand-over. Where is noted too: on another machine it may outlive this kernel."""
         run.seen, run.started, run.elapsed = event, now.wall, now.elapsed
-        self.journal.change(entry, started=now.wall, pid=event.pid, host=event.host, worker=event.worker)
+        self.writer.change(entry, started=now.wall, pid=event.pid, host=event.host, worker=event.worker)
         if event.worker:
             self.want()
         if self.subscribers:
@@ -300,33 +324,28 @@ class Runner:
 
     def _taken_away(self, entry: Entry, error: WorkerLost, now: Now) -> None:
         """Its worker went on purpose: again, not counted. At once the first time, then with growing delays: it may be too long for any."""
-        before = reversed(entry.outcome.attempts[:-1])
-        losses = sum(1 for _ in itertools.takewhile(lambda attempt: attempt.reason == error.reason, before))
-        delay = 0.0
-        if losses:
-            asked = self.config.policy(losses).decide(error, attempt=losses, elapsed=0.0)
-            delay = self.config.retry_delay if asked is None else asked
+        delay = self.tries.delay_after_loss(entry, error)
         self.queue.again(entry, now, time=entry.time, due=now.elapsed + delay if delay else None)
-        self.journal.waits_again(entry)
+        self.writer.waits_again(entry)
         self.emit(TaskEventKind.RETRYING, entry, delay=delay, error=error)
 
     def _back_to_queue(self, entry: Entry, now: Now) -> None:
         self.queue.again(entry, now, time=entry.time, due=None)
-        self.journal.waits_again(entry)
+        self.writer.waits_again(entry)
 
     def _judge(self, entry: Entry, attempt: Attempt, error: BaseException | None, now: Now) -> None:
         entry.interruptions = 0
         if error is None:
             self.successes += 1
-            self.durations.add((str(entry.command), *map(str, entry.args)), attempt.execution_time or 0.0)
+            self.durations.add(entry.argv, attempt.execution_time or 0.0)
             self._finish(entry, TaskState.SUCCEEDED, now)
             return
-        delay = self._retry_delay(entry, error, now)
+        delay = self.tries.delay(entry, error, now)
         if delay is not None:
             entry.retries += 1
             self.retries += 1
             self.queue.again(entry, now, time=now.wall + delay, due=now.elapsed + delay)
-            self.journal.waits_again(entry)
+            self.writer.waits_again(entry)
             self.emit(TaskEventKind.RETRYING, entry, delay=delay, error=error)
             return
         self.failures += 1
@@ -335,76 +354,55 @@ class Runner:
         self._finish(entry, TaskState.FAILED, now)
         self._maybe_halt()
 
-    def _retry_delay(self, entry: Entry, error: BaseException, now: Now) -> float | None:
-        limit = self.max_retries(entry)
-        policy = self._policies.get(limit)
-        if policy is None:
-            policy = self._policies[limit] = self.config.policy(limit)
-        first = entry.outcome.first
-        return policy.decide(error, attempt=entry.retries + 1, elapsed=now.elapsed - (now.elapsed if first is None else first))
-
-    def max_retries(self, entry: Entry) -> int:
-        """How often this task is tried again."""
-        config, asked = self.config, entry.options.max_retries
-        if asked is not None:
-            return asked
-        return config.max_retries if config.retry is None else config.retry.max_retries
-
     def _finish(self, entry: Entry, state: TaskState, now: Now) -> None:
         """The end of a task, or of one run of a series."""
         rule = entry.options.recurrence
         entry.runs += 1
         if rule is not None and state is not TaskState.CANCELLED and (rule.repeat is None or entry.runs < rule.repeat):
-            outcome: Outcome = entry.outcome
-            base = outcome.base if outcome.base is not None else self._base(entry, rule, now)
+            outcome: TaskOutcome = entry.outcome
+            base = outcome.base if outcome.base is not None else base_of(entry, rule, now)
             on_wall = rule.cron is not None
             due, _ = next_run(rule, base, now.wall if on_wall else now.elapsed)
             entry.retries, outcome.first, outcome.base = 0, None, None
             self.queue.again(entry, now, time=due if on_wall else now.wall + due - now.elapsed, due=due, on_wall=on_wall)
-            self.journal.waits_again(entry)
+            self.writer.waits_again(entry)
             self._told.append(entry)
             self.emit(TaskEventKind.ENDED, entry)
             return
         self.end(entry, state, now)
 
-    @staticmethod
-    def _base(entry: Entry, rule: Recurrence, now: Now) -> float:
-        """Which of its times a run of a series that starts now stands for."""
-        reading = now.wall if rule.cron is not None else now.elapsed
-        due = entry.due
-        if due is not None and entry.on_wall and rule.cron is None:
-            due = now.elapsed - (now.wall - due)
-        return reading if due is None else latest_due(rule, due, reading)
-
-    def end(self, entry: Entry, state: TaskState, now: Now, why: str = "") -> None:
+    def end(self, entry: Entry, state: TaskState, now: Now) -> None:
         """A task reaches a final state; those that can't run any more because of it are skipped."""
         skipped = self.queue.end(entry, state, now)
-        self.settled(entry, None, why)
+        self.settled(entry)
         for other, cause in skipped:
             self.settled(other, cause)
 
-    def settled(self, entry: Entry, cause: Entry | None, why: str = "") -> None:
-        """A task has got a final state: make its error, remember it, have it told."""
+    def settled(self, entry: Entry, cause: Entry | None = None) -> None:
+        """A task has got a final state: make its error, remember it, have it told. ``cause``: what it waited for and why it is skipped."""
         if entry.options.recurrence is not None:
             self.series -= 1
         if entry.outcome is None:
-            entry.outcome = Outcome()
+            entry.outcome = TaskOutcome()
+        why = ""
         if cause is not None:
-            why = (
-                f"it depends on {cause.label}, which was {cause.state}" if cause.state is not TaskState.FAILED else f"{cause.label} failed"
-            )
+            why, entry.outcome.root = skip_reason(cause)
         error = error_of(entry, entry.state, why)
         if error is not None:
             entry.outcome.error = error
+            if cause is not None and (root := entry.outcome.root.outcome) is not None:
+                error.__cause__ = root.error
         self.finished[entry.key] = entry
         while len(self.finished) > self.config.history:
             _, old = self.finished.popitem(last=False)
             self.edges.pop(old.key, None)
             if old.options.name is not None and self.names.get(old.options.name) is old:
                 del self.names[old.options.name]
+            if old.options.key is not None and self.keys.get(old.options.key) is old:
+                del self.keys[old.options.key]
         self.missing.pop(entry.key, None)
-        extra = {"error": why} if why else {}
-        self.journal.change(entry, retries=entry.retries, runs=entry.runs, started=None, **extra)
+        extra = {"error": stored_text(why)} if why else {}
+        self.writer.change(entry, retries=entry.retries, runs=entry.runs, started=None, **extra)
         self._told.append(entry)
         self.want()
 
@@ -423,8 +421,8 @@ class Runner:
     @staticmethod
     def _wake(entry: Entry) -> None:
         waiters, entry.waiters = entry.waiters, None
-        for wake in waiters or ():
-            wake()
+        if waiters is not None:
+            waiters.wake(None)
 
     # -- control
 
@@ -432,11 +430,18 @@ class Runner:
         """End it: at once if it waits, its whole tree if it runs."""
         if entry.state is TaskState.RUNNING:
             self._end_run(entry, "cancelled")
-            self.journal.change(entry)  # now: the kernel may die before its tree is gone, and it is not to run again
+            self.writer.change(entry)  # now: the kernel may die before its tree is gone, and it is not to run again
         elif not entry.state.final:
             self.end(entry, TaskState.CANCELLED, self.clock())
         if flush:
-            self.journal.flush()
+            self.writer.flush()
+
+    def cancel_all(self, group: str | None) -> None:
+        """The same for all that have not ended, or for those of one group."""
+        for entry in [e for e in self.queue if group is None or e.options.group == group]:
+            if entry.key in self.queue.entries:
+                self.cancel(entry, flush=False)
+        self.writer.flush()
 
     def _end_run(self, entry: Entry, intent: str) -> None:
         run: Run | None = entry.run
@@ -449,11 +454,11 @@ class Runner:
         if halt is None or self._halt or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
             return
         self._halt = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
-        self.journal.setting(Settings.key("halted"), {"value": self._halt, "config": None})
+        self.writer.setting(Settings.key("halted"), {"value": self._halt, "config": None})
         if halt.now:
             for entry in list(self._running.values()):
                 self._end_run(entry, "halted")
-                self.journal.change(entry)
+                self.writer.change(entry)
         self.emit(TaskEventKind.CHANGED)
 
     def resume(self) -> None:
@@ -483,11 +488,6 @@ class Runner:
     def settled_all(self) -> bool:
         """Whether nothing is pending, and everybody has been told."""
         return self.pending <= 0 and not self._told
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing runs and no pump is due."""
-        return not self._running and not self._wanted
 
     @property
     def store_failed(self) -> bool:

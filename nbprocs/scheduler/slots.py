@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Mapping, Sequence
 
-__all__ = ["GPU", "Gpus", "Numbers", "Slots"]
+__all__ = ["GPU", "Gpus", "Numbers", "SlotNumbers"]
 
 GPU = "gpu"  # the resource whose units the backend numbers: they are those of the machine that runs the job
 
@@ -36,7 +36,7 @@ class Numbers:
         heapq.heappush(self._free, number)
 
 
-class Slots:
+class SlotNumbers:
     """Which running task has which slot and which units."""
 
     def __init__(self) -> None:

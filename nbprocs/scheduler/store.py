@@ -30,7 +30,8 @@ from nbprocs.scheduler.schema import ATTEMPT, OUTPUT, create, inspect, upgrade
 __all__ = ["INSERT", "Store"]
 
 _PLAIN = "INSERT INTO tasks (key, argv, priority, time, folder) VALUES (?, ?, ?, ?, ?)"  # all else at its default: half the time
-INSERT = "INSERT INTO tasks (key, argv, priority, time, folder, clock, state, options, after, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = "key, argv, priority, time, folder, clock, state, options, after, name, unique_key"
+INSERT = f"INSERT INTO tasks ({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608 - no text of a user's
 _PLAIN_COLUMNS = 5
 _ATTEMPT_COLUMNS = f"{ATTEMPT}, {OUTPUT}"
 _INSERT_ATTEMPT = f"INSERT INTO attempts ({_ATTEMPT_COLUMNS}) VALUES ({', '.join('?' * len(_ATTEMPT_COLUMNS.split(',')))})"  # noqa: S608 - no text of a user's
@@ -68,7 +69,8 @@ class Store:
         with _registry:
             if self._identity in _open_here:
                 raise StoreInUse(
-                    f"the queue {self.path} is already open in this kernel", hint="use that scheduler, or close it: await sch.aclose()"
+                    f"the queue {self.path} is already open in this kernel",
+                    hint="TaskScheduler.opened(…) returns that scheduler; `await sch.aclose()` closes it",
                 )
             _open_here.add(self._identity)
         try:

@@ -2,8 +2,8 @@
 
 An interval is counted on the clock that never goes back (a suspended machine's sleep counts), a cron line and a date on the wall clock of
 their time zone. The cron rules are those of Debian's cron, by cronsim: five fields (or six, with seconds first), names of months and days,
-``L``, ``#``; at the change to summer time a job in the missing hour runs right after it, at the change back a job of the doubled hour runs
-once.
+``L``, ``#``, ``@daily`` and its like; at the change to summer time a job in the missing hour runs right after it, at the change back a job
+of the doubled hour runs once.
 """
 
 import math
@@ -13,10 +13,21 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from nbprocs import checks
 from nbprocs.scheduler.model import Misfire
 
 __all__ = ["Recurrence", "every_seconds", "following", "latest_due", "local_zone", "next_run", "parse_at", "to_datetime", "zone"]
 
+_NICKNAMES = {  # those of cron, but for @reboot: no queue knows of one
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+_EARLIEST, _LATEST = -6e10, 2.5e11  # seconds since the epoch: the years 69 and 9892; a datetime shows no others
 _COUNTED = 10_000  # missed times of a cron line are counted so far and no further
 
 
@@ -39,6 +50,8 @@ class Recurrence:
         if self.repeat is not None and self.repeat < 1:
             raise ValueError(f"repeat must be 1 or more, not {self.repeat!r}")
         object.__setattr__(self, "misfire", Misfire(self.misfire))
+        if self.cron is not None:
+            object.__setattr__(self, "cron", _NICKNAMES.get(self.cron.strip().lower(), self.cron))
         if self.cron is not None:
             following(self, datetime.now(UTC).timestamp())
 
@@ -96,10 +109,8 @@ def parse_at(at: datetime | str | float, timezone: str | None = None) -> float:
         except ValueError as error:
             raise ValueError(f"at must be a date such as '2026-03-01 12:00', not {at!r}") from error
     if isinstance(at, datetime):
-        return (at if at.tzinfo is not None else at.replace(tzinfo=zone(timezone))).timestamp()
-    if not math.isfinite(at):
-        raise ValueError(f"at must be a finite time, not {at!r}")
-    return float(at)
+        at = (at if at.tzinfo is not None else at.replace(tzinfo=zone(timezone))).timestamp()
+    return float(checks.number("at", at, least=_EARLIEST, most=_LATEST, what="a date: a datetime, ISO text, or seconds since the epoch"))
 
 
 def following(rule: Recurrence, after: float) -> float:
@@ -115,7 +126,9 @@ def following(rule: Recurrence, after: float) -> float:
     try:
         return float(next(CronSim(rule.cron or "", datetime.fromtimestamp(after, zone(rule.timezone)))).timestamp())
     except CronSimError as error:
-        raise ValueError(f"bad cron line {rule.cron!r}: {error}; five fields: minute hour day month weekday") from error
+        raise ValueError(
+            f"bad cron line {rule.cron!r}: {error}; five fields: minute hour day month weekday, or @hourly, @daily, @weekly …"
+        ) from error
     except (StopIteration, OverflowError) as error:
         raise ValueError(f"the cron line {rule.cron!r} never comes true") from error
 

@@ -156,7 +156,7 @@ async def _start_next(queued: int) -> float:
     finally:
         gc.unfreeze()
         backend.gated = False
-        sch.runner.queue.entries.clear()
+        sch._core.runner.queue.entries.clear()
         await sch.aclose()
 
 
@@ -263,7 +263,7 @@ def test_ten_thousand_at_one_instant(bench, seed: int) -> None:
         at = time.time() + 0.5
         handles = [sch.schedule("x", str(n), at=at) for n in order]
         late, last = 0.0, time.perf_counter()
-        while sch.runner.pending:
+        while sch._core.runner.pending:
             await asyncio.sleep(0)
             late, last = max(late, time.perf_counter() - last), time.perf_counter()
         assert all(h.state is TaskState.SUCCEEDED for h in handles)

@@ -31,7 +31,7 @@ async def main():
     returned = os.open(f"{folder}/returned", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sch = TaskScheduler(SchedulerConfig(max_concurrent_tasks=4, max_interruptions=100), store=f"{folder}/queue.db")
     say("open")
-    known = sch._store.last_key()
+    known = sch._core.store.last_key()
     for n in range(known + 1, total + 1):
         handle = sch.schedule("/bin/sh", "-c", f"echo {n} >> {folder}/log; sleep 0.0{2 + n % 7}", name=f"t{n}")
         os.write(returned, f"{handle.id} {n}\\n".encode())

@@ -57,7 +57,7 @@ class World:
 
     async def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.sch.runner.want()
+        self.sch._core.runner.want()
         await self.settle()
 
     @property
@@ -212,7 +212,7 @@ async def test_schedule_many_in_any_order() -> None:
             {"command": "x", "name": "left", "after": ["begin"]},
             {"command": "x", "name": "right", "after": ["begin"]},
             {"command": "x", "args": ["1"], "name": "begin", "priority": 0},
-            ("x", 2),
+            ("x", "2"),
             "x",
         ]
         handles = w.sch.schedule_many(diamond, group="g")
@@ -581,8 +581,8 @@ async def test_finished_tasks_are_bounded() -> None:
     async with World(SchedulerConfig(history=10), gated=False) as w:
         w.sch.schedule_many([{"command": "x", "name": f"n{n}"} for n in range(50)])
         await w.sch.join()
-        assert len(w.sch.runner.finished) == 10
-        assert len(w.sch.runner.names) == 10
+        assert len(w.sch._core.runner.finished) == 10
+        assert len(w.sch._core.runner.names) == 10
         assert len(w.sch.frame()) == 10
 
 
@@ -630,7 +630,7 @@ async def test_in_every_loop_mode() -> None:
 
 async def test_lists_of_running_and_ended_tasks_are_short_work_among_many() -> None:
     async with World(SchedulerConfig(max_concurrent_tasks=2)) as w:
-        handles = w.sch.schedule_many([("x", n) for n in range(1000)])
+        handles = w.sch.schedule_many([("x", str(n)) for n in range(1000)])
         await w.settle()
         assert [h.id for h in w.sch.handles(state="running")] == [h.id for h in handles[:2]]
         handles[5].cancel()

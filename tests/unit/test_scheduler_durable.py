@@ -273,8 +273,8 @@ async def test_any_name_can_be_stored_and_found(tmp_path_factory: pytest.TempPat
     async with World(store=path) as v:
         assert v.sch.get(name).task.name == name
         v.sch.get(name).cancel()
-        v.sch.runner.finished.clear()
-        v.sch.runner.names.clear()
+        v.sch._core.runner.finished.clear()
+        v.sch._core.runner.names.clear()
         assert v.sch.get(name).state is TaskState.CANCELLED
         v.sch.tasks_frame()
 

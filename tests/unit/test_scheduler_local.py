@@ -103,7 +103,7 @@ async def test_the_environment_tells_slot_task_and_attempt(tmp_path: Path) -> No
     names = ("NBPROCS_SLOT", "NBPROCS_TASK_ID", "NBPROCS_ATTEMPT", "CUDA_VISIBLE_DEVICES", "MINE")
     code = f"print(*(os.environ.get(n) for n in {names!r}), os.getcwd())"
     async with TaskScheduler() as sch:
-        handle = sch.schedule(*python_child(code), env={"MINE": "x"}, cwd=tmp_path, resources={"gpu": 1})
+        handle = sch.schedule(*python_child(code), env_vars={"MINE": "x"}, working_dir=tmp_path, resources={"gpu": 1})
         slot, task, attempt, gpu, mine, cwd = (await handle).text.split()
         assert (slot, task, attempt, mine, cwd) == ("0", handle.id, "1", "x", str(tmp_path))
         assert gpu
@@ -118,7 +118,7 @@ async def test_shell_lines_and_bad_commands(tmp_path: Path) -> None:
             ("/no/such/program", {}, StartupFailed),
             (str(script), {}, PermissionDenied),
             (str(tmp_path), {}, PermissionDenied),
-            ("true", {"cwd": tmp_path / "nowhere"}, StartupFailed),
+            ("true", {"working_dir": tmp_path / "nowhere"}, StartupFailed),
             ("x" * 300_000, {}, StartupFailed),
         ):
             with pytest.raises(error):
@@ -132,7 +132,7 @@ async def test_your_own_manager_stays_open() -> None:
             await sch.schedule("true")
         assert (await pm.run("echo", "still")).text == "still\n"
         with pytest.raises(ValueError, match="either"):
-            TaskScheduler(manager=pm, backend=sch.runner.backend)
+            TaskScheduler(manager=pm, backend=sch._core.runner.backend)
 
 
 async def test_a_process_has_the_name_of_its_task_where_that_is_free() -> None:

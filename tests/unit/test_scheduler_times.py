@@ -13,7 +13,7 @@ from nbprocs.scheduler.estimate import Durations, eta
 from nbprocs.scheduler.model import Condition, Halt, Interrupted, Misfire, SchedulerConfig, TaskState
 from nbprocs.scheduler.options import decode, encode, make_options, memory_bytes
 from nbprocs.scheduler.plots import layers
-from nbprocs.scheduler.slots import Gpus, Numbers, Slots
+from nbprocs.scheduler.slots import Gpus, Numbers, SlotNumbers
 from nbprocs.scheduler.system import gpu_devices, now
 from nbprocs.scheduler.times import Recurrence, following, latest_due, next_run, parse_at, to_datetime, zone
 
@@ -90,7 +90,7 @@ def test_dates() -> None:
     assert parse_at(5) == 5.0
     assert to_datetime(0).tzinfo is not None
     assert zone(None) is not None
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="at must be a date"):
         parse_at(float("nan"))
 
 
@@ -121,17 +121,30 @@ def test_durations_are_bounded() -> None:
     assert len(seen._seen) == 10_000
 
 
+NAMES = st.text(min_size=1, max_size=5).filter(lambda text: text.strip() and "\0" not in text)
+
 options = st.builds(
     make_options,
     max_retries=st.none() | st.integers(0, 9),
     timeout=st.none() | st.floats(0.1, 1e6) | st.just("2.5x"),
-    name=st.none() | st.text(max_size=5),
-    group=st.none() | st.text(min_size=1, max_size=5),
-    resources=st.none() | st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0.1, 9), max_size=2),
+    name=st.none() | NAMES,
+    group=st.none() | NAMES,
+    key=st.none() | NAMES,
+    resources=st.none() | st.dictionaries(NAMES, st.floats(0.1, 9), max_size=2),
     memory_gate=st.none() | st.integers(0, 2**40),
     env_vars=st.none()
-    | st.dictionaries(st.sampled_from(["A", "MODE", "API_TOKEN", "DB_PASSWORD"]), st.none() | st.text(max_size=4), max_size=4),
+    | st.dictionaries(
+        st.sampled_from(["A", "MODE", "API_TOKEN", "DB_PASSWORD"]),
+        st.none() | st.text(st.characters(codec="utf-8"), max_size=4),
+        max_size=4,
+    ),
     shell=st.booleans(),
+    pty=st.booleans(),
+    nice=st.integers(-20, 19),
+    rlimits=st.none() | st.just({"AS": (1 << 30, 2 << 30), "NOFILE": 256}),
+    success_codes=st.just((0,)) | st.just([0, 3]),
+    input=st.binary(max_size=8) | st.text(st.characters(codec="utf-8"), max_size=4),
+    stop_signal=st.sampled_from(["SIGINT", 15]),
     cron=st.none() | st.just("5 4 * * *"),
     on_interrupted=st.none() | st.sampled_from(list(Interrupted)),
 )
@@ -139,7 +152,7 @@ options = st.builds(
 
 @given(made=options)
 def test_options_survive_the_store_but_for_secrets(made) -> None:
-    environ = {name: value for name, value in made.env_vars if name in made.secrets}
+    environ = {name: value for name, value in (made.config.env_vars if made.config else {}).items() if name in made.secrets}
     assert decode(encode(made), environ) == (made, ())
     assert decode(encode(made), {})[1] == made.secrets
     assert (made is DEFAULTS) == (encode(made) is None)
@@ -154,7 +167,7 @@ def test_a_timedelta_is_a_time() -> None:
 
 
 def test_slots_and_numbers() -> None:
-    slots = Slots()
+    slots = SlotNumbers()
     slot, units = slots.take((("gpu", 2.0), ("mem", 0.5), ("port", 2.0), ("huge", 1.0)), {"gpu": 2, "mem": 1.0, "port": 2, "huge": 1e6})
     assert units == {"port": [0, 1]}
     assert slots.environment(slot, units) == {"NBPROCS_SLOT": "0", "NBPROCS_SLOT_PORT": "0,1"}

@@ -20,7 +20,7 @@ from nbprocs.scheduler.options import encode
 from nbprocs.scheduler.schema import ATTEMPT
 from nbprocs.scheduler.store import Store
 
-__all__ = ["Journal", "attempt_row", "read_attempt", "read_error", "read_result", "read_text", "stored_text", "task_row"]
+__all__ = ["StoreWriter", "attempt_row", "read_attempt", "read_error", "read_result", "read_text", "stored_text", "task_row"]
 
 ASIDE = "aside"  # the state of a row that can't be read
 _ENDING = ("cancelled", "halted")  # why we end a run that is not to run again
@@ -77,6 +77,7 @@ def task_row(entry: Entry, after: Iterable[tuple[Entry, Condition]] = (), *, hel
         encode(entry.options),
         _DUMPS(links) if links else None,
         stored_text(entry.options.name),
+        stored_text(entry.options.key),
     )
 
 
@@ -157,7 +158,7 @@ _ATTEMPT_TYPES: tuple[tuple[type, ...], ...] = (
 )
 
 
-class Journal:
+class StoreWriter:
     """Gathers changes; ``flush`` writes them. Without a store all of it does nothing."""
 
     def __init__(self, store: Store | None, *, limit: int) -> None:

@@ -7,19 +7,19 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 
-__all__ = ["ask"]
+__all__ = ["output_of"]
 
 
-def ask(
+def output_of(
     argv: Sequence[str], *, cwd: str | None = None, timeout: float = 2.0, limit: int = 16 << 20, env: Mapping[str, str] | None = None
 ) -> bytes | None:
     r"""The standard output of a command, at most ``limit`` bytes of it; None where it fails, is missing or takes longer than ``timeout`` s.
 
     It blocks: never call it on a loop. ``env`` is added to this process's environment.
 
-    >>> ask(["echo", "hello"])
+    >>> output_of(["echo", "hello"])
     b'hello\n'
-    >>> ask(["no-such-program"])
+    >>> output_of(["no-such-program"])
     """
     try:
         process = subprocess.Popen(
