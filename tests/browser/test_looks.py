@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.test_widgets import CONTRAST, START, row, screen
+from tests.browser.server import ROOT
+from tests.browser.test_widgets import CONTRAST, DASHBOARD, START, row, screen
 
 CROWD = f"""{START}import asyncio
 train = "import time\\nfor i in range(100000): print(f'epoch {{i}} loss {{1 / (i + 1):.4f}}, validation accuracy {{i / 100000:.3f}}', flush=True); time.sleep(.3)"
@@ -172,3 +173,24 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await page.output(0).get_by_role("button", name=re.compile("^Type into the program")).click()
     await page.page.keyboard.press("q")
     await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text("left the screen")
+
+
+AXE = ROOT / "nbprocs/widgets/js/node_modules/axe-core/axe.min.js"
+VIOLATIONS = """async () => {
+  const { violations } = await axe.run('.nb-view', { rules: { region: { enabled: false } } });
+  return violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);
+}"""
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:
+    page = await lab.open(cells=[DASHBOARD, "proc = pm.get('worker')\nproc"], dark=dark, height=1600)
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(row(view, "worker")).to_contain_text("running")
+    await expect(view.locator(".nb-g-pool .nb-row").nth(1)).to_contain_text("worker-1")
+    await row(view, "worker").get_by_role("button", name="Show output").click()
+    await expect(screen(view)).to_contain_text("working")
+    await page.page.add_script_tag(path=str(AXE))
+    assert await page.page.evaluate(VIOLATIONS) == []

@@ -177,8 +177,8 @@ export class Charts {
     const colours = this.colours();
     const width = Math.max(this.cpu.clientWidth, 100);
     this.plots = [
-      this.plot("cpu", this.cpu, lines, colours, width, (u, min, max) => [0, Math.max(max ?? 0, 100) * 1.02]),
-      this.plot("mem", this.mem, lines, colours, width, (u, min, max) => [0, Math.max(max ?? 0, 1) * 1.1]),
+      this.plot("cpu", this.cpu, lines, colours, width, (_u, _min, max) => [0, Math.max(max ?? 0, 100) * 1.02]),
+      this.plot("mem", this.mem, lines, colours, width, (_u, _min, max) => [0, Math.max(max ?? 0, 1) * 1.1]),
     ];
     this.buildLegend(lines, colours);
   }
@@ -192,8 +192,8 @@ export class Charts {
       cursor: { sync: { key: `nbprocs-${this.context.connection.view}` }, drag: { x: false, y: false }, points: { size: 5 } },
       scales: { x: { range: () => this.span() }, y: { range } },
       axes: [
-        { ...axis, space: 80, size: 24, incrs: STEPS, values: (u, ticks) => ticks.map((t) => (this.samples.times.length ? hours(t) : "")) },
-        { ...axis, size: 46, values: (u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
+        { ...axis, space: 80, size: 24, incrs: STEPS, values: (_u, ticks) => ticks.map((t) => (this.samples.times.length ? hours(t) : "")) },
+        { ...axis, size: 46, values: (_u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
       ],
       series: [
         {},
@@ -250,7 +250,18 @@ export class Charts {
     this.entries = lines.map((line, i) => {
       const value = h("span.nb-value", {});
       const swatch = h("i.nb-swatch", { "aria-hidden": "true", style: { background: colours.lines[i % colours.lines.length] } });
-      const node = h("button.nb-chip.nb-entry", { type: "button", "aria-pressed": String(!this.hidden.has(line.key)), title: `Show or hide ${line.name}`, onclick: () => this.toggle(line.key, i, node) }, swatch, h("span.nb-entry-name", {}, line.name), value);
+      const node = h(
+        "button.nb-chip.nb-entry",
+        {
+          type: "button",
+          "aria-pressed": String(!this.hidden.has(line.key)),
+          title: `Show or hide ${line.name}`,
+          onclick: () => this.toggle(line.key, i, node),
+        },
+        swatch,
+        h("span.nb-entry-name", {}, line.name),
+        value,
+      );
       return value;
     });
     const live = this.entries.filter((_, i) => !lines[i].dead);

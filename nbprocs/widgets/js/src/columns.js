@@ -3,6 +3,7 @@
 import { h, set } from "./dom.js";
 
 /** [key, head, width in px or [least, share], narrowest view that shows it, long name] */
+/** @type {[string, string, any, number, string?][]} */
 export const COLUMNS = [
   ["sel", "", 30, 0],
   ["name", "Name", [130, 2], 0],
@@ -53,7 +54,10 @@ export class Columns {
       const on = this.shown(key, narrowest);
       this.grid.classList.toggle(`nb-no-${key}`, !on);
       if (!on) continue;
-      const fixed = this.widths[key] ?? (small || (this.wide < SPARKS && (key === "cpu" || key === "mem")) ? NARROW[key] : undefined) ?? (key === "status" && this.useful.has("end") && this.wide >= SPARKS ? width + ENDED : width);
+      const fixed =
+        this.widths[key] ??
+        (small || (this.wide < SPARKS && (key === "cpu" || key === "mem")) ? NARROW[key] : undefined) ??
+        (key === "status" && this.useful.has("end") && this.wide >= SPARKS ? width + ENDED : width);
       tracks.push(typeof fixed === "number" ? `${fixed}px` : `minmax(${small ? 70 : fixed[0]}px, ${fixed[1]}fr)`);
     }
     this.grid.classList.toggle("nb-no-sparks", this.wide < SPARKS);

@@ -83,7 +83,13 @@ export function icon(name) {
   );
 }
 
-/** A button with an icon; its label is read aloud and shown as a tooltip, or beside the icon with `shown`. */
+/**
+ * A button with an icon; its label is read aloud and shown as a tooltip, or beside the icon with `shown`.
+ * @param {string} name of the icon
+ * @param {string} label
+ * @param {(event: any) => void} onclick
+ * @param {Record<string, any>} more properties, and `shown`
+ */
 export function button(name, label, onclick, { shown = false, ...props } = {}) {
   return h("button.nb-button", { type: "button", title: label, "aria-label": label, onclick, ...props }, icon(name), shown && h("span", {}, label));
 }

@@ -18,11 +18,31 @@ export class Form {
 
   build() {
     const id = `nb-form-${ids++}`;
-    this.command = new Combo(id, "Command", "python -m http.server 8000", (text) => this.offers("complete", { text, cwd: this.value("cwd") }), () => this.changed());
+    this.command = new Combo(
+      id,
+      "Command",
+      "python -m http.server 8000",
+      (text) => this.offers("complete", { text, cwd: this.value("cwd") }),
+      () => this.changed(),
+    );
     this.command.input.addEventListener("keydown", (event) => this.commandKey(event));
-    this.cwd = new Combo(`${id}-cwd`, "Working directory", "the kernel's own", (text) => this.offers("folders", { text }), () => this.changed());
+    this.cwd = new Combo(
+      `${id}-cwd`,
+      "Working directory",
+      "the kernel's own",
+      (text) => this.offers("folders", { text }),
+      () => this.changed(),
+    );
     const input = (key, label, placeholder, attributes = {}) => {
-      const node = h("input.nb-input", { type: "text", id: `${id}-${key}`, placeholder, autocomplete: "off", spellcheck: "false", oninput: () => this.changed(), ...attributes });
+      const node = h("input.nb-input", {
+        type: "text",
+        id: `${id}-${key}`,
+        placeholder,
+        autocomplete: "off",
+        spellcheck: "false",
+        oninput: () => this.changed(),
+        ...attributes,
+      });
       return this.field(key, label, node, node.id);
     };
     const check = (key, label, title) => {
@@ -30,8 +50,19 @@ export class Form {
       this.fields[key] = { get: () => node.checked, node };
       return h("label.nb-check", { title }, node, label);
     };
-    this.readyKind = h("select.nb-input", { "aria-label": "Ready when", onchange: () => this.readyChanged() }, ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, v || "at once")));
-    this.readyValue = h("input.nb-input", { type: "text", "aria-label": "Ready value", disabled: true, autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    this.readyKind = h(
+      "select.nb-input",
+      { "aria-label": "Ready when", onchange: () => this.readyChanged() },
+      ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, v || "at once")),
+    );
+    this.readyValue = h("input.nb-input", {
+      type: "text",
+      "aria-label": "Ready value",
+      disabled: true,
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.changed(),
+    });
     this.fields.ready = { get: () => this.readyKind.value };
     this.fields.ready_value = { get: () => this.readyValue.value };
     this.envRows = h("div.nb-env");
@@ -46,7 +77,14 @@ export class Form {
         this.field("cwd", "Working directory", this.cwd.root, this.cwd.input.id, this.cwd.input),
         input("timeout", "Timeout, seconds", "none", { inputmode: "decimal" }),
         this.field("ready", "Ready when", h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
-        h("div.nb-field.nb-wide-field", { "data-field": "env" }, h("span.nb-label", {}, "Environment"), this.envRows, button("plus", "Add a variable", () => this.addVariable(true), { shown: true }), h("span.nb-error", { role: "alert" })),
+        h(
+          "div.nb-field.nb-wide-field",
+          { "data-field": "env" },
+          h("span.nb-label", {}, "Environment"),
+          this.envRows,
+          button("plus", "Add a variable", () => this.addVariable(true), { shown: true }),
+          h("span.nb-error", { role: "alert" }),
+        ),
       ),
     );
     this.fields.env = { get: () => this.environment() };
@@ -59,12 +97,7 @@ export class Form {
     this.root = h(
       "form.nb-form",
       { "aria-label": "Start a process", novalidate: true, onsubmit: (event) => (event.preventDefault(), this.run()) },
-      h(
-        "div.nb-bar.nb-form-main",
-        {},
-        this.field("command", "Command", this.command.root, this.command.input.id, this.command.input),
-        this.runButton,
-      ),
+      h("div.nb-bar.nb-form-main", {}, this.field("command", "Command", this.command.root, this.command.input.id, this.command.input), this.runButton),
       h(
         "div.nb-checks",
         {},
@@ -102,9 +135,23 @@ export class Form {
   // -- environment
 
   addVariable(focus) {
-    const name = h("input.nb-input", { type: "text", placeholder: "NAME", "aria-label": "Variable name", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    const name = h("input.nb-input", {
+      type: "text",
+      placeholder: "NAME",
+      "aria-label": "Variable name",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.changed(),
+    });
     // hidden until the kernel has said that such a name keeps no secret
-    const value = h("input.nb-input", { type: "password", placeholder: "value", "aria-label": "Variable value", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    const value = h("input.nb-input", {
+      type: "password",
+      placeholder: "value",
+      "aria-label": "Variable value",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.changed(),
+    });
     const row = h("div.nb-envrow", {}, name, h("span", { "aria-hidden": "true" }, "="), value);
     row.append(button("close", "Remove the variable", () => (row.remove(), this.changed())));
     row.pair = { name, value };
@@ -321,7 +368,13 @@ export class Combo {
     const { left, top, bottom, width } = this.input.getBoundingClientRect();
     const below = innerHeight - bottom - 8;
     const up = below < 120 && top > below;
-    Object.assign(this.list.style, { left: `${left}px`, width: `${width}px`, top: up ? "auto" : `${bottom + 2}px`, bottom: up ? `${innerHeight - top + 2}px` : "auto", maxHeight: `${Math.min(240, up ? top - 8 : below)}px` });
+    Object.assign(this.list.style, {
+      left: `${left}px`,
+      width: `${width}px`,
+      top: up ? "auto" : `${bottom + 2}px`,
+      bottom: up ? `${innerHeight - top + 2}px` : "auto",
+      maxHeight: `${Math.min(240, up ? top - 8 : below)}px`,
+    });
     addEventListener("scroll", this.away, true);
     addEventListener("resize", this.away);
   }

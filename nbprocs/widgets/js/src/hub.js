@@ -14,7 +14,11 @@ const LEFT = 10_000; // ms out of the page, and an element is ended: its output 
 /** The line of one view, as its connection sees it. */
 class Line {
   constructor(hub, uid, spec) {
-    Object.assign(this, { hub, uid, spec, listeners: new Set() });
+    this.hub = hub;
+    this.uid = uid;
+    this.spec = spec;
+    /** @type {Set<(message: any, buffers: any[]) => void>} */
+    this.listeners = new Set();
   }
 
   get() {
@@ -29,7 +33,7 @@ class Line {
     if (event === "msg:custom") this.listeners.add(listener);
   }
 
-  off(event, listener) {
+  off(_event, listener) {
     this.listeners.delete(listener);
   }
 

@@ -47,7 +47,12 @@ export class Pane {
         event.stopPropagation(); // shift+enter would run the cell
       },
     });
-    this.matches = h("span.nb-matches", {}, button("up", "Previous match", () => this.search(-1)), button("down", "Next match", () => this.search(1)));
+    this.matches = h(
+      "span.nb-matches",
+      {},
+      button("up", "Previous match", () => this.search(-1)),
+      button("down", "Next match", () => this.search(1)),
+    );
     this.found = h("span.nb-found", { "aria-live": "polite" });
     this.followButton = button("follow", "Follow the output", () => this.setFollow(!this.follow), { "aria-pressed": "true" });
     this.wrapButton = button("wrap", "Wrap long lines", () => this.setWrap(!this.wrap), { "aria-pressed": "true" });
@@ -59,14 +64,19 @@ export class Pane {
       {},
       h("span.nb-who", {}, this.dot, this.title, this.command),
       this.facts,
-      h("span.nb-tools", { role: "toolbar", "aria-label": "Output" },
+      h(
+        "span.nb-tools",
+        { role: "toolbar", "aria-label": "Output" },
         this.find,
         this.found,
         this.matches,
         this.earlier,
         this.wrapButton,
         this.followButton,
-        (this.typeButton = button("keyboard", "Type into the program; Shift+Esc ends it", () => this.setTyping(!this.typing), { "aria-pressed": "false", hidden: true })),
+        (this.typeButton = button("keyboard", "Type into the program; Shift+Esc ends it", () => this.setTyping(!this.typing), {
+          "aria-pressed": "false",
+          hidden: true,
+        })),
         this.menu(),
         button("download", "Download the whole log", () => this.download()),
         this.stopButton,
@@ -84,7 +94,13 @@ export class Pane {
       spellcheck: "false",
       onkeydown: (event) => this.inputKey(event),
     });
-    this.stdin = h("div.nb-stdin", { hidden: true }, h("span", { "aria-hidden": "true" }, "›"), this.input, h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: "Close stdin (end of input)" }, "EOF"));
+    this.stdin = h(
+      "div.nb-stdin",
+      { hidden: true },
+      h("span", { "aria-hidden": "true" }, "›"),
+      this.input,
+      h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: "Close stdin (end of input)" }, "EOF"),
+    );
     this.sent = [];
     this.sentAt = 0;
     this.root = h("section.nb-pane", { "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
@@ -95,7 +111,8 @@ export class Pane {
     const acts = {
       "Copy the output": () => this.copied(this.text()),
       "Copy the command": () => this.copied(this.head.cmd),
-      "Copy the same in Python": () => (this.head.py ? this.copied(this.head.py) : this.context.notice("The command holds a secret, which is not written into a line of Python.")),
+      "Copy the same in Python": () =>
+        this.head.py ? this.copied(this.head.py) : this.context.notice("The command holds a secret, which is not written into a line of Python."),
       "Show or hide times": () => this.gutter?.toggle(),
       "For screen readers": () => this.term && (this.term.options.screenReaderMode = !this.term.options.screenReaderMode),
     };
@@ -104,7 +121,12 @@ export class Pane {
       menu.value = "";
       act?.();
     };
-    const menu = h("select.nb-input.nb-menu", { "aria-label": "More", title: "More", onchange: choose }, h("option", { value: "" }, "⋯"), ...Object.keys(acts).map((name) => h("option", { value: name }, name)));
+    const menu = h(
+      "select.nb-input.nb-menu",
+      { "aria-label": "More", title: "More", onchange: choose },
+      h("option", { value: "" }, "⋯"),
+      ...Object.keys(acts).map((name) => h("option", { value: name }, name)),
+    );
     return menu;
   }
 
@@ -120,7 +142,7 @@ export class Pane {
       const line = buffer.getLine(i);
       text += (i && !line.isWrapped ? "\n" : "") + line.translateToString(true);
     }
-    return text.trimEnd() + "\n";
+    return `${text.trimEnd()}\n`;
   }
 
   // -- height: grows with the content up to the most, until a hand drags the edge
@@ -198,7 +220,7 @@ export class Pane {
   refit() {
     if (!this.term || !this.screen.clientWidth) return;
     const size = this.fit.proposeDimensions();
-    if (!size || !size.cols || !size.rows) return;
+    if (!size?.cols || !size.rows) return;
     const cols = this.wrap ? Math.max(20, size.cols) : WIDE;
     if (cols !== this.term.cols || size.rows !== this.term.rows) this.term.resize(cols, Math.max(2, size.rows));
     if (this.follow) this.term.scrollToBottom();

@@ -23,7 +23,12 @@ export class Root {
       state: (text) => this.state(text),
     });
     this.text = h("span", {});
-    this.bar = h("div.nb-notice", { hidden: true, role: "status", "aria-live": "polite" }, this.text, button("close", "Dismiss", () => this.notice("")));
+    this.bar = h(
+      "div.nb-notice",
+      { hidden: true, role: "status", "aria-live": "polite" },
+      this.text,
+      button("close", "Dismiss", () => this.notice("")),
+    );
     this.top = h("div.nb-state", { hidden: true, role: "status" });
     this.node = h("div.nb-view", { "data-jp-suppress-context-menu": "true", onkeydown: keepPlainKeys });
     if (this.spec.arranged) this.node.classList.add(`nb-${this.spec.arranged}`);

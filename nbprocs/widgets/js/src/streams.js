@@ -8,6 +8,10 @@ export class Streams {
     this.decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() };
   }
 
+  /**
+   * @param {"stdout" | "stderr"} stream
+   * @param {Uint8Array} chunk
+   */
   text(stream, chunk) {
     return this.decoders[stream].decode(chunk, { stream: true }).replace(HIDDEN, "\ufffd");
   }

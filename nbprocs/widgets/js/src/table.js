@@ -61,7 +61,8 @@ export class Table {
       {
         role: "rowgroup",
         tabindex: "0",
-        "aria-label": "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, slash filters, question mark shows all keys",
+        "aria-label":
+          "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, slash filters, question mark shows all keys",
         onscroll: () => this.draw(),
         onkeydown: (event) => this.key(event),
         onfocus: () => this.activate(this.active ?? this.shown[0]?.key ?? null, false),
@@ -85,7 +86,16 @@ export class Table {
       h("button.nb-button.nb-text.nb-yes", { type: "button", onclick: () => this.answer(true) }, "Yes"),
       h("button.nb-button.nb-text", { type: "button", onclick: () => this.answer(false) }, "No (Esc)"),
     );
-    this.root = h("div.nb-table", { onkeydown: (event) => event.key === "Escape" && this.question.hidden === false && (event.preventDefault(), event.stopPropagation(), this.answer(false)) }, h("div.nb-bar", {}, this.filter, this.chips, this.question, this.actions), this.keys, this.grid, this.detail);
+    this.root = h(
+      "div.nb-table",
+      {
+        onkeydown: (event) => event.key === "Escape" && this.question.hidden === false && (event.preventDefault(), event.stopPropagation(), this.answer(false)),
+      },
+      h("div.nb-bar", {}, this.filter, this.chips, this.question, this.actions),
+      this.keys,
+      this.grid,
+      this.detail,
+    );
     this.timer = setInterval(() => this.tickClock(), 1000);
     this.observer = globalThis.ResizeObserver && new ResizeObserver(() => (this.columns.fit(this.root.clientWidth), this.draw()));
     this.observer?.observe(this.body);
@@ -130,10 +140,7 @@ export class Table {
   snapshot(content) {
     this.rows.reset(content);
     if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
-    this.signalMenu.replaceChildren(
-      h("option", { value: "" }, "Signal…"),
-      ...content.signals.map((name) => h("option", { value: name }, name)),
-    );
+    this.signalMenu.replaceChildren(h("option", { value: "" }, "Signal…"), ...content.signals.map((name) => h("option", { value: name }, name)));
     const ids = new Set([...this.rows.byKey.values()].map((row) => this.id(row)));
     for (const id of this.selected) if (!ids.has(id)) this.selected.delete(id);
     this.arrange();
@@ -239,7 +246,7 @@ export class Table {
       ? "No process matches the filter."
       : this.closed
         ? "The manager is closed."
-        : "No processes yet. Start one with: await pm.spawn(\"python\", \"-c\", \"print('hello')\")";
+        : 'No processes yet. Start one with: await pm.spawn("python", "-c", "print(\'hello\')")';
     say(this.empty, text);
   }
 
@@ -250,7 +257,7 @@ export class Table {
     const key = entries.map(([s, , n]) => `${s}${n}`).join() + this.query.status;
     if (key === this.chipKey) return;
     this.chipKey = key;
-    const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.status : null;
+    const focused = this.chips.contains(document.activeElement) ? document.activeElement.getAttribute("data-status") : null;
     this.chips.replaceChildren(
       ...entries.map(([status, label, count]) =>
         h(
@@ -493,14 +500,25 @@ export class Table {
   makeLine(row) {
     const key = row.key;
     const act = (name, label, op) =>
-      button(name, label, (event) => {
-        event.stopPropagation();
-        this.act(op(), [this.id(this.rows.byKey.get(key))], event.currentTarget);
-      }, { tabindex: "-1" });
+      button(
+        name,
+        label,
+        (event) => {
+          event.stopPropagation();
+          this.act(op(), [this.id(this.rows.byKey.get(key))], event.currentTarget);
+        },
+        { tabindex: "-1" },
+      );
     const cell = (name, ...children) => h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" }, ...children);
     const line = { row: null, at: -1 };
     line.check = h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => (event.stopPropagation(), this.toggle(key, event.shiftKey)) });
-    line.fold = h("button.nb-fold", { type: "button", tabindex: "-1", hidden: true, "aria-label": "Earlier runs", onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(this.rows.get(this.rows.byKey.get(key), "name")))) });
+    line.fold = h("button.nb-fold", {
+      type: "button",
+      tabindex: "-1",
+      hidden: true,
+      "aria-label": "Earlier runs",
+      onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(this.rows.get(this.rows.byKey.get(key), "name")))),
+    });
     line.name = h("b", {});
     line.cmd = h("span.nb-cmd", {});
     line.dot = h("i.nb-dot", { "aria-hidden": "true" });

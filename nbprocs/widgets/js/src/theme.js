@@ -10,7 +10,10 @@ function opaque(colour, behind) {
     brush.fillStyle = layer;
     brush.fillRect(0, 0, 1, 1);
   }
-  return `#${[...brush.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => v.toString(16).padStart(2, "0")).join("")}`;
+  return `#${[...brush.getImageData(0, 0, 1, 1).data]
+    .slice(0, 3)
+    .map((v) => v.toString(16).padStart(2, "0"))
+    .join("")}`;
 }
 
 /** The terminal's colours from JupyterLab's own variables. */

@@ -26,7 +26,8 @@ const settled = () => new Promise((resolve) => setTimeout(resolve));
 
 function welcome(model, ...uids) {
   model.say({ views: Object.fromEntries(uids.map((uid) => [uid, spec(uid)])) });
-  for (const hello of model.sent.filter((m) => m.do === "hello")) model.say({ v: hello.v, n: 0, to: hello.view, s: { table: tableSnapshot([{ name: `of-${hello.v}` }]) } });
+  for (const hello of model.sent.filter((m) => m.do === "hello"))
+    model.say({ v: hello.v, n: 0, to: hello.view, s: { table: tableSnapshot([{ name: `of-${hello.v}` }]) } });
 }
 
 afterEach(() => {

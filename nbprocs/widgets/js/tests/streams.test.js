@@ -28,7 +28,17 @@ it("says durations and sizes", () => {
 
 it("puts samples of different processes on one axis", () => {
   const samples = new Samples();
-  samples.fill([[1, "a", [[10, 1, 5], [11, 2, 6]]], [2, "b", [[11, 9, 1]]]]);
+  samples.fill([
+    [
+      1,
+      "a",
+      [
+        [10, 1, 5],
+        [11, 2, 6],
+      ],
+    ],
+    [2, "b", [[11, 9, 1]]],
+  ]);
   samples.tick(12, [[2, 8, 2]]);
   expect(samples.times).toEqual([10, 11, 12]);
   expect(samples.lines.get(1).cpu).toEqual([1, 2, null]);
@@ -38,7 +48,10 @@ it("puts samples of different processes on one axis", () => {
 it("draws ten lines at most, and the sum of the others", () => {
   const samples = new Samples();
   for (let i = 1; i <= 30; i++) samples.add(i, `p${i}`);
-  samples.tick(1, Array.from({ length: 30 }, (_, i) => [i + 1, i + 1, 1]));
+  samples.tick(
+    1,
+    Array.from({ length: 30 }, (_, i) => [i + 1, i + 1, 1]),
+  );
   const drawn = samples.drawn();
   expect(drawn.length).toBe(10);
   expect(drawn.at(-1).name).toBe("21 others");

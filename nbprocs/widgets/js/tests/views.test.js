@@ -48,7 +48,11 @@ describe("the table", () => {
   it("stops, pauses and restarts by its buttons", async () => {
     const { el, model } = show("table", tableSnapshot([{ name: "web" }]));
     await frame();
-    for (const [label, op] of [["Stop", "stop"], ["Pause", "pause"], ["Restart", "restart"]]) {
+    for (const [label, op] of [
+      ["Stop", "stop"],
+      ["Pause", "pause"],
+      ["Restart", "restart"],
+    ]) {
       el.querySelector(`.nb-space [aria-label="${label}"]`).click();
       expect(model.last(op).args).toEqual({ ids: ["id1"] });
     }
@@ -114,9 +118,18 @@ describe("the table", () => {
   });
 
   it("sorts by its heads and says so", async () => {
-    const { el } = show("table", tableSnapshot([{ name: "b", cpu: 1 }, { name: "a", cpu: 9 }]));
+    const { el } = show(
+      "table",
+      tableSnapshot([
+        { name: "b", cpu: 1 },
+        { name: "a", cpu: 9 },
+      ]),
+    );
     await frame();
-    const order = () => [...el.querySelectorAll(".nb-space .nb-row")].sort((x, y) => x.getAttribute("aria-rowindex") - y.getAttribute("aria-rowindex")).map((row) => row.querySelector("b").textContent);
+    const order = () =>
+      [...el.querySelectorAll(".nb-space .nb-row")]
+        .sort((x, y) => x.getAttribute("aria-rowindex") - y.getAttribute("aria-rowindex"))
+        .map((row) => row.querySelector("b").textContent);
     const head = el.querySelector('[data-key="name"]');
     head.querySelector("button").click();
     await frame();
@@ -220,8 +233,29 @@ describe("the form", () => {
 });
 
 describe("the boards", () => {
-  const status = { running: 1, limit: 2, waiting: 1, counts: { running: 1, queued: 1, succeeded: 2 }, paused: false, halted: "", closed: false, eta: [1, 2, 3], next: null, resources: [["gpu", 1, 2]] };
-  const queue = { rows: [["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, ""]], ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE]]], bars: [["t1", Date.now() / 1000 - 4, null, "running"]], status, now: Date.now() / 1000, priorities: { LOW: 0, HIGH: 2 } };
+  const status = {
+    running: 1,
+    limit: 2,
+    waiting: 1,
+    counts: { running: 1, queued: 1, succeeded: 2 },
+    paused: false,
+    halted: "",
+    closed: false,
+    eta: [1, 2, 3],
+    next: null,
+    resources: [["gpu", 1, 2]],
+  };
+  const queue = {
+    columns: ["name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why"],
+    rows: [
+      ["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, ""]],
+      ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE]],
+    ],
+    bars: [["t1", Date.now() / 1000 - 4, null, "running"]],
+    status,
+    now: Date.now() / 1000,
+    priorities: { LOW: 0, HIGH: 2 },
+  };
 
   it("show the queue and act on it", async () => {
     const { el, model, delta } = show("queue", queue);
@@ -241,8 +275,30 @@ describe("the boards", () => {
   });
 
   it("show the pool", () => {
-    const figures = { workers: 2, starting: 0, busy: 1, most: 4, queued: 3, running: 1, completed: 1234, failed: 1, retries: 0, crashed: 0, average: 0.25, closed: false };
-    const { el, model, delta } = show("pool", { rows: [["w-10", ["idle", 1, 0, 5, 0, "", ""]], ["w-2", ["busy", 2, 0, 5, 1, "work", ""]]], figures, rates: [1, 2], now: 0 });
+    const figures = {
+      workers: 2,
+      starting: 0,
+      busy: 1,
+      most: 4,
+      queued: 3,
+      running: 1,
+      completed: 1234,
+      failed: 1,
+      retries: 0,
+      crashed: 0,
+      average: 0.25,
+      closed: false,
+    };
+    const { el, model, delta } = show("pool", {
+      columns: ["state", "pid", "born", "done", "held", "titles", "why"],
+      rows: [
+        ["w-10", ["idle", 1, 0, 5, 0, "", ""]],
+        ["w-2", ["busy", 2, 0, 5, 1, "work", ""]],
+      ],
+      figures,
+      rates: [1, 2],
+      now: 0,
+    });
     expect([...el.querySelectorAll(".nb-list .nb-c-name")].map((n) => n.textContent)).toEqual(["w-2", "w-10"]);
     expect(el.querySelector(".nb-tiles").textContent).toContain("1,234");
     el.querySelector('[aria-label^="Renew"]').click();
