@@ -13,6 +13,7 @@ export class Form {
     this.history = [];
     this.back = null; // position in the history while arrows go through it
     this.fields = {};
+    this.options = {}; // of ProcessConfig, as the kernel declares them: name → what is filled in
     this.build();
   }
 
@@ -88,6 +89,7 @@ export class Form {
       ),
     );
     this.fields.env = { get: () => this.environment() };
+    this.fields.options = { get: () => Object.fromEntries(Object.entries(this.options).map(([name, get]) => [name, get()])) };
     this.fields.command = { get: () => this.command.input.value };
     this.fields.cwd = { get: () => this.cwd.input.value };
     this.runButton = h("button.nb-button.nb-primary", { type: "submit" }, icon("play"), h("span", {}, "Start"));
@@ -124,12 +126,32 @@ export class Form {
     return root;
   }
 
+  /** Fields for what ProcessConfig declares; its labels and its help are the kernel's. */
+  declare(options) {
+    for (const [name, label, help, kind] of options) {
+      if (name in this.options) continue;
+      const id = `${this.command.input.id}-${name}`;
+      const node = h("input.nb-input", {
+        type: kind === "flag" ? "checkbox" : "text",
+        id,
+        title: help,
+        placeholder: help,
+        autocomplete: "off",
+        spellcheck: "false",
+        oninput: () => this.changed(),
+      });
+      this.options[name] = () => (kind === "flag" ? (node.checked ? "true" : "") : node.value);
+      this.more.querySelector(".nb-fields").append(this.field(name, label, node, id));
+    }
+  }
+
   value(key) {
     return this.fields[key]?.get() ?? "";
   }
 
   values() {
-    return Object.fromEntries(Object.entries(this.fields).map(([key, field]) => [key, field.get()]));
+    const own = Object.entries(this.fields).filter(([key]) => !(key in this.options));
+    return Object.fromEntries(own.map(([key, field]) => [key, field.get()]));
   }
 
   // -- environment
@@ -279,6 +301,7 @@ export class Form {
 
   snapshot(content) {
     this.history = content.history;
+    this.declare(content.options ?? []);
     if (content.closed) this.context.closed("The manager is closed: it starts nothing more.");
     set(this.cwd.input, { placeholder: content.cwd });
   }

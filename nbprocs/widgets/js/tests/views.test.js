@@ -172,13 +172,14 @@ describe("the form", () => {
 
   it("asks the kernel for the line and shows errors at the field", async () => {
     vi.useFakeTimers();
-    const { el, model } = form();
+    const { el, model } = show("form", { history: [], cwd: "/home", ready: [], options: [["nice", "Niceness", "added to its priority", "text"]] });
+    el.querySelector('[data-field="nice"] input').value = "5";
     const input = el.querySelector("input[role=combobox]");
     input.value = "sleep 5";
     input.dispatchEvent(new Event("input"));
     vi.advanceTimersByTime(300);
     vi.useRealTimers();
-    expect(model.last("check").args).toMatchObject({ command: "sleep 5", shell: false, env: {} });
+    expect(model.last("check").args).toMatchObject({ command: "sleep 5", shell: false, env: {}, options: { nice: "5" } });
     model.reply(model.last("check"), { line: "proc = await pm.spawn('sleep', '5')", secret: [] });
     await frame();
     expect(el.querySelector(".nb-line").textContent).toBe("proc = await pm.spawn('sleep', '5')");
