@@ -67,7 +67,7 @@ export class Pool {
     this.facts = h("span.nb-facts", {});
     this.root = h(
       "section.nb-board",
-      { "aria-label": "Process pool" },
+      { role: "group", "aria-label": "Process pool" },
       h(
         "div.nb-bar",
         {},
@@ -250,7 +250,7 @@ export class Queue {
     );
     this.root = h(
       "section.nb-board",
-      { "aria-label": "Task queue" },
+      { role: "group", "aria-label": "Task queue" },
       h("div.nb-bar", {}, h("b", {}, "Queue"), this.pauseButton, h("span.nb-label", {}, "at a time"), this.limit, this.facts, this.counts, this.actions),
       this.bar,
       this.timeline,

@@ -100,7 +100,7 @@ export class Charts {
     const plot = (title, unit, node) => h("div.nb-chart", {}, h("div.nb-label", {}, title, h("span.nb-unit", {}, unit)), node);
     this.root = h(
       "section.nb-charts",
-      { "aria-label": "CPU and memory" },
+      { role: "group", "aria-label": "CPU and memory" },
       h("div.nb-plots", {}, plot("CPU", "% of a core", this.cpu), plot("Memory", "MiB", this.mem)),
       this.legend,
       this.list,

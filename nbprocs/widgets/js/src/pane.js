@@ -103,7 +103,7 @@ export class Pane {
     );
     this.sent = [];
     this.sentAt = 0;
-    this.root = h("section.nb-pane", { "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
+    this.root = h("section.nb-pane", { role: "group", "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
     this.timer = setInterval(() => this.root.isConnected && this.drawFacts(), 1000);
   }
 
