@@ -76,7 +76,7 @@ export class Samples {
     for (const line of lines) line.dead = this.times.length > GONE && line.mem.slice(-GONE).every((v) => v === null); // has ended: its curve stays, in grey
     if (lines.length <= DRAWN) return lines;
     const sum = (values) => values.slice(-30).reduce((total, v) => total + (v ?? 0), 0);
-    const weight = (line) => sum(line.cpu) + sum(line.mem) / 10;
+    const weight = (line) => (line.dead ? -1e9 : 0) + sum(line.cpu) + sum(line.mem) / 10; // what has ended is summed up first
     const first = new Set([...lines].sort((a, b) => weight(b) - weight(a)).slice(0, DRAWN - 1));
     const rest = lines.filter((line) => !first.has(line));
     const total = (name) => this.times.map((_, i) => rest.reduce((s, line) => (line[name][i] === null ? s : (s ?? 0) + line[name][i]), null));
