@@ -275,6 +275,12 @@ describe("the boards", () => {
     expect(el.querySelector('.nb-timeline [data-state="succeeded"]')).not.toBeNull();
   });
 
+  it("say how much work is left, and what is not due yet", () => {
+    const next = Date.now() / 1000 + 3601;
+    const { el } = show("queue", { ...queue, status: { ...status, counts: { running: 1, scheduled: 2 }, eta: [1, 90, 120], next } });
+    expect(el.querySelector(".nb-facts").textContent).toContain("1 m 30 s of work left (1 s to 2 m 00 s) · 2 not due yet, the next in 1 h 00 m");
+  });
+
   it("show the pool", () => {
     const figures = {
       workers: 2,
