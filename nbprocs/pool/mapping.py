@@ -32,6 +32,7 @@ class MapOptions(TypedDict, total=False):
     timeout: float | timedelta | Unset | None
     retries: RetryPolicy | int | None
     progress: bool | str
+    notify: object
 
 
 class Sizer:

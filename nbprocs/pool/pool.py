@@ -28,6 +28,7 @@ from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.model import TaskPriority
+from nbprocs.notify import as_notify
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool import report
 from nbprocs.pool.codec import Codec
@@ -37,6 +38,7 @@ from nbprocs.pool.executor import PoolExecutor
 from nbprocs.pool.kinds import connections, is_a, setup_of, title_of
 from nbprocs.pool.mapping import MapOptions, Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
+from nbprocs.pool.notices import told_at_the_end
 from nbprocs.pool.speech import Speech
 from nbprocs.pool.submission import How, Submission
 from nbprocs.pool.task import TaskHandle
@@ -296,6 +298,7 @@ class ProcessPool(Displayable):
         timeout: Limit = UNSET,
         retries: Retries = None,
         progress: bool | str = False,
+        notify: object = None,
     ) -> AsyncGenerator[Any, None]:
         """Call the function with each item (of several iterables: with one item of each) and yield the results.
 
@@ -308,6 +311,7 @@ class ProcessPool(Displayable):
             retries: as in submit(); a chunk is tried again as a whole.
             priority: as in submit().
             progress: True, or a title, shows a tqdm bar.
+            notify: whom to tell when it has ended, with the number of results and the time: True, a URL, a callable, or a Notify.
 
         An exception of the function is raised when its turn comes, after the results before it; a dead worker fails its chunk. What is
         under way is cancelled when the iteration ends early (``async with contextlib.aclosing(pool.map(…))`` makes that happen at once).
@@ -320,8 +324,11 @@ class ProcessPool(Displayable):
         """
         self._submission.check_open()
         how = self._submission.how(priority, timeout, retries)
+        whom = as_notify("notify", notify)
         if isinstance(self.worker, CommandWorker):
-            return self._map_lines(function, how, ordered=ordered, progress=progress)
+            lines: Any = function
+            bar = progress_bar(progress, title=self.name, total=length_of((lines,)))
+            return self._map_lines(lines, how, ordered=ordered, bar=told_at_the_end(bar, whom, title=self.name))
         if not callable(function) or not iterables:
             raise TypeError("map() takes a function and at least one iterable")
         for i, items in enumerate(iterables):
@@ -350,11 +357,11 @@ class ProcessPool(Displayable):
             ordered=ordered,
             sizer=sizer,
             window=4 * workers,
-            bar=progress_bar(progress, title=title, total=total),
+            bar=told_at_the_end(progress_bar(progress, title=title, total=total), whom, title=title),
             finish=lambda: self._codec.retire(known),
         )
 
-    def _map_lines(self, lines: Any, how: How, *, ordered: bool, progress: bool | str) -> AsyncGenerator[Any, None]:
+    def _map_lines(self, lines: Any, how: How, *, ordered: bool, bar: Callable[[], Any]) -> AsyncGenerator[Any, None]:
         def submit(chunk: Sequence[Any], _start: int) -> TaskHandle[Any]:
             handle = self._submission.handle()
             handle.stands_for(self._submission.submit(handle, chunk[0], (), {}, how, listed=True))
@@ -365,8 +372,8 @@ class ProcessPool(Displayable):
             iter(lines),
             ordered=ordered,
             sizer=Sizer(1, total=None, workers=1),
-            window=2 * (self._core.workers.limit),
-            bar=progress_bar(progress, title=self.name, total=length_of((lines,))),
+            window=2 * self._core.workers.limit,
+            bar=bar,
             finish=lambda: None,
         )
 
