@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShimChild", "ShimClient", "start_error"]
 
+_TRIES, _SOON = 20, 0.01  # looks, and seconds between them, until it is known why a shim ended that never said a word
 _IDLE = 0.5  # seconds
 _READ = 4 << 10  # bytes at once: some sixty reports, then others on the loop get their turn
 LOST = "the process that starts and guards the children was killed meanwhile; try again"
@@ -240,11 +241,16 @@ class ShimClient:
 
     def lost(self) -> None:
         """The shim is gone: its children live on, another one looks after them."""
-        if self.closed:
-            return
+        if not self.closed:
+            self._close()
+            self._hand_over(_TRIES)
+
+    def _hand_over(self, tries: int) -> None:
         loop = self._loop()
-        self._close()
         if loop is None:
+            return
+        if tries and not self._owner.judged(self.shim):
+            loop.call_later(_SOON, self._hand_over, tries - 1)
             return
         waiting, children, asked = self.waiting, self.children, self.asked
         self.waiting, self.children, self.asked = {}, {}, {}
