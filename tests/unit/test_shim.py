@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -140,12 +141,12 @@ async def test_an_interrupt_reaches_jobs_in_groups_of_their_own(pm):
 
 
 async def test_an_interrupt_of_a_terminal_is_for_the_group_in_its_foreground(pm):
-    proc = await pm.spawn(
-        "set -m; (trap 'echo background heard' INT; sleep 2) & sh -c 'echo ready; sleep 1000'; echo after", shell=True, pty=True
-    )
+    front = shlex.join(python_child("ready(); forever()"))
+    proc = await pm.spawn(f"set -m; (trap 'echo background heard' INT; sleep 1) & {front}; echo after", shell=True, pty=True)
     await until_line(proc)
     proc.interrupt()
     result = await proc.wait(20)
+    assert b"KeyboardInterrupt" in result.stdout
     assert b"background heard" not in result.stdout
 
 
@@ -285,7 +286,7 @@ async def test_orders_by_the_socket_are_carried_out_and_the_kernel_hears_of_them
     path = await socket_of(pm)
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(None, lambda: question(path, op="pause", id=proc.id)) == {"v": 1, "ok": True}
-    assert read_proc(proc.pid).state == "T"
+    await eventually(lambda: read_proc(proc.pid).state == "T", within=5, what="stopped")
     await eventually(lambda: proc.paused, within=5, what="known to be paused")
     assert await loop.run_in_executor(None, lambda: question(path, op="resume", id=proc.id)) == {"v": 1, "ok": True}
     assert await loop.run_in_executor(None, lambda: question(path, op="stop", id=proc.id, grace=0.1)) == {"v": 1, "ok": True}
@@ -436,7 +437,7 @@ async def test_programs_end_by_themselves_on_a_terminal(pm, command):
 
 async def test_all_that_was_written_to_a_terminal_arrives_while_cells_compute_in_pieces(pm):
     proc = await pm.spawn(*python_child("for i in range(1500): print('x' * 9)"), pty=True)
-    while not proc.status.live or alive([proc.pid]):
+    while proc.status.live and alive([proc.pid]):
         end = time.monotonic() + 0.05
         while time.monotonic() < end:
             pass
