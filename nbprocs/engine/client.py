@@ -95,7 +95,6 @@ class ShimClient:
         except BaseException:
             self._socket.close()
             raise
-        owner.stir()
 
     # -- out
 
@@ -106,12 +105,9 @@ class ShimClient:
             self._environments += 1
             frame = wire.pack(wire.ENVIRONMENT, self._environments, _as_bytes(env))
         frame += wire.pack(wire.START, *order(self._environments))
-        was_idle = not self.shim.busy
         self._send(frame, tuple(fds))
         self._environment = env
         self.waiting[child.number] = child
-        if was_idle:
-            self._owner.stir()
 
     def say(self, *message: Any) -> None:
         """An order without an answer."""

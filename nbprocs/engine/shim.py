@@ -244,6 +244,7 @@ class Shims:
         if client is None:
             client = found[shim] = ShimClient(loop, shim, self)
             shim.clients.append(client)
+            self.stir()  # while there are clients the thread looks by itself: a write for each start would cost a switch of threads
         return client
 
     def _retire(self, shim: Shim) -> None:
