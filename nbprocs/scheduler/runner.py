@@ -29,10 +29,10 @@ from nbprocs.scheduler.estimate import Durations
 from nbprocs.scheduler.fence import Fence
 from nbprocs.scheduler.joining import check_joiners
 from nbprocs.scheduler.model import Attempt, Condition, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
-from nbprocs.scheduler.outcome import Run, TaskOutcome, attempt_of, error_of, job_of, skip_reason
+from nbprocs.scheduler.outcome import RunningAttempt, TaskOutcome, attempt_of, error_of, job_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
-from nbprocs.scheduler.settings import Settings
+from nbprocs.scheduler.settings import QueueSettings
 from nbprocs.scheduler.slots import SlotNumbers
 from nbprocs.scheduler.times import next_run
 from nbprocs.scheduler.tries import Tries, base_of
@@ -69,7 +69,7 @@ class Runner:
         self.home: Home | None = None
         self.queue = TaskQueue(groups=config.groups, resources=config.resources)
         self.room = Room(backend, self.queue, config.max_concurrent_tasks)
-        self.settings = Settings(writer.store, config)
+        self.settings = QueueSettings(writer.store, config)
         self.durations = Durations()
         self.attempts: deque[Attempt] = deque(maxlen=config.history)
         self.finished: OrderedDict[int, Entry] = OrderedDict()
@@ -269,7 +269,7 @@ class Runner:
                 outcome.base = base_of(entry, options.recurrence, now)
         slot, units = self._slots.take(options.resources, {r.name: r.capacity for r in self.queue.resources()} if options.resources else {})
         number = next(self._runs)
-        run = entry.run = Run(
+        run = entry.run = RunningAttempt(
             id=f"{self.prefix}{entry.key}.{number}",
             number=outcome.attempts[-1].attempt + 1 if outcome.attempts else 1,
             started=now.wall,
@@ -287,7 +287,7 @@ class Runner:
 
     # -- ends
 
-    def _heard(self, entry: Entry, run: Run, event: Started | Ended) -> None:
+    def _heard(self, entry: Entry, run: RunningAttempt, event: Started | Ended) -> None:
         now = self.clock()
         if isinstance(event, Started):
             self._began(entry, run, event, now)
@@ -313,7 +313,7 @@ class Runner:
             self._judge(entry, attempt, event.error, now)
         self.want()
 
-    def _began(self, entry: Entry, run: Run, event: Started, now: Now) -> None:
+    def _began(self, entry: Entry, run: RunningAttempt, event: Started, now: Now) -> None:
         """It runs: this is its start, not the hand-over. Where is noted too: on another machine it may outlive this kernel."""
         run.seen, run.started, run.elapsed = event, now.wall, now.elapsed
         self.writer.change(entry, started=now.wall, pid=event.pid, host=event.host, worker=event.worker)
@@ -444,7 +444,7 @@ class Runner:
         self.writer.flush()
 
     def _end_run(self, entry: Entry, intent: str) -> None:
-        run: Run | None = entry.run
+        run: RunningAttempt | None = entry.run
         if run is not None:
             run.intent = run.intent or intent
             self._backend(entry).cancel(run.id, grace=self.config.grace)
@@ -454,7 +454,7 @@ class Runner:
         if halt is None or self._halt or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
             return
         self._halt = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
-        self.writer.setting(Settings.key("halted"), {"value": self._halt, "config": None})
+        self.writer.setting(QueueSettings.key("halted"), {"value": self._halt, "config": None})
         if halt.now:
             for entry in list(self._running.values()):
                 self._end_run(entry, "halted")

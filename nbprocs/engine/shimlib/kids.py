@@ -34,6 +34,7 @@ class Kid:
     pidfd: int = -1  # where it is not our child
     timer: Any = None
     paused: bool = False
+    untold: Any = None  # the timer of its start that was not yet told
 
 
 class Kids:
