@@ -31,6 +31,7 @@ from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
 from nbprocs.processes.frames import frame_of, table_html
+from nbprocs.processes.notices import told_of_the_last
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import recorder_for
 from nbprocs.processes.registry import Registry, Slots
@@ -52,8 +53,7 @@ class ProcessManager(Displayable):
     Args:
         max_concurrent: how many processes may live at once; None: no limit of ours.
         background: True keeps everything going while a cell blocks the kernel.
-        history: how many ended processes stay readable.
-        history_bytes: how much memory their output may take together; the oldest go first.
+        history, history_bytes: how many ended processes stay readable, and bytes of their output in all; the oldest go first.
         output_limit: bytes of output of a live process kept in memory, a stream; more goes to a temporary file.
         grace: seconds between SIGTERM and SIGKILL where a call doesn't say.
         engine: how children are made; "auto" takes the fastest that the loop can have.
@@ -256,7 +256,8 @@ class ProcessManager(Displayable):
         flag("wait", wait)
         if retry is not None and not callable(getattr(retry, "decide", None)):
             refuse(TypeError, "retry", "a RetryPolicy or None", retry)
-        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check)
+        config, told = (config, None) if retry is None else told_of_the_last(config, tasks=self.tasks)
+        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check, told=told)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)

@@ -45,6 +45,7 @@ from nbprocs.model import (
     ended_status,
     signal_name,
 )
+from nbprocs.processes.notices import tell_end
 from nbprocs.processes.spec import spec_of
 from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
@@ -108,6 +109,7 @@ class ManagedProcess(Talk):
         self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
+        self._kills_before = 0  # for memory, by the system, that were counted before it started
         self._endings = 0  # how many stops are under way
         self._drained = False
         self.paused = False
@@ -126,6 +128,7 @@ class ManagedProcess(Talk):
         config = self.config
         spec = spec_of(config, token=f"{self._owner.launcher.token}.{self.id}", label=Label(id=self.id, name=self.name))
         self.started = time.monotonic()
+        self._kills_before = self._owner.oom.mark()
         self._child = await self._owner.launcher.start(spec, self)
         self._move(ProcessStatus.RUNNING)
         self.home.watch()
@@ -166,7 +169,8 @@ class ManagedProcess(Talk):
         if self._timer is not None:
             self._timer.cancel()
         killed = how.signal == _SIGKILL or how.exit_code == 128 + _SIGKILL  # the second is a shell's word for the first
-        if self._reason is None and killed and self._owner.oom.explains():
+        bad = killed or how.exit_code not in self.config.success_codes
+        if self._reason is None and bad and self._owner.oom.explains(self._kills_before, killed=killed):
             self._reason = EndReason.OUT_OF_MEMORY
 
     def drained(self) -> None:
@@ -212,6 +216,7 @@ class ManagedProcess(Talk):
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._call(callback)
+        tell_end(self.result, self.config.notify, tasks=self._owner.tasks)
 
     def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
         call(f"a done callback of {self.name}", callback, self)

@@ -22,6 +22,7 @@ _OURS = {
     "title",
     "success_codes",
     "output_limit",
+    "notify",
 }
 _ENGINES = {f.name for f in fields(Spec)}
 

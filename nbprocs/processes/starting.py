@@ -55,8 +55,13 @@ async def feed(process: ManagedProcess, data: bytes) -> None:
         await process.close_stdin()
 
 
-async def tries(once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPolicy | None, check: bool) -> ProcessResult:
-    """Run once, and again by the policy; the result, or the error of the last try if ``check`` says so."""
+Told = Callable[[ProcessResult], None] | None
+
+
+async def tries(
+    once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPolicy | None, check: bool, told: Told = None
+) -> ProcessResult:
+    """Run once, and again by the policy; the result, or the error of the last try if ``check`` says so; ``told`` of the last one's."""
     began = time.monotonic()
     for attempt in itertools.count(1):
         result = None
@@ -71,12 +76,26 @@ async def tries(once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPol
         delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
         if delay is not None:
             await asyncio.sleep(delay)
-        elif check or result is None:
+            continue
+        if told is not None and result is not None:
+            told(result)
+        if check or result is None:
             raise error
-        else:
-            break
+        return result
     assert result is not None  # noqa: S101 - for the type checker
+    if told is not None:
+        told(result)
     return result
+
+
+_STEPS = {  # what a start may fail at besides the program itself, and what to do
+    "umask": "it is a number from 0 to 0o777",
+    "nice": "only root may make a process nicer to itself",
+    "rlimits": "a hard limit can't be raised, and a soft one not above the hard one",
+    "user": "only root may start a process as another user",
+    "group": "only root may start a process as another group",
+    "extra_groups": "only root may choose the groups of a process",
+}
 
 
 def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:
@@ -93,6 +112,10 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
         )
     if not config.command.strip():
         return StartupFailed("could not start a process: the command is empty", command=command, hint="name a program", **fields)
+    step = getattr(cause, "step", "program")
+    if step in _STEPS:
+        why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+        return StartupFailed(f"could not start {command}: {step}= was refused: {why}", command=command, hint=_STEPS[step], **fields)
     if isinstance(cause, OSError):
         if isinstance(cause, PermissionError) and os.path.isdir(config.command):
             cause = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), config.command)

@@ -44,6 +44,7 @@ def job_of(entry: Entry, run: RunningAttempt, *, task_id: str, timeout: float | 
     options = entry.options
     config = {} if options.config is None else options.config.changed()
     config.pop("command", None)
+    config.pop("notify", None)  # the task's end is told, not each attempt's
     return Job(
         id=run.id,
         task_id=task_id,

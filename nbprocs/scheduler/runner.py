@@ -29,6 +29,7 @@ from nbprocs.scheduler.estimate import Durations
 from nbprocs.scheduler.fence import Fence
 from nbprocs.scheduler.joining import check_joiners
 from nbprocs.scheduler.model import Attempt, Condition, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
+from nbprocs.scheduler.notices import tell_end, wake
 from nbprocs.scheduler.outcome import RunningAttempt, TaskOutcome, attempt_of, error_of, job_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
@@ -140,7 +141,7 @@ class Runner:
             log.warning("the last ends of tasks are not on disk, so the next scheduler of this store runs these tasks again: %s", error)
         self._tell()
         for entry in self.queue:
-            self._wake(entry)
+            wake(entry)
         self.joiners.fail(Closed("the scheduler was closed while it was awaited"))
         self.emit(TaskEventKind.CLOSED)
 
@@ -410,19 +411,14 @@ class Runner:
         """Now that it is on disk: wake who awaits."""
         told, self._told = self._told, []
         for entry in told:
-            self._wake(entry)
+            wake(entry)
+            tell_end(entry, task_id=self.task_id(entry), home=self.home)
             if self.subscribers and entry.state.final:
                 self.emit(TaskEventKind.ENDED, entry)
 
     def told(self, entry: Entry) -> bool:
         """Whether its end is on disk, so that it may be told."""
         return entry.state.final and entry not in self._told
-
-    @staticmethod
-    def _wake(entry: Entry) -> None:
-        waiters, entry.waiters = entry.waiters, None
-        if waiters is not None:
-            waiters.wake(None)
 
     # -- control
 
