@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from nbprocs.guard import repr_of
+from nbprocs.guard import WrongType, WrongValue, repr_of
 
 __all__ = ["data", "flag", "mapping", "name", "number", "one_of", "path", "refuse", "seconds", "text", "whole", "word", "words"]
 
@@ -20,17 +20,17 @@ _SHOWN = 80  # characters of a wrong value in an error
 LONGEST = 1e9  # seconds: thirty years; what is longer is a mistake of units, and no clock of the system takes it
 
 
-def refuse(kind: type[Exception], argument: str, what: str, value: object) -> NoReturn:
+def refuse(kind: type[TypeError | ValueError], argument: str, what: str, value: object) -> NoReturn:
     """Raise the error of this style.
 
     >>> refuse(ValueError, "nice", "a whole number from -20 to 19", 40)
     Traceback (most recent call last):
-    ValueError: nice must be a whole number from -20 to 19, not 40
+    nbprocs.guard.WrongValue: nice must be a whole number from -20 to 19, not 40
     """
     shown = repr_of(value)
     if len(shown) > _SHOWN:
         shown = f"{shown[:_SHOWN]}… ({type(value).__name__})"
-    raise kind(f"{argument} must be {what}, not {shown}")
+    raise (WrongType if kind is TypeError else WrongValue)(f"{argument} must be {what}, not {shown}")
 
 
 def flag(argument: str, value: object) -> bool:

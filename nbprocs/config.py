@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 from nbprocs.checks import data, flag, mapping, name, one_of, path, refuse, seconds, text, whole, word, words
+from nbprocs.guard import WrongType, WrongValue
 from nbprocs.redact import mask_command, mask_env, mask_text, readable
 
 __all__ = [
@@ -250,7 +251,7 @@ class ProcessConfig:
     ProcessConfig(command='mysql --password •••', timeout=5)
     >>> ProcessConfig(command="make", cwd="src")
     Traceback (most recent call last):
-    TypeError: there is no option cwd=; it is working_dir= here
+    nbprocs.guard.WrongType: there is no option cwd=; it is working_dir= here
     """
 
     command: str = _option(MISSING, _command, label="Command", help="a program by name or path, or a shell line with shell=True")
@@ -315,11 +316,11 @@ class ProcessConfig:
         if len(options) > len(_NAMES) or not options.keys() <= _NAMES:
             raise _unknown(options.keys() - _NAMES)
         if self.shell and self.args:
-            raise ValueError("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
+            raise WrongValue("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
         if self.merge_stderr and self.stderr is not None:
-            raise ValueError("merge_stderr=True sends stderr where stdout goes; leave stderr= away")
+            raise WrongValue("merge_stderr=True sends stderr where stdout goes; leave stderr= away")
         if self.pty and not (self.stdout is self.stderr is None):
-            raise ValueError("with pty=True the output is the terminal's; leave stdout= and stderr= away")
+            raise WrongValue("with pty=True the output is the terminal's; leave stdout= and stderr= away")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by what differs from the defaults: a mapping proxy can't be pickled."""
@@ -417,7 +418,7 @@ def _unknown(names: Iterable[str]) -> TypeError:
     if hint is None:
         close = difflib.get_close_matches(wrong, _NAMES, n=1)
         hint = f"did you mean {close[0]}=?" if close else f"the options are {', '.join(sorted(_NAMES))}"
-    return TypeError(f"there is no option {wrong}=; {hint}")
+    return WrongType(f"there is no option {wrong}=; {hint}")
 
 
 def config_from(command: Command, args: Iterable[Word] = (), options: Mapping[str, Any] = MappingProxyType({})) -> ProcessConfig:

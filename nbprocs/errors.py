@@ -30,7 +30,10 @@ import errno
 import os
 from typing import Any
 
+from nbprocs.guard import ShownClearly
 from nbprocs.model import EndReason, ProcessResult, signal_name
+from nbprocs.redact import readable
+from nbprocs.terminal import tail_text
 
 __all__ = [
     "Closed",
@@ -61,10 +64,11 @@ __all__ = [
 _HISTORY_SHOWN = 10  # lines of a history in the text of an error
 
 
-class ProcessError(Exception):
+class ProcessError(ShownClearly, Exception):
     """Base of all errors of nbprocs.
 
-    ``message`` says what happened, ``hint`` what to do next; the other fields are evidence and may be None.
+    ``message`` says what happened, ``hint`` what to do next; the other fields are evidence and may be None. ``result`` is there where a
+    process has ended, with ``stdout`` and ``stderr``.
 
     >>> print(ProcessError("web did not answer", command="serve 8000", attempts=3, hint="look at its log"))
     web did not answer
@@ -97,6 +101,17 @@ class ProcessError(Exception):
         self.last_output = last_output
         self.attempts = attempts
         self.hint = hint
+        self.result: ProcessResult | None = None
+
+    @property
+    def stdout(self) -> bytes:
+        """All that it wrote to its standard output; empty where no process has ended."""
+        return b"" if self.result is None else self.result.stdout
+
+    @property
+    def stderr(self) -> bytes:
+        """The same of its standard error."""
+        return b"" if self.result is None else self.result.stderr
 
     def __str__(self) -> str:
         """What happened, to which command, the last output, what to do."""
@@ -110,7 +125,7 @@ class ProcessError(Exception):
             lines += [f"    {line}" for line in self.last_output.splitlines()]
         if self.hint:
             lines.append(f"  → {self.hint}")
-        return "\n".join(lines)
+        return readable("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields across pickling: the constructor's keywords would be lost otherwise."""
@@ -329,28 +344,13 @@ def error_from_os(error: OSError, *, command: str, **fields: Any) -> ProcessErro
     return StartupFailed(f"could not start {command}: {error.strerror or error}", command=command, **fields)
 
 
-def tail_text(data: bytes, *, lines: int = 10, width: int = 400) -> str:
-    r"""The last lines of some output as text, bounded both ways, for an error message.
-
-    >>> tail_text(b"one\ntwo\nthree\n", lines=2)
-    'two\nthree'
-    """
-    rows = data[-64 * 1024 :].decode("utf-8", "replace").splitlines()[-lines:]
-    return "\n".join(row if len(row) <= width else f"{row[:width]}…" for row in rows)
-
-
 def last_output(result: ProcessResult) -> str:
-    """The last lines of its stderr, or of its stdout if that is empty; only the end of an output in a file is read.
+    """The last lines that it wrote, both streams in their order, as a terminal shows them.
 
     >>> last_output(ProcessResult(process_id="1", name="job", command="job", exit_code=1, stderr_source=b"no such file"))
     'no such file'
     """
-    for source in (result.stderr_source, result.stdout_source):
-        tail = getattr(source, "tail", None)
-        data = tail(64 * 1024) if callable(tail) else bytes(source)
-        if data:
-            return tail_text(data)
-    return ""
+    return result.tail()
 
 
 def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessError | None:
@@ -376,6 +376,7 @@ def error_from_result(result: ProcessResult, *, attempts: int = 1) -> ProcessErr
         "attempts": attempts,
     }
     error = _classified(result, took=f"after {result.execution_time:.3g} s", fields=fields)
+    error.result = result
     if isinstance(error, ProcessFailed):
         error.reason = result.reason
     return error
@@ -393,8 +394,11 @@ def _classified(result: ProcessResult, *, took: str, fields: dict[str, Any]) -> 
     if result.signal is not None:
         hint = "a segmentation fault is a bug in the program; SIGKILL from outside is often the out-of-memory killer"
         return ProcessCrashed(f"{result.name} was ended by {signal_name(result.signal)} {took}", hint=hint, **fields)
+    if result.exit_code is None:
+        hint = "something else in this kernel waited for it first, such as os.wait() or a SIGCHLD handler of another library"
+        return ProcessFailed(f"{result.name} ended {took}, and its exit status is not known", hint=hint, **fields)
     hint = "its last output should say why; run(…, check=False) returns the result instead of raising"
-    if result.exit_code is not None and result.exit_code > _SHELL_SIGNAL:
+    if result.exit_code > _SHELL_SIGNAL:
         number = result.exit_code - _SHELL_SIGNAL
         hint = f"a shell says {result.exit_code} when {signal_name(number)} ended its command ({_SHELL_SIGNAL} + {number})"
     return ProcessFailed(f"{result.name} failed with exit status {result.exit_code} {took}", hint=hint, **fields)

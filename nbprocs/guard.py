@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-__all__ = ["add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
+__all__ = ["ShownClearly", "WrongType", "WrongValue", "add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
 
 log = logging.getLogger("nbprocs")
+_INSIDE = (str(Path(__file__).parent), str(Path(asyncio.__file__).parent))
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -119,3 +122,27 @@ def add_note(error: BaseException, note: str) -> None:
     """
     with contextlib.suppress(BaseException):
         error.add_note(note)
+
+
+class ShownClearly(BaseException):
+    """Base of errors that a notebook shows as one block: what they say, and the lines of the caller's own code. Python itself shows all."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython asks for in place of the frames inside nbprocs and asyncio."""
+        frames = [f for f in traceback.extract_tb(self.__traceback__) if f.line and not _inside(f.filename)]
+        where = [f"  at {Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames[1:]]
+        if frames:
+            where.insert(0, f"  at line {frames[0].lineno}: {frames[0].line}")
+        return [f"{type(self).__name__}: {self}", *where]
+
+
+def _inside(filename: str) -> bool:
+    return filename.startswith(_INSIDE) or "IPython" in Path(filename).parts
+
+
+class WrongType(ShownClearly, TypeError):
+    """A TypeError for what a call was given."""
+
+
+class WrongValue(ShownClearly, ValueError):
+    """A ValueError for what a call was given."""

@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
-from typing import SupportsBytes
+from typing import Any, SupportsBytes
 
 from nbprocs.config import ProcessConfig
+from nbprocs.display import Displayable, Html
+from nbprocs.display import text as html_text
 from nbprocs.redact import one_line
+from nbprocs.terminal import Interleaved, clipped, shown, tail_text
+
+_TAIL = 64 << 10  # bytes of each stream that the last lines are looked for in
+_SHOWN = 1 << 20  # bytes of each stream that a display looks at
 
 __all__ = [
     "TRANSITIONS",
@@ -144,7 +150,7 @@ class TaskPriority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessResult:
+class ProcessResult(Displayable):
     """How one process ended, with all that it wrote (or what the byte budget and the spill file kept of it).
 
     A large output stays where it is, in memory and in the spill file, until ``stdout`` or ``stderr`` is asked for.
@@ -168,6 +174,7 @@ class ProcessResult:
     cpu_time: float | None = None  # seconds, user + system, with the children it waited for
     encoding: str = "utf-8"  # of its text
     errors: str = "replace"  # what becomes of bytes that are not in that encoding
+    order: Interleaved | None = field(default=None, repr=False, compare=False)  # in which order the two streams came, as far as known
 
     @property
     def stdout(self) -> bytes:
@@ -188,6 +195,37 @@ class ProcessResult:
     def text(self) -> str:
         """The standard output as text, in the encoding that it was started with; what can't be decoded becomes U+FFFD by default."""
         return self.stdout.decode(self.encoding, self.errors)
+
+    def tail(self, lines: int = 10) -> str:
+        """The last lines that it wrote, both streams in their order, as a terminal shows them. Reads only the ends."""
+        return tail_text(self._ends(_TAIL), lines=lines)
+
+    def _ends(self, size: int) -> str:
+        ends = []
+        for source in (self.stdout_source, self.stderr_source):
+            tail = getattr(source, "tail", None)
+            ends.append(tail(size) if callable(tail) else bytes(source)[-size:])
+        order = self.order or Interleaved()
+        data = order.tail(*ends) if self.order else b"\n".join(end.removesuffix(b"\n") for end in ends if end)
+        return data.decode(self.encoding, self.errors if self.errors != "strict" else "replace")
+
+    def __str__(self) -> str:
+        """The line of the repr, and what it wrote: both streams as a terminal shows them, the middle of much left out."""
+        written = clipped("\n".join(shown(self._ends(_SHOWN))))
+        return f"{self!r}\n{written}" if written else repr(self)
+
+    def _html_(self) -> Html:
+        line, _, written = str(self).partition("\n")
+        return Html("<div><code>{}</code><pre>{}</pre></div>").format(html_text(line), html_text(written))
+
+    @property
+    def _ipython_display_(self) -> None:
+        """A result has no live view: IPython goes on to the mimebundle."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """As text the whole of ``str``: the output is what the cell was for."""
+        bundle = super(ProcessResult, self)._repr_mimebundle_(include, exclude)
+        return {**bundle, "text/plain": str(self)} if isinstance(bundle, dict) and "text/plain" in bundle else bundle
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the output itself."""

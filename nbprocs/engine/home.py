@@ -178,8 +178,16 @@ class Home:
         if late < LATE or self._told:
             return
         self._told = True
+        if self.thread_id != threading.main_thread().ident:
+            log.warning(
+                "the background loop was late by %.1f s: something held the interpreter's lock all the time (a long call into C such as a "
+                "regular expression or a sort), or the machine was asleep or overloaded. Said once.",
+                late,
+            )
+            return
         log.warning(
-            "the event loop was blocked for %.1f s (a cell that computes without await?): meanwhile no output was read, no timeout "
+            "the event loop was blocked for %.1f s (a cell that computes without await, a slow callback, or a machine that slept): "
+            "meanwhile no output was read, no timeout "
             "fired and nothing was started. Cure: ProcessManager(background=True), or `await` in the cell. Said once.",
             late,
         )

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from nbprocs.engine.home import log
 from nbprocs.engine.waiting import Waiters
+from nbprocs.terminal import shown
 
 __all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LONGEST_LINE", "LineReader", "OutputLog", "wake"]
 
@@ -194,7 +195,7 @@ class OutputLog:
 
     def last_line(self) -> str:
         """The last line that is not empty, at most 200 characters of it; after carriage returns, what a terminal would show."""
-        rows = self.tail(1024).decode("utf-8", "replace").splitlines()
+        rows = shown(self.tail(1024).decode("utf-8", "replace"))
         return next((row[-200:] for row in reversed(rows) if row.strip()), "")
 
     async def wait(self, position: int) -> None:

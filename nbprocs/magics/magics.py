@@ -41,6 +41,7 @@ from nbprocs.policy import RetryPolicy
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import LogLine, Port, Ready, Url
+from nbprocs.processes.recording import recorder_for
 
 __all__ = ["CellProcess", "ProcessMagics", "load_ipython_extension", "manager", "parse_ready", "unload_ipython_extension"]
 
@@ -137,7 +138,9 @@ class CellProcess:
         restart: bool = False,
         ready: Ready | None = None,
         ready_timeout: float = 30.0,
+        record: str | None = None,
     ) -> None:
+        self._recorder = None if record is None else recorder_for(record)
         self.home = pm.home
         self.config = config
         self.process: ManagedProcess | None = None
@@ -165,6 +168,8 @@ class CellProcess:
         finally:
             unsubscribe()
             self.started.set()
+            if self._recorder is not None:
+                await self._recorder.aclose()
             self.ended.set()
             self._waiters.wake(None)
 
@@ -174,6 +179,8 @@ class CellProcess:
         if event.kind is EventKind.STARTED:
             self.process = self._manager.get(event.process_id)
             self.started.set()
+        if self._recorder is not None and self.process is not None:
+            self._recorder.heard(event.kind, self.process, event.error)
         self._changed.set()
 
     async def _tries(self) -> ProcessResult:
@@ -342,6 +349,7 @@ class ProcessMagics(Magics):
     @argument("--wait", "-w", action="store_true", help="let the cell take as long as the process, and fail if it fails")
     @argument("--send", "-s", default="", help="for python: variables of the notebook to send, as in --send model,rows")
     @argument("--out", "-o", help="a variable that gets the handle")
+    @argument("--record", nargs="?", const="", metavar="PATH", help="a run history that gets a row; by default the kernel's, or runs.db")
     @cell_magic
     def proc(self, line: str, cell: str) -> "CellProcess | None":
         """Run this cell as a process in the background, with a live pane.
@@ -355,9 +363,9 @@ class ProcessMagics(Magics):
         shell: Any = self.shell
         config = _config(options, cell, shell)
         ready = None if options.ready is None else parse_ready(options.ready)
-        handle = CellProcess(
-            manager(), config, retries=options.retries, restart=options.restart, ready=ready, ready_timeout=options.ready_timeout
-        )
+        record = "runs.db" if options.record == "" and manager().recorder is None else options.record or None
+        how = {"retries": options.retries, "restart": options.restart, "ready": ready, "ready_timeout": options.ready_timeout}
+        handle = CellProcess(manager(), config, **how, record=record)
         handle.started.wait(START_WAIT)
         if options.out:
             shell.user_ns[options.out] = handle

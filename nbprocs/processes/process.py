@@ -48,6 +48,7 @@ from nbprocs.model import (
 from nbprocs.processes.spec import spec_of
 from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
+from nbprocs.terminal import Interleaved
 
 __all__ = ["ManagedProcess", "Owner"]
 
@@ -116,6 +117,7 @@ class ManagedProcess(Talk):
         self._callbacks: list[Callable[[ManagedProcess], object]] = []
         self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
         self._expected: dict[Stream, int] = {}
+        self._order = Interleaved()
 
     # -- start: called by the manager, on the home loop
 
@@ -153,6 +155,7 @@ class ManagedProcess(Talk):
     def output(self, stream: Stream, data: bytes) -> None:
         """A chunk arrived."""
         (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
+        self._order.add(stream is Stream.STDERR, len(data))
         if self._output_waiters:
             self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
@@ -199,6 +202,7 @@ class ManagedProcess(Talk):
             cpu_time=how.cpu_time,
             encoding=self.config.encoding,
             errors=self.config.errors,
+            order=self._order,
         )
         self._waiters.wake(None)
         self._output_waiters.wake(None)
@@ -431,7 +435,7 @@ class ManagedProcess(Talk):
             stderr_bytes=self.stderr.end,
             dropped_bytes=self.stdout.dropped + self.stderr.dropped,
             peak_rss=result.peak_rss if result else None,
-            last_line=(self.stdout if self.stdout.end else self.stderr).last_line(),
+            last_line=self.last_line(),
         )
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from nbprocs.checks import whole
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.redact import readable
 
 __all__ = ["Registry", "Slots"]
 
@@ -100,7 +102,8 @@ class Registry:
 
     def fresh_name(self, command: str) -> str:
         """A name nobody has: the command's own, with a number."""
-        base = command.split(maxsplit=1)[0].replace("\\", "/").rsplit("/", 1)[-1][:32] if command.split() else "process"
+        words = readable(command).split(maxsplit=1)
+        base = words[0].replace("\\", "/").rsplit("/", 1)[-1][:32] if words else "process"
         while (name := f"{base}-{next(self._numbers)}") in self._names:
             pass
         return name
@@ -175,7 +178,9 @@ class Registry:
         process = self._live.get(key) or self._ended.get(key) or self._names.get(key)
         if process is None:
             known = ", ".join(sorted(self._names)[:10]) or "none"
-            raise UnknownProcess(f"no process with the id or name {key!r}; known names: {known}", hint="pm.list() shows all")
+            close = difflib.get_close_matches(str(key), self._names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "pm.list() shows all"
+            raise UnknownProcess(f"no process with the id or name {key!r}; known names: {known}", hint=hint)
         return process
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import errno
 import itertools
 import os
+import shlex
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os, error_from_result
 from nbprocs.model import EndReason, ProcessConfig, ProcessResult
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.redact import readable
 
 if TYPE_CHECKING:
     from nbprocs.policy import RetryPolicy
@@ -93,9 +96,50 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Man
     if isinstance(cause, OSError):
         if isinstance(cause, PermissionError) and os.path.isdir(config.command):
             cause = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), config.command)
-        return error_from_os(cause, command=command, **fields)
+        error = error_from_os(cause, command=command, **fields)
+        error.hint = _why(config, cause) or error.hint
+        return error
     hint = "remove the NUL character; no argument, name or variable can hold one" if "null" in str(cause) else ""
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
+
+
+def _why(config: ProcessConfig, cause: OSError) -> str:
+    """What the system's word does not tell: an interpreter that is missing, a command line given as one word. Empty if nothing is known."""
+    if cause.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:
+        return ""
+    program = _file_of(config)
+    if program is not None:
+        interpreter = _interpreter(program)
+        if interpreter.endswith("\r"):
+            return f"its first line ends with a carriage return, as in files from Windows: sed -i 's/\\r$//' {shlex.quote(program)}"
+        if interpreter:
+            return f"the program is there, but its interpreter is not: its first line names {interpreter}"
+        return "the program is there, but not the loader or library that it was built for"
+    words = config.command.split()
+    if len(words) > 1 and not config.args and shutil.which(words[0]):
+        call = ", ".join(map(repr, words[:5])) + (", …" if len(words) > 5 else "")  # noqa: PLR2004 - enough to see how
+        return f"no program has that name; words go one by one: spawn({call}), or pass shell=True for a line of the shell"
+    return ""
+
+
+def _file_of(config: ProcessConfig) -> str | None:
+    """The file that the command names, if it is there."""
+    path = config.executable or config.command
+    if os.sep in path:
+        found = os.path.join(config.working_dir or "", path)
+        return found if os.path.isfile(found) else None
+    return shutil.which(path, path=config.env_vars.get("PATH"))
+
+
+def _interpreter(program: str) -> str:
+    """What its ``#!`` line names; with a carriage return at the end if the line has one; empty without such a line."""
+    with contextlib.suppress(OSError), open(program, "rb") as file:
+        first = file.readline(256)
+        if first.startswith(b"#!"):
+            words = first[2:].rstrip(b"\n").split(None, 1)
+            ending = "\r" if first.endswith(b"\r\n") else ""
+            return readable(os.fsdecode(words[0])).removesuffix("\\x0d") + ending if words else ""
+    return ""
 
 
 async def before_start(probe: Probe) -> Probe:

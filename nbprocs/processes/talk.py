@@ -18,13 +18,15 @@ from nbprocs.display import Displayable
 from nbprocs.engine.child import Child
 from nbprocs.engine.home import Home, hops
 from nbprocs.engine.output import LONGEST_LINE, LineReader, OutputLog
-from nbprocs.errors import CommunicationError, ExpectTimeout, tail_text
+from nbprocs.errors import CommunicationError, ExpectTimeout
 from nbprocs.model import ProcessResult, Stream
 from nbprocs.processes.window import TextWindow
+from nbprocs.terminal import Interleaved, tail_text
 
 __all__ = ["Talk"]
 
 _CHUNK_OF_LINES = 1 << 20  # bytes that lines() hands out before it lets the loop breathe
+_TAIL = 64 << 10  # bytes of each stream that the last lines are looked for in
 _PATIENCE = 0.2  # seconds that a line which grows by carriage returns may stay without an end
 
 
@@ -41,6 +43,7 @@ class Talk(Displayable):
     _child: Child | None
     _readers: dict[Stream, tuple[LineReader, deque[str]]]
     _expected: dict[Stream, int]  # where the next search of expect() begins
+    _order: Interleaved
     more_output: Callable[[int], Awaitable[None]]
 
     @hops
@@ -196,8 +199,14 @@ class Talk(Displayable):
         return self.stdout if Stream(stream) is Stream.STDOUT else self.stderr
 
     def tail(self, lines: int = 10) -> str:
-        """The last lines of its stderr, or of its stdout if that is empty."""
-        return tail_text((self.stderr if self.stderr.end else self.stdout).tail(64 << 10), lines=lines)
+        """The last lines that it wrote, both streams in their order, as a terminal shows them."""
+        data = self._order.tail(self.stdout.tail(_TAIL), self.stderr.tail(_TAIL))
+        return tail_text(data.decode(self.config.encoding, "replace"), lines=whole("lines", lines, least=1))
+
+    def last_line(self) -> str:
+        """The last line that is not empty of the stream that wrote last; at most 200 characters."""
+        latest, other = (self.stdout, self.stderr) if self._order.last == 0 else (self.stderr, self.stdout)
+        return latest.last_line() or other.last_line()
 
 
 def _compiled(pattern: object) -> re.Pattern[str]:

@@ -26,7 +26,7 @@ class TaskKeywords(TypedDict, total=False):
     repeat: int | None
     misfire: Misfire | str | None
     group: str | None
-    resources: Mapping[str, float] | None
+    resources: Mapping[str, float] | str | None
     memory_gate: float | str | None
     files: Mapping[str, Word] | Iterable[Word]
     name: str | None

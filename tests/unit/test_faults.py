@@ -14,6 +14,7 @@ from nbprocs import (
     ProcessManager,
     ProcessStatus,
     StartupFailed,
+    UnknownProcess,
 )
 from tests.children import STUBBORN, python_child, until_line
 from tests.kernel.conftest import alive
@@ -409,3 +410,30 @@ async def test_a_restart_ends_what_the_crashed_one_left_behind():
         assert alive([left])
         await pm.restart("server")
         assert not alive([left])
+
+
+@pytest.mark.parametrize(
+    ("first_line", "hint"),
+    [
+        ("#!/no/such/interpreter -x\n", "its first line names /no/such/interpreter"),
+        ("#!/bin/sh\r\n", "carriage return"),
+    ],
+)
+async def test_a_script_whose_interpreter_is_missing(pm, tmp_path, first_line, hint):
+    script = tmp_path / "script"
+    script.write_bytes(first_line.encode() + b"echo x\r\n")
+    script.chmod(0o755)
+    with pytest.raises(StartupFailed) as caught:
+        await pm.run(script)
+    assert hint in caught.value.hint
+
+
+async def test_a_command_line_in_one_word_is_explained(pm):
+    with pytest.raises(StartupFailed, match=r"spawn\('sort', '-n', 'f'\), or pass shell=True"):
+        await pm.run("sort -n f")
+
+
+async def test_a_name_with_a_typo_is_guessed(pm):
+    await pm.run("true", name="web")
+    with pytest.raises(UnknownProcess, match="did you mean 'web'"):
+        pm.get("wbe")
