@@ -189,10 +189,11 @@ class DetachedChild:
             await self._without_shim()
             return
         try:
-            while line := await reader.readline():
-                self._hear(json.loads(line))
-                if self._over:
-                    return
+            with contextlib.suppress(ConnectionError):  # a shim that is killed closes nothing by itself
+                while line := await reader.readline():
+                    self._hear(json.loads(line))
+                    if self._over:
+                        return
         finally:
             self.leave()
         await self._without_shim()

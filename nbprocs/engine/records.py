@@ -149,7 +149,7 @@ def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> 
 def _is_there(pid: int | None, start: float) -> bool:
     """Whether the process with that identity lives: a pid alone may be somebody else's."""
     row = None if pid is None else read_row(pid)
-    return row is not None and row.start == start
+    return row is not None and not row.gone and row.start == start
 
 
 def forget_record(record: DetachedRecord) -> None:

@@ -27,7 +27,6 @@ import os
 import select
 import signal
 import struct
-import sys
 import termios
 import time
 from collections.abc import Callable
@@ -247,6 +246,13 @@ class Keeper(Server):
             self._over = True
             self._announce({"event": "ended"})
 
+    def _complain(self, error: Exception) -> None:
+        """Say it in the record: nobody else may be there to hear it."""
+        import traceback  # noqa: PLC0415 - only in trouble
+
+        self.record.write(trouble="".join(traceback.format_exception(error)))
+        time.sleep(0.01)
+
     def after_turn(self) -> None:
         """Leave when there is nothing to look after any more: the record tells the rest."""
         if self._over and not self.tending.next() and self._childless() and not any(asker.unsent for asker in self._followers):
@@ -386,7 +392,7 @@ class Keeper(Server):
         reply.say(_OK)
 
 
-class _Nobody:
+class _Nobody:  # with what a link has
     """In place of the link to a kernel."""
 
     fd = -1
@@ -439,7 +445,7 @@ def _read(path: str, position: int, size: int) -> bytes:
         return b""
 
 
-def main() -> None:
+def main(become_subreaper: Callable[[], None]) -> None:
     """Run by shim_main: the order comes on stdin; the answer goes to stdout. Both are given back before anything else happens."""
     import marshal  # noqa: PLC0415
 
@@ -448,6 +454,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
+    become_subreaper()
     answer = os.dup(1)
     os.set_inheritable(answer, False)
     null = os.open(os.devnull, os.O_RDWR)
@@ -468,6 +475,3 @@ def main() -> None:
         reply({"refused": ("shim", getattr(error, "errno", 0) or 0, f"its shim could not be made: {error}")})
         raise
 
-
-if __name__ == "__main__":
-    sys.exit("run by shim_main")

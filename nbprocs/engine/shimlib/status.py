@@ -108,6 +108,8 @@ class Status:
             reply.say(_refusal(f"version {version!r} is not spoken here, only {VERSION}"))
         elif operation == "status":
             reply.say(self._status())
+        elif operation in self._server.operations:
+            self._server.operations[operation](request, reply)
         elif operation in ("stop", "pause", "resume", "interrupt"):
             self._act(operation, request, reply)
         else:
@@ -145,7 +147,7 @@ class Status:
                 "version": wire.VERSION,
                 "started": server.started,
                 "uptime": now - server.began,
-                "detached": False,
+                "detached": server.detached,
                 "kernel_alive": server.kernel_alive,
             },
             "children": [self._child(kid, now, real) for kid in server.kids],
@@ -180,11 +182,16 @@ class _Asker:
         self._status = status
         self.sock = sock
         self._data = b""
-        self._unsent = b""
+        self.unsent = b""
+
+    @property
+    def open(self) -> bool:
+        """Whether the other side has not hung up."""
+        return self.sock.fileno() >= 0
 
     def ready(self, _: int) -> None:
         """Something came, or something can go."""
-        if self._unsent:
+        if self.unsent:
             self._send()
             return
         try:
@@ -204,19 +211,19 @@ class _Asker:
 
     def say(self, answer: dict[str, Any]) -> None:
         """One line; dropped if the other side has hung up."""
-        if self.sock.fileno() >= 0:
-            self._unsent += json.dumps(answer).encode("ascii", "backslashreplace") + b"\n"
+        if self.open:
+            self.unsent += json.dumps(answer).encode("ascii", "backslashreplace") + b"\n"
             self._send()
 
     def _send(self) -> None:
         try:
-            while self._unsent:
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            while self.unsent:
+                self.unsent = self.unsent[self.sock.send(self.unsent) :]
         except (BlockingIOError, InterruptedError):
             self._status.watch(self, select.POLLOUT)
             return
         except OSError:
-            self._unsent = b""
+            self.unsent = b""
             self._status.leave(self)
             return
         self._status.watch(self, select.POLLIN)
