@@ -143,6 +143,8 @@ class Crew:
             raise
         self.created += 1
         process.add_done_callback(lambda _: self.lost(member))
+        if self.closing or member.leaving:  # decided while it was being started, when there was nobody to end yet
+            self.end(member, "the pool closed")
         if not await _settled_within(member.ready, self.config.start_timeout):
             late = StartupFailed(
                 f"worker {member.name} was not ready within {self.config.start_timeout:g} s",

@@ -46,11 +46,12 @@ class TaskKeywords(TypedDict, total=False):
     encoding: str
     errors: str
     executable: Word | None
+    title: str | None
     shell: bool
     pty: bool
     inherit: Iterable[int | HasDescriptor]
     user: str | int | None
-    extra_groups: Iterable[str | int]
+    extra_groups: Iterable[str | int] | None
     umask: int | None
     nice: int
     rlimits: Mapping[str, int | tuple[int, int] | None] | None
