@@ -19,7 +19,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from nbprocs.engine.table import Identity
 from nbprocs.engine.tree import Root, end_trees
 from nbprocs.errors import CommunicationError
 
-__all__ = ["DETACHED_LOG", "DetachedChild", "Follower", "attach", "launch"]
+__all__ = ["DETACHED_LOG", "DetachedChild", "Follower", "launch"]
 
 DETACHED_LOG = 1 << 30  # bytes of each stream that are kept on disk
 _MAIN = os.path.join(os.path.dirname(__file__), "shim_main.py")
@@ -61,8 +61,11 @@ async def launch(spec: Spec, about: dict[str, Any], *, limit: int = DETACHED_LOG
     spec.refuse("inherit", "stdout", "stderr", why="a detached process can't have descriptors of this kernel")
     if spec.stdin not in (False, True):
         raise ValueError("a detached process can't read a file of this kernel: stdin=True, or a redirection by its shell")
-    folder = detached_folder() / spec.label.id
-    folder.mkdir(mode=0o700)
+    try:
+        folder = detached_folder() / spec.label.id
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise ValueError(f"its record can't be kept: {error}; NBPROCS_STATE_DIR names another folder") from error
     try:
         answer = await _ask_for_start(_order(spec, about, folder, limit=limit))
     except BaseException:
@@ -164,7 +167,7 @@ class DetachedChild:
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.StreamWriter | None = None
         self._over = False
-        self._said_exit = False
+        self._met = asyncio.Event()
         self.exit: Exit | None = None
         self.pid = record.pid or 0
 
@@ -177,6 +180,10 @@ class DetachedChild:
     def root(self) -> Root:
         """Its tree as the process table shows it."""
         return Root(token=self._record.id, since=self._record.start, identity=self.identity, reaped_at=None)
+
+    async def met(self) -> None:
+        """Wait until the listener was told what is known already; a moment, unless its shim is stopped."""
+        await self._met.wait()
 
     async def follow(self) -> None:
         """Tell the listener what happens, until its end or until ``leave``; then return. What happened before is told first.
@@ -213,6 +220,7 @@ class DetachedChild:
 
     def _hear(self, said: dict[str, Any]) -> None:
         event = said.get("event")
+        self._met.set()
         if event in {None, "output"}:
             self._listener.grown({stream: said[stream] for stream in ("stdout", "stderr") if stream in said})
         if event is None and said.get("paused"):
@@ -252,12 +260,14 @@ class DetachedChild:
         if not self._over:
             self._over = True
             self._listener.drained()
+        self._met.set()
 
     def _began(self, record: DetachedRecord) -> float:
         """Its start by this kernel's monotonic clock."""
         return time.monotonic() - (time.time() - record.created)
 
     async def _end_of_the_unguarded(self) -> None:
+        self._met.set()
         log.warning(
             "the shim of %s was killed; the process (pid %d) lives on, what it writes now is lost, and so will be its exit status",
             self._record.name,
@@ -356,10 +366,3 @@ class DetachedChild:
         if not answer["ok"]:
             raise CommunicationError(f"{self._record.name} was not stopped: {answer['error']}", name=self._record.name)
         return [Survivor(*one) for one in answer["survivors"]]
-
-
-async def attach(record: DetachedRecord, listener: Follower, start: Callable[[Any], object]) -> DetachedChild:
-    """The child of a record, whose events are told to the listener by a task that ``start`` makes of the given coroutine."""
-    child = DetachedChild(record, listener)
-    start(child.follow())
-    return child

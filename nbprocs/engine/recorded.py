@@ -14,11 +14,15 @@ __all__ = ["RecordedLog"]
 class RecordedLog(OutputLog):
     """The log of one stream of a detached process; see OutputLog. It grows when its shim says so, with ``grown``."""
 
-    def __init__(self, folder: Path, stream: str) -> None:
+    def __init__(self, stream: str) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder = Path()
         self._stream = stream
         self._open: tuple[int, int, int] | None = None  # offset, descriptor, size when it was opened
+
+    def lie_in(self, folder: Path) -> None:
+        """Say where the files are."""
+        self._folder = folder
 
     def grown(self, end: int) -> None:
         """Its shim has written up to there."""

@@ -140,7 +140,7 @@ class ProcessManager(Displayable):
         policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
         config = config_from(command, args, options)
         launch = Launch(ready=ready, ready_timeout=ready_timeout)
-        process, probe = await self._open(config, launch, wait=flag("wait", wait))
+        process, probe = await self._open(config, launch, wait=flag("wait", wait), policy=policy)
         began = time.monotonic()
         if policy is not None:
             self.supervisor.attach(process, policy)
@@ -179,6 +179,7 @@ class ProcessManager(Displayable):
         wait: bool,
         predecessor: ManagedProcess | None = None,
         name: str | None = None,
+        policy: RestartPolicy | None = None,
     ) -> tuple[ManagedProcess, Probe | None]:
         """Start it, and say what it is to be asked before it counts as ready."""
         self._check_open()
@@ -191,7 +192,7 @@ class ProcessManager(Displayable):
             self._check_open()
             if probe is not None:
                 probe = await before_start(probe)
-            process = await self._launch(config, predecessor, name)
+            process = await self._launch(config, predecessor, name, policy)
         except BaseException:
             self._slots.free()
             raise
@@ -201,7 +202,9 @@ class ProcessManager(Displayable):
             self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
         return process, probe
 
-    async def _launch(self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None) -> ManagedProcess:
+    async def _launch(
+        self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None, policy: RestartPolicy | None
+    ) -> ManagedProcess:
         name = name or config.name
         if name is None:
             name = self._registry.fresh_name(config.command)
@@ -210,6 +213,7 @@ class ProcessManager(Displayable):
         if config.output_limit is None and self.output_limit != DEFAULT_MEMORY:
             config = config.replace(output_limit=self.output_limit)
         process = ManagedProcess(config, name=name, owner=self, predecessor=predecessor)
+        process.restart_policy = policy
         self._registry.add(process)
         try:
             await process.launch()
@@ -224,6 +228,36 @@ class ProcessManager(Displayable):
         if self._closed:  # closed while the loop was starting it
             await process.end(EndReason.MANAGER_CLOSED, grace=self.grace)
             self._check_open()
+        return process
+
+    @hops
+    async def adopt(self, key: str, *, restart: RestartPolicy | bool | None = None) -> ManagedProcess:
+        """Take up a detached process again, by name or id: of an earlier kernel, or of one that looks at it, too.
+
+        It is a ManagedProcess like any other: status, output from the first byte, send, stop, pause; ``wait`` gives the true exit code
+        also where it ended while no kernel was there. Its restart policy goes on, or the one given does. A process that is here already is
+        returned as it is. The exit status is None where its shim was killed.
+
+        Raises UnknownProcess, NameInUse, StartupFailed for a record that can't be read here, Closed. Takes some milliseconds, whatever it
+        has written.
+        """
+        from nbprocs.processes import detached  # noqa: PLC0415 - most kernels adopt nothing
+
+        self._check_open()
+        record = detached.find(key)
+        for known in self._registry:
+            if known.id == record.id and not (known.status.live and self._closed):
+                return known
+        policy = detached.policy_of(record) if restart is None else None if restart is False else self.supervisor.policy_for(restart)
+        process = ManagedProcess(detached.config_of(record), name=record.name, owner=self)
+        process.id = record.id
+        self._registry.check_free(record.name)
+        self._slots.taken += 1  # it lives already, whatever the limit is
+        self._registry.add(process)
+        await process.take_up(record)
+        process.mark_adopted()
+        if policy is not None and process.status.live:
+            self.supervisor.attach(process, policy)
         return process
 
     @takes_config
@@ -446,6 +480,10 @@ class ProcessManager(Displayable):
 
     async def respawn(self, process: ManagedProcess) -> ManagedProcess:
         """Start its config again under its name, as its successor, when nothing of the old one is left."""
+        if process.config.detach:
+            from nbprocs.processes import detached  # noqa: PLC0415 - most are not
+
+            detached.whole_config(detached.find(process.id))
         await process.end_leftovers(grace=self.grace)
         return await self._start(
             process.config, self._launches.get(process.id, Launch()), wait=True, predecessor=process, name=process.name
@@ -478,13 +516,16 @@ class ProcessManager(Displayable):
     async def _close(self, grace: float) -> None:
         if "supervisor" in self.__dict__:
             await self.supervisor.aclose()
-        live = self._registry.live
+        detached = [process for process in self._registry.live if process.config.detach]
+        live = [process for process in self._registry.live if not process.config.detach]
         for process in live:
             process.blame(EndReason.MANAGER_CLOSED)
-        started = [process.child for process in self._registry if process.child is not None]
+        started = [process.child for process in self._registry if process.child is not None and not process.config.detach]
         left = await self.launcher.end_all(started, grace=grace)  # also what ended ones left behind
         for process in () if left else live:
             await process.wait()
+        for process in detached:
+            process.let_go()
         await self.tasks.aclose()
         if self.recorder is not None:
             await self.recorder.aclose()

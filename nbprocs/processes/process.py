@@ -19,19 +19,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nbprocs.display import Html, text
-from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Survivor
+from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Survivor
 from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
+from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.table import Identity, scan
 from nbprocs.engine.tree import check_ended, members
 from nbprocs.engine.waiting import Waiters
-from nbprocs.errors import StopFailed
+from nbprocs.errors import Closed, StopFailed
 from nbprocs.guard import call
 from nbprocs.model import (
     EndReason,
@@ -50,9 +51,27 @@ from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
 from nbprocs.terminal import Interleaved
 
+if TYPE_CHECKING:
+    from nbprocs.engine.records import DetachedRecord
+    from nbprocs.policy import RestartPolicy
+
 __all__ = ["ManagedProcess", "Owner"]
 
 _SIGKILL = 9
+
+
+def _logs_of_ours(limit: int) -> tuple[OutputLog, OutputLog]:
+    return tuple(OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL) for _ in Stream)  # type: ignore[return-value]
+
+
+def _logs_on_disk() -> tuple[OutputLog, OutputLog]:
+    return RecordedLog("stdout"), RecordedLog("stderr")
+
+
+def _left(name: str) -> Closed:
+    return Closed(
+        f"the manager was closed; {name} is detached and goes on", name=name, hint=f"await nbprocs.adopt({name!r}) takes it up again"
+    )
 
 
 class Owner(Protocol):
@@ -104,8 +123,7 @@ class ManagedProcess(Talk):
         self._owner = owner
         self.home = owner.home
         limit = config.output_limit or DEFAULT_MEMORY
-        self.stdout = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
-        self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
+        self.stdout, self.stderr = _logs_on_disk() if config.detach else _logs_of_ours(limit)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
         self._endings = 0  # how many stops are under way
@@ -118,6 +136,8 @@ class ManagedProcess(Talk):
         self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
         self._expected: dict[Stream, int] = {}
         self._order = Interleaved()
+        self._leave: Callable[[], None] = lambda: None  # hear no more of a detached one
+        self.restart_policy: RestartPolicy | None = None  # for the record of a detached one
 
     # -- start: called by the manager, on the home loop
 
@@ -126,12 +146,47 @@ class ManagedProcess(Talk):
         config = self.config
         spec = spec_of(config, token=f"{self._owner.launcher.token}.{self.id}", label=Label(id=self.id, name=self.name))
         self.started = time.monotonic()
-        self._child = await self._owner.launcher.start(spec, self)
+        if config.detach:
+            await self._launch_detached(spec)
+        else:
+            self._child = await self._owner.launcher.start(spec, self)
+            self._move(ProcessStatus.RUNNING)
+            self.home.watch()
+            if config.timeout is not None and not self._child.keeps_time:
+                self._timer = self.home.loop.call_later(config.timeout, self._out_of_time)
+        self._owner.heard(EventKind.STARTED, self)
+
+    async def _launch_detached(self, spec: Spec) -> None:
+        from nbprocs.processes import detached  # noqa: PLC0415 - most processes are not
+
+        launching = self._owner.tasks.start(detached.launch(spec, self.config, restart=self.restart_policy), name=f"detach {self.name}")
+        await asyncio.wait({launching})  # not awaited directly: a cancelled start is undone when it is known what there is to undo
+        record = launching.result()
+        await self.take_up(record)
+
+    async def take_up(self, record: DetachedRecord) -> None:
+        """Be the process of a record: its status, its output from the first byte, its end."""
+        from nbprocs.engine.detaching import DetachedChild  # noqa: PLC0415 - as above
+
+        self.id = record.id
+        self.created_at = datetime.fromtimestamp(record.created, UTC)
+        self.started = time.monotonic() - (time.time() - record.created)
+        for source in (self.stdout, self.stderr):
+            assert isinstance(source, RecordedLog)  # noqa: S101 - its config says detach
+            source.lie_in(record.folder)
         self._move(ProcessStatus.RUNNING)
         self.home.watch()
-        if config.timeout is not None and not self._child.keeps_time:
-            self._timer = self.home.loop.call_later(config.timeout, self._out_of_time)
-        self._owner.heard(EventKind.STARTED, self)
+        self._child = child = DetachedChild(record, self)
+        self._leave = child.leave
+        self._owner.tasks.start(child.follow(), name=f"follow {self.name}")
+        await child.met()
+
+    def let_go(self) -> None:
+        """Its manager closes: a detached process goes on, and nobody here hears of it any more."""
+        self._leave()
+        self.home.unwatch()
+        self._waiters.fail(_left(self.name))
+        self._output_waiters.wake(None)
 
     def failed_to_start(self) -> None:
         """The manager's word that there will be no child."""
@@ -143,6 +198,11 @@ class ManagedProcess(Talk):
         """Its readiness probe has passed, or it has none."""
         self.ready = True
         self._owner.heard(EventKind.READY, self)
+
+    def mark_adopted(self) -> None:
+        """It was taken up again, running and so ready, or ended."""
+        self.ready = True
+        self._owner.heard(EventKind.ADOPTED, self)
 
     def _move(self, status: ProcessStatus) -> None:
         if not allowed(self.status, status):
@@ -159,6 +219,17 @@ class ManagedProcess(Talk):
         if self._output_waiters:
             self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
+
+    def grown(self, ends: dict[str, int]) -> None:
+        """A detached one has written up to there."""
+        for stream in Stream:
+            source = self.stdout if stream is Stream.STDOUT else self.stderr
+            size = ends.get(stream.value, 0) - source.end
+            if size > 0 and isinstance(source, RecordedLog):
+                source.grown(source.end + size)
+                self._order.add(stream is Stream.STDERR, size)
+                self._output_waiters.wake(None)
+                self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=size)
 
     def exited(self, how: Exit) -> None:
         """The process has gone; its pipes are being drained."""

@@ -22,6 +22,7 @@ _OURS = {
     "title",
     "success_codes",
     "output_limit",
+    "detach",
 }
 _ENGINES = {f.name for f in fields(Spec)}
 

@@ -474,4 +474,3 @@ def main(become_subreaper: Callable[[], None]) -> None:
     except BaseException as error:
         reply({"refused": ("shim", getattr(error, "errno", 0) or 0, f"its shim could not be made: {error}")})
         raise
-
