@@ -8,7 +8,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
 #
-#     magics   server
+#     cli   magics   server
 #     widgets
 #     recovery  runs
 #     cluster
@@ -68,6 +68,7 @@ __version__ = "0.2.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
+    "nbprocs.processes.detached": ("detached", "forget"),
     "nbprocs.processes.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
     "nbprocs.pool": (
@@ -173,6 +174,7 @@ if TYPE_CHECKING:
         WorkerOutput,
         WorkerState,
     )
+    from nbprocs.processes.detached import detached, forget
     from nbprocs.processes.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
         DoNothing,
@@ -353,7 +355,9 @@ __all__ = [
     "WorkerLost",
     "WorkerOutput",
     "WorkerState",
+    "detached",
     "doctor",
+    "forget",
     "record",
     "replay",
     "runs",

@@ -80,8 +80,7 @@ def connect(path: Path) -> socket.socket:
     try:
         with _address(path) as address:
             made.connect(address)
-        if (owner := _owner(made)) not in {None, os.getuid()}:
-            raise PermissionError(errno.EPERM, f"belongs to another user (uid {owner}): not asked")
+        _check_owner(made)
     except BaseException:
         made.close()
         raise
@@ -139,12 +138,13 @@ class _Conversation:
         return self.reply or Reply(path=self.path, error=f"did not answer within {timeout:g} s")
 
 
-def _owner(connection: socket.socket) -> int | None:
-    """The uid of who serves it; None where the system does not tell."""
+def _check_owner(connection: socket.socket) -> None:
+    """Raise PermissionError if another user serves it; where the system does not tell, the folder's mode has to do."""
     option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return None
-    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))[1])
+    if option is not None:
+        owner = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))[1]
+        if owner != os.getuid():
+            raise PermissionError(errno.EPERM, f"belongs to another user (uid {owner}): not asked")
 
 
 @contextlib.contextmanager

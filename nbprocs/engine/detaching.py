@@ -33,6 +33,7 @@ from nbprocs.engine.records import DetachedRecord, detached_folder, read_record
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.table import Identity
 from nbprocs.engine.tree import Root, end_trees
+from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import CommunicationError
 
 __all__ = ["DETACHED_LOG", "DetachedChild", "Follower", "launch"]
@@ -47,6 +48,9 @@ class Follower(Listener, Protocol):
 
     def grown(self, ends: dict[str, int]) -> None:
         """The logs reach up to there."""
+
+    def because(self, reason: str) -> None:
+        """Why it ends, where that is not its own doing; before ``exited``."""
 
 
 # -- start
@@ -118,12 +122,11 @@ def _order(spec: Spec, about: dict[str, Any], folder: Path, *, limit: int) -> di
 
 async def _ask_for_start(order: dict[str, Any]) -> dict[str, Any]:
     """Run the shim's launcher, which leaves at once, and read the one answer of the shim itself."""
-    loop = asyncio.get_running_loop()
     data = marshal.dumps(order)
     order_end, ours = os.pipe()
     answers, answer_end = os.pipe()
     try:
-        pid = os.posix_spawn(
+        pid = os.posix_spawn(  # noqa: ASYNC221 - half a millisecond, and nothing to wait for
             sys.executable,
             [sys.executable, "-I", "-S", "-E", _MAIN, "detached"],
             os.environ,
@@ -137,7 +140,7 @@ async def _ask_for_start(order: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(order_end)
         os.close(answer_end)
-    return await loop.run_in_executor(None, _talk, pid, ours, answers, data)
+    return await asyncio.to_thread(_talk, pid, ours, answers, data)
 
 
 def _talk(pid: int, ours: int, answers: int, data: bytes) -> dict[str, Any]:
@@ -232,14 +235,16 @@ class DetachedChild:
         elif event == "tree_ended":
             self._listener.tree_ended([Survivor(*one) for one in said["survivors"]])
         elif event == "exited":
-            self._exited(said["status"], said["at"], said["cpu"], said["peak"])
+            self._exited(said["status"], said["at"], said["cpu"], said["peak"], said["reason"])
         elif event == "ended":
             self._over = True
             self._listener.drained()
 
-    def _exited(self, status: int | None, at: float, cpu: float | None, peak: int | None) -> None:
+    def _exited(self, status: int | None, at: float, cpu: float | None, peak: int | None, reason: str | None) -> None:
         if self.exit is not None:
             return
+        if reason is not None:
+            self._listener.because(reason)
         if status is None:
             self.exit = Exit(exit_code=None, signal=None, at=at)
         else:
@@ -256,7 +261,7 @@ class DetachedChild:
         self._listener.grown({stream: record.size(stream) for stream in ("stdout", "stderr")})
         if self.exit is None:
             took = record.execution_time if record.execution_time is not None else 0.0
-            self._exited(record.status, self._began(record) + took, record.cpu, record.peak)
+            self._exited(record.status, self._began(record) + took, record.cpu, record.peak, record.reason)
         if not self._over:
             self._over = True
             self._listener.drained()
@@ -277,10 +282,10 @@ class DetachedChild:
             fd = os.pidfd_open(self.pid)
         except (AttributeError, OSError):
             return
-        gone = self._loop.create_future()
-        self._loop.add_reader(fd, lambda: gone.done() or gone.set_result(None))
+        gone: Waiters[None] = Waiters()
+        self._loop.add_reader(fd, gone.wake, None)
         try:
-            await gone
+            await gone.wait()
         finally:
             self._loop.remove_reader(fd)
             os.close(fd)

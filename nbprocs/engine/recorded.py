@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nbprocs.engine.output import OutputLog
+from nbprocs.engine.output import DEFAULT_SPILL, OutputLog
 from nbprocs.engine.shimlib.segments import segments_of
 
-__all__ = ["RecordedLog"]
+__all__ = ["RecordedLog", "logs_of"]
 
 
 class RecordedLog(OutputLog):
@@ -17,7 +17,7 @@ class RecordedLog(OutputLog):
     def __init__(self, stream: str) -> None:
         super().__init__()
         self._folder = Path()
-        self._stream = stream
+        self.stream = stream
         self._open: tuple[int, int, int] | None = None  # offset, descriptor, size when it was opened
 
     def lie_in(self, folder: Path) -> None:
@@ -66,7 +66,7 @@ class RecordedLog(OutputLog):
 
     def _segments(self) -> list[tuple[int, str]]:
         try:
-            return segments_of(self._folder, self._stream)
+            return segments_of(self._folder, self.stream)
         except OSError:  # somebody forgot the record
             return []
 
@@ -99,7 +99,7 @@ class RecordedLog(OutputLog):
             data = os.pread(fd, min(size, self.end - at), at - begin)
             if data:
                 return at, data
-        return position, b""
+        return self.end, b""  # nothing is left of it: dropped, or somebody forgot the record
 
     def tail(self, size: int) -> bytes:
         """The last bytes, at most ``size`` of them."""
@@ -129,3 +129,11 @@ class RecordedLog(OutputLog):
 
     def __del__(self) -> None:
         self._let_go()
+
+
+def logs_of(*, on_disk: bool, memory_limit: int) -> tuple[OutputLog, OutputLog]:
+    """The two logs of a process: where its shim writes them, or in memory."""
+    if on_disk:
+        return RecordedLog("stdout"), RecordedLog("stderr")
+    made = [OutputLog(memory_limit=memory_limit, spill_limit=DEFAULT_SPILL) for _ in range(2)]
+    return made[0], made[1]

@@ -22,7 +22,9 @@ __all__ = ["DetachedRecord", "detached_folder", "forget_record", "records"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetachedRecord:
-    """What is on disk about one detached process. ``state`` is what can be true now:
+    """What is on disk about one detached process.
+
+    ``state`` is what can be true now:
 
     - ``running``: its shim lives; ``starting`` for a moment before;
     - ``ended``: with its exit status;

@@ -1,10 +1,9 @@
 """The shim process: run by nbprocs.engine.shim with ``python -I -S -E``; standard library only, imported by nobody.
 
-Arguments: ``detached`` for the shim of one detached process, whose order comes on stdin; else the descriptor of its first socket, the kernel's pid, the kernel's part of the tags, the kernel's token, whether it follows
-one that died.
+Arguments: ``detached`` for the shim of one detached process, whose order comes on stdin; else the descriptor of its first socket, the
+kernel's pid, the kernel's part of the tags, the kernel's token, and whether it follows one that died.
 Memory and the first start are what a shim costs, so it loads no more than it needs: this file gives it the package's own modules without
-the
-package's ``__init__``, which would load all of nbprocs.
+the package's ``__init__``, which would load all of nbprocs.
 """
 
 import os

@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from nbprocs.engine.child import Spec
 from nbprocs.engine.detaching import launch as launch_child
 from nbprocs.engine.records import DetachedRecord, forget_record, records
 from nbprocs.errors import NameInUse, StartupFailed, UnknownProcess
+from nbprocs.processes.process import ManagedProcess, Owner
 from nbprocs.redact import is_secret_name, mask_words
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from nbprocs.policy import RestartPolicy
 
-__all__ = ["STALE", "config_of", "detached", "find", "forget", "launch", "policy_of", "whole_config"]
+__all__ = ["STALE", "adopted", "config_of", "detached", "find", "forget", "launch", "policy_of", "whole_config"]
 
 STALE = 7 * 86400.0  # seconds since anybody looked at it
 _LOST = "what was masked in its record is lost"
@@ -60,6 +61,16 @@ async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | 
         "restart": None if restart is None else _policy_as_json(restart),
     }
     return await launch_child(spec, about)
+
+
+async def adopted(record: DetachedRecord, owner: Owner, add: Callable[[ManagedProcess], None]) -> ManagedProcess:
+    """The process of a record, taken up again; ``add`` makes it known before its end can be told."""
+    process = ManagedProcess(config_of(record), name=record.name, owner=owner)
+    process.id = record.id
+    add(process)
+    await process.take_up(record)
+    process.mark_adopted()
+    return process
 
 
 # -- what a record says of its config
@@ -93,6 +104,11 @@ def _plain(value: Any) -> Any:
 
 def config_of(record: DetachedRecord) -> ProcessConfig:
     """Its config, as far as the record has it; secrets are masked in it."""
+    if record.state in {"newer", "broken"}:
+        why = "was written by a later version of nbprocs" if record.state == "newer" else f"in {record.folder} can't be read"
+        raise StartupFailed(
+            f"the record of {record.name or record.id} {why}", name=record.name, hint="update nbprocs, or forget() a broken one"
+        )
     options = {name: value for name, value in record.config.items() if name != "lost"}
     return ProcessConfig(**{"command": record.command or record.name or "?", **options, "name": record.name or None})
 
@@ -124,7 +140,8 @@ def policy_of(record: DetachedRecord) -> RestartPolicy | None:
         return None
     from nbprocs.policy import RestartPolicy  # noqa: PLC0415 - most processes have none
 
-    return RestartPolicy(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.restart.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.restart.items()}
+    return RestartPolicy(**fields)
 
 
 # -- looking

@@ -245,18 +245,14 @@ class ProcessManager(Displayable):
 
         self._check_open()
         record = detached.find(key)
-        for known in self._registry:
-            if known.id == record.id and not (known.status.live and self._closed):
-                return known
-        policy = detached.policy_of(record) if restart is None else None if restart is False else self.supervisor.policy_for(restart)
-        process = ManagedProcess(detached.config_of(record), name=record.name, owner=self)
-        process.id = record.id
-        self._registry.check_free(record.name)
-        self._slots.taken += 1  # it lives already, whatever the limit is
-        self._registry.add(process)
-        await process.take_up(record)
-        process.mark_adopted()
-        if policy is not None and process.status.live:
+        process = next((known for known in self._registry if known.id == record.id), None)
+        if process is None:
+            self._registry.check_free(record.name)
+            self._slots.taken += 1  # it lives already, whatever the limit is
+            process = await detached.adopted(record, self, self._registry.add)
+        wanted = detached.policy_of(record) if restart is None else restart
+        policy = self.supervisor.policy_for(wanted) if wanted else None
+        if policy is not None and process.status.live and not self._supervises(process.id):
             self.supervisor.attach(process, policy)
         return process
 

@@ -27,8 +27,8 @@ from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
-from nbprocs.engine.recorded import RecordedLog
+from nbprocs.engine.output import DEFAULT_MEMORY, LineReader
+from nbprocs.engine.recorded import RecordedLog, logs_of
 from nbprocs.engine.table import Identity, scan
 from nbprocs.engine.tree import check_ended, members
 from nbprocs.engine.waiting import Waiters
@@ -58,20 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["ManagedProcess", "Owner"]
 
 _SIGKILL = 9
-
-
-def _logs_of_ours(limit: int) -> tuple[OutputLog, OutputLog]:
-    return tuple(OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL) for _ in Stream)  # type: ignore[return-value]
-
-
-def _logs_on_disk() -> tuple[OutputLog, OutputLog]:
-    return RecordedLog("stdout"), RecordedLog("stderr")
-
-
-def _left(name: str) -> Closed:
-    return Closed(
-        f"the manager was closed; {name} is detached and goes on", name=name, hint=f"await nbprocs.adopt({name!r}) takes it up again"
-    )
 
 
 class Owner(Protocol):
@@ -122,8 +108,7 @@ class ManagedProcess(Talk):
         self.ended_at: datetime | None = None
         self._owner = owner
         self.home = owner.home
-        limit = config.output_limit or DEFAULT_MEMORY
-        self.stdout, self.stderr = _logs_on_disk() if config.detach else _logs_of_ours(limit)
+        self.stdout, self.stderr = logs_of(on_disk=config.detach, memory_limit=config.output_limit or DEFAULT_MEMORY)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
         self._endings = 0  # how many stops are under way
@@ -185,7 +170,9 @@ class ManagedProcess(Talk):
         """Its manager closes: a detached process goes on, and nobody here hears of it any more."""
         self._leave()
         self.home.unwatch()
-        self._waiters.fail(_left(self.name))
+        self._waiters.fail(
+            self._broken("goes on without this manager, which was closed; `await nbprocs.adopt(…)` takes it up again", Closed)
+        )
         self._output_waiters.wake(None)
 
     def failed_to_start(self) -> None:
@@ -230,6 +217,11 @@ class ManagedProcess(Talk):
                 self._order.add(stream is Stream.STDERR, size)
                 self._output_waiters.wake(None)
                 self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=size)
+
+    def because(self, reason: str) -> None:
+        """A detached one ends for that reason."""
+        with contextlib.suppress(ValueError):  # a reason of a later version
+            self.blame(EndReason(reason))
 
     def exited(self, how: Exit) -> None:
         """The process has gone; its pipes are being drained."""

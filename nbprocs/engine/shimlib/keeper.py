@@ -26,6 +26,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import termios
 import time
@@ -33,6 +34,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbprocs.engine.shimlib import wire
+from nbprocs.engine.shimlib.links import ShimLink
 from nbprocs.engine.shimlib.record import Record
 from nbprocs.engine.shimlib.segments import Segments, segments_of
 from nbprocs.engine.shimlib.server import Server
@@ -56,7 +58,9 @@ class Keeper(Server):
     def __init__(self, order: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
         base = wire.new_base()
         token = order["token"]
-        super().__init__(_Nobody(), kernel=order["kernel"], base=base, token=token, inherits=False)
+        nobody, end = socket.socketpair()
+        end.close()
+        super().__init__(ShimLink(nobody), kernel=order["kernel"], base=base, token=token, inherits=False)
         self._order_given = order
         self._reply = reply
         self._logs = {stream: Segments(order["folder"], stream, limit=order["limit"]) for stream in STREAMS}
@@ -71,6 +75,7 @@ class Keeper(Server):
         self._endings = 0
         self._over = False
         self._reason: str | None = None
+        self.fd = -1
         self.environments = {0: order["environment"]}
         self.record = Record(order["folder"], order["about"])
         self.operations = {
@@ -392,23 +397,6 @@ class Keeper(Server):
         reply.say(_OK)
 
 
-class _Nobody:  # with what a link has
-    """In place of the link to a kernel."""
-
-    fd = -1
-    closed = False
-
-    def tell(self, *_: Any) -> None:
-        """Nobody hears it."""
-
-    def flush(self) -> bool:
-        """Nothing is ever unsent."""
-        return True
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 _OK = {"v": 1, "ok": True}
 
 
@@ -424,7 +412,7 @@ def _start_of(pid: int) -> float:
 
 
 def read_segments(folder: str, stream: str, offset: int, size: int) -> tuple[int, bytes]:
-    """Up to ``size`` bytes of a stream's log from an offset on, with the offset where they really begin: later, where bytes were dropped."""
+    """Up to ``size`` bytes of a stream's log from an offset on, with the offset where they really begin: past dropped ones a later one."""
     for begin, name in reversed(segments_of(folder, stream)):
         if begin <= offset:
             data = _read(os.path.join(folder, name), offset - begin, size)

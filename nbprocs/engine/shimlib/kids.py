@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbprocs.engine.shimlib.links import ShimLink
+    from nbprocs.engine.shimlib.links import Link
 
 __all__ = ["Kid", "Kids"]
 
@@ -22,7 +22,7 @@ class Kid:
     number: int
     pid: int
     tag: int
-    link: ShimLink | None  # who wants to hear of it
+    link: Link | None  # who wants to hear of it
     label: tuple[str, str, str | None]  # id, name, masked command
     argv: tuple[bytes, ...]
     token: str

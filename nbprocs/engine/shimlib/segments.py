@@ -55,10 +55,8 @@ class Segments:
 
     def take(self, fd: int) -> int:
         """Move what a pipe or terminal holds, a MiB at most; returns how much that was, 0 at its end. Raises BlockingIOError."""
-        if self._room <= 0 and not self._lost:
-            self._next_segment()
-        if self._file < 0:
-            return self._drop(fd)
+        if self._room <= 0:
+            return self._take_first(fd)
         try:
             moved = os.splice(fd, self._file, min(_SPLICE, self._room)) if self._pipes else self._copy(fd)
         except BlockingIOError:
@@ -67,16 +65,29 @@ class Segments:
             if self._pipes and error.errno == 22:  # noqa: PLR2004 - EINVAL: no pipe, or a file system that can't
                 self._pipes = False
                 return self.take(fd)
-            if error.errno == 5:  # noqa: PLR2004 - EIO: the last holder of a terminal has gone
-                return 0
             self._full(error)
-            return self._drop(fd)
+            return self._take_first(fd)
         self.end += moved
         self._room -= moved
         return moved
 
+    def _take_first(self, fd: int) -> int:
+        """The first bytes of a new segment: it is made, and an old one given up for it, only when there are some."""
+        data = _read(fd)
+        if data and not self._lost:
+            self._next_segment()
+        if self._file >= 0:
+            self._room -= self._write(data)
+        else:
+            self.dropped += len(data)
+            self._lost = 0 if self._lost > _AGAIN else self._lost + len(data)
+        self.end += len(data)
+        return len(data)
+
     def _copy(self, fd: int) -> int:
-        data = os.read(fd, min(_READ, self._room))
+        return self._write(_read(fd, self._room))
+
+    def _write(self, data: bytes) -> int:
         view = memoryview(data)
         while view:
             try:
@@ -92,15 +103,7 @@ class Segments:
         self.error = error
         self._close_segment()
         self._lost = 1
-
-    def _drop(self, fd: int) -> int:
-        size = len(os.read(fd, _READ))
-        self.end += size
-        self.dropped += size
-        self._lost += size
-        if self._lost > _AGAIN:
-            self._lost = 0
-        return size
+        self._room = 0
 
     def _next_segment(self) -> None:
         self._close_segment()
@@ -131,3 +134,13 @@ class Segments:
     def close(self) -> None:
         """No more will come."""
         self._close_segment()
+
+
+def _read(fd: int, most: int = _READ) -> bytes:
+    """What is there, a block at most; nothing at the end. Raises BlockingIOError."""
+    try:
+        return os.read(fd, min(_READ, most))
+    except BlockingIOError:
+        raise
+    except OSError:  # EIO: the last holder of a terminal has gone
+        return b""

@@ -29,7 +29,7 @@ from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.evidence import Claim
 from nbprocs.engine.shimlib.kids import Kid, Kids
 from nbprocs.engine.shimlib.launching import TAGS, Refusal, launch
-from nbprocs.engine.shimlib.links import ShimLink
+from nbprocs.engine.shimlib.links import Link, ShimLink
 from nbprocs.engine.shimlib.looks import Looker
 from nbprocs.engine.shimlib.proc import command_of, read_proc, tag_of
 from nbprocs.engine.shimlib.tending import Tending, Timers
@@ -276,7 +276,7 @@ class Server:
 
     # -- starting
 
-    def _start(self, link: ShimLink, order: wire.StartOrder) -> None:
+    def _start(self, link: Link, order: wire.StartOrder) -> None:
         fds: list[int] = []
         try:
             if order.pty or order.inherit or any(place >= 0 for place in order.places):
