@@ -68,6 +68,8 @@ __version__ = "0.2.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
+    "nbprocs.engine.owners": ("managers",),
+    "nbprocs.processes.default": ("run", "run_sync", "spawn"),
     "nbprocs.processes.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
     "nbprocs.pool": (
@@ -148,6 +150,7 @@ _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
     from nbprocs.cluster import DaskBackend
+    from nbprocs.engine.owners import managers
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -173,6 +176,7 @@ if TYPE_CHECKING:
         WorkerOutput,
         WorkerState,
     )
+    from nbprocs.processes.default import run, run_sync, spawn
     from nbprocs.processes.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
         DoNothing,
@@ -359,8 +363,12 @@ __all__ = [
     "WorkerOutput",
     "WorkerState",
     "doctor",
+    "managers",
     "record",
     "replay",
+    "run",
+    "run_sync",
     "runs",
     "set_runs",
+    "spawn",
 ]

@@ -15,7 +15,7 @@ import asyncio
 import functools
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
@@ -27,6 +27,8 @@ from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
 from nbprocs.engine.leash import leash
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
+from nbprocs.engine.owners import register
+from nbprocs.engine.pending import must_be_awaited
 from nbprocs.engine.table import present
 from nbprocs.engine.tree import Root, check_ended, end_trees
 from nbprocs.errors import Closed, NotReady
@@ -103,6 +105,7 @@ class ProcessManager(Displayable):
         self._events = EventStream(home)
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
+        register(self)
 
     @functools.cached_property
     def supervisor(self) -> Supervisor[ManagedProcess]:
@@ -117,6 +120,7 @@ class ProcessManager(Displayable):
         self.tasks.start(process.end(EndReason.INTERRUPTED, grace=self.grace), name=f"stop {process.name}")
 
     @takes_config
+    @must_be_awaited("pm.spawn", skip=1)
     @hops_or_undo(_unwanted)
     async def spawn(
         self,
@@ -232,6 +236,7 @@ class ProcessManager(Displayable):
         return process
 
     @takes_config
+    @must_be_awaited("pm.run", skip=1)
     @hops
     async def run(
         self,
@@ -354,6 +359,15 @@ class ProcessManager(Displayable):
     def closed(self) -> bool:
         """True once ``aclose()`` was called: it starts nothing any more."""
         return self._closed
+
+    def __getitem__(self, key: str) -> ManagedProcess:
+        return self.get(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._registry.find(key) is not None
+
+    def _ipython_key_completions_(self) -> Sequence[str]:
+        return self._registry.names()
 
     @property
     def live(self) -> int:

@@ -173,9 +173,17 @@ class Registry:
         process.predecessor = None  # else a lineage would keep all its ancestors
         return process
 
+    def names(self) -> tuple[str, ...]:
+        """All names that somebody has or had."""
+        return tuple(self._names)
+
+    def find(self, key: str) -> ManagedProcess | None:
+        """By id, else by name (the youngest of that name)."""
+        return self._live.get(key) or self._ended.get(key) or self._names.get(key)
+
     def get(self, key: str) -> ManagedProcess:
-        """By id, else by name (the youngest of that name). Raises UnknownProcess."""
-        process = self._live.get(key) or self._ended.get(key) or self._names.get(key)
+        """The same. Raises UnknownProcess."""
+        process = self.find(key)
         if process is None:
             known = ", ".join(sorted(self._names)[:10]) or "none"
             close = difflib.get_close_matches(str(key), self._names, n=3)

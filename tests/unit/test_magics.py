@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import functools
 import signal
 import time
 
@@ -11,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from nbprocs import LogLine, Port, ProcessFailed, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
+from nbprocs import LogLine, Port, ProcessFailed, ProcessManager, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
 
 
 @pytest.fixture
@@ -107,6 +108,44 @@ if __name__ == "__main__":
         print(pool.map(shifted, [1, 2]))
 """
     assert done(run(shell, code)).text == "[11, 12]\n"
+
+
+def test_a_line_runs_the_rest_as_it_was_typed(shell):
+    handle = run(shell, "%proc --name line -t 50 echo 'a b' | tr a-z A-Z; echo $((1 + 2))")
+    assert done(handle).text == "A B\n3\n"
+    assert (handle.process.name, handle.process.config.timeout) == ("line", 50)
+    with pytest.raises(UsageError):
+        run(shell, "%proc --name")
+
+
+@pytest.mark.parametrize("line", ["%%proc --help", "%%proc -h", "%proc --help", "%%proc --help\necho never"])
+def test_help_works_without_a_body(shell, line, capsys):
+    assert run(shell, line) is None
+    assert "--ready-timeout" in capsys.readouterr().out
+
+
+def test_other_managers_are_known(shell, capsys):
+    """What a cell started on a manager of its own is shown, completed and stopped by the magics."""
+
+    async def work():
+        async with ProcessManager(background=True) as pm:
+            process = await pm.spawn("sleep", "1000", name="elsewhere")
+            run_here = functools.partial(asyncio.get_running_loop().run_in_executor, None)
+            assert await run_here(run, shell, "%output elsewhere") is process
+            assert completed(shell, "%stop elsew") == {"elsewhere"}
+            await run_here(run, shell, "%stop elsewhere")
+            assert process.status is ProcessStatus.TERMINATED
+        async with ProcessManager() as pm:
+            process = await pm.spawn("sleep", "1000", name="here")
+            run(shell, "%stop here")
+            await process.wait()
+        with pytest.raises(UsageError, match="no process is called 'elsewhere'"):
+            run(shell, "%stop elsewhere")
+
+    asyncio.run(work())
+    out = capsys.readouterr().out
+    assert "elsewhere: terminated" in out
+    assert "stopping here: it ends within 10 s" in out
 
 
 def test_a_python_cell_is_titled_by_its_first_line(shell):
