@@ -62,7 +62,7 @@ from nbprocs.model import (
 )
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
-from nbprocs.processes.recording import set_recorder_factory
+from nbprocs.processes.recording import set_historian
 
 __version__ = "0.2.0"
 
@@ -241,12 +241,7 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
-def _record_runs(runs: Any) -> Any:
-    """The first ``runs=``: what records is loaded."""
-    return importlib.import_module("nbprocs.runs.recorder").make_recorder(runs)
-
-
-set_recorder_factory(_record_runs)
+set_historian(lambda: importlib.import_module("nbprocs.runs.recorder"))  # loaded by the first ``runs=``
 
 
 def _show_live(model: object) -> None:

@@ -9,13 +9,33 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Any, NoReturn, TypeVar
 
 from nbprocs.guard import WrongType, WrongValue, repr_of
 
-__all__ = ["data", "flag", "mapping", "name", "number", "one_of", "path", "refuse", "seconds", "text", "whole", "word", "words"]
+__all__ = [
+    "data",
+    "flag",
+    "function",
+    "instance",
+    "mapping",
+    "member",
+    "name",
+    "number",
+    "one_of",
+    "path",
+    "refuse",
+    "seconds",
+    "text",
+    "whole",
+    "word",
+    "words",
+]
 
+T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
 _SHOWN = 80  # characters of a wrong value in an error
 LONGEST = 1e9  # seconds: thirty years; what is longer is a mistake of units, and no clock of the system takes it
 
@@ -163,6 +183,40 @@ def data(argument: str, value: object, *, encoding: str = "utf-8", errors: str =
         return memoryview(value).tobytes()  # type: ignore[arg-type]  # tried
     except (TypeError, BufferError):
         refuse(TypeError, argument, "bytes or text", value)
+
+
+def instance(argument: str, value: object, kind: type[T] | tuple[type[T], ...], what: str) -> T:
+    """An object of some class, which is told in words.
+
+    >>> instance("policy", 5, dict, "a dict")
+    Traceback (most recent call last):
+    TypeError: policy must be a dict, not 5
+    """
+    if not isinstance(value, kind):
+        refuse(TypeError, argument, what, value)
+    return value
+
+
+def function(argument: str, value: object) -> Callable[..., Any]:
+    """Something that can be called."""
+    if not callable(value):
+        refuse(TypeError, argument, "a callable", value)
+    return value
+
+
+def member(argument: str, value: object, kind: type[E]) -> E:
+    """A member of an enum, or its value.
+
+    >>> from nbprocs.model import Stream
+    >>> member("stream", "stderr", Stream)
+    <Stream.STDERR: 'stderr'>
+    """
+    if isinstance(value, bool) or not isinstance(value, (kind, str, int)):
+        refuse(TypeError, argument, f"a {kind.__name__}", value)
+    try:
+        return kind(value)
+    except ValueError:
+        refuse(ValueError, argument, f"one of {', '.join(repr(one.value) for one in kind)}", value)
 
 
 def _bounds(least: float | None, most: float | None) -> str:

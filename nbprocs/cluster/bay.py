@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 import sys
 from collections import OrderedDict
@@ -56,7 +55,6 @@ def facts_here(*, name: str, cpus: int | None = None, memory: int = 0, gpus: int
         gpus=gpus,
         cwd=os.getcwd(),  # noqa: PTH109 - text for the wire
         timeout=timeout,
-        life=secrets.token_hex(8),
     )
 
 
@@ -74,6 +72,8 @@ class Bay:
         self._commands.bind(self.home, _nothing)
         self._pool: ProcessPool | None = None
         self._calls: PoolBackend | None = None
+        self._ends: dict[Session, asyncio.Task[None]] = {}  # of sessions that nobody wants any more
+        self._pool_ends: asyncio.Task[None] | None = None
         self._gpus = Gpus(gpus)
         self._keepers: dict[str, tuple[str, float]] = {}  # prefix -> the session that may have it, and since when
         self._fenced: OrderedDict[str, None] = OrderedDict()
@@ -95,23 +95,34 @@ class Bay:
         return session
 
     def part(self, name: str, carrier: str, *, released: bool) -> None:
-        """A carrier has gone. When the last one was ``released``, nobody wants the session any more: its kernel has gone."""
+        """A carrier has gone. When the last one was ``released``, the session ends: its kernel has gone, or needs this worker no more."""
         session = self.sessions.get(name)
         if session is None or carrier not in session.carriers:
             return
         session.carriers.discard(carrier)
         session.set_slots(len(session.carriers))
-        if released and not session.carriers and session.live and self._leaving is None:
-            self.tasks.start(self._abandon(session), name=f"end the jobs of {name}")
+        if released and not session.carriers and self._leaving is None:
+            del self.sessions[name]  # a carrier that comes now begins another one
+            self._ends[session] = self.tasks.start(self._abandon(session), name=f"end the jobs of {name}")
 
     async def _abandon(self, session: Session) -> None:
         await session.end(grace=_GRACE)
+        del self._ends[session]
         self._drop(session)
 
     def _drop(self, session: Session) -> None:
         session.close()
         if self.sessions.get(session.name) is session:
             del self.sessions[session.name]
+        if not self.sessions and not self._ends and self._pool is not None:  # warm processes that nobody may ever need again
+            calls, pool, self._calls, self._pool = self._calls, self._pool, None, None
+            self._pool_ends = self.tasks.start(self._close_pool(calls, pool), name="close the pool")
+
+    @staticmethod
+    async def _close_pool(calls: PoolBackend | None, pool: ProcessPool) -> None:
+        if calls is not None:
+            await calls.aclose()
+        await pool.aclose()
 
     # -- running
 
@@ -167,17 +178,19 @@ class Bay:
             if handler is None:
                 return {"error": f"this worker's nbprocs knows no operation {op!r}", "kind": "version"}
             if op in ("end", "hello"):
+                given.pop("life", None)
                 return await handler(self, **given)
-            name = given.pop("session")
+            name, life = given.pop("session"), given.pop("life")
             session = self.sessions.get(name)
-            if session is None:
+            if session is None or session.life != life:
                 return {"error": "this worker knows no such session", "kind": "fenced" if name in self._fenced else "unknown"}
             return await handler(self, session, **given)
         except (ProcessError, OSError, ValueError, TypeError, KeyError) as error:
             return {"error": error.message if isinstance(error, ProcessError) else text_of(error), "kind": "failed"}
 
     async def _hello(self, session: str = "") -> dict[str, Any]:
-        return {**asdict(self.facts), "known": session in self.sessions}
+        found = self.sessions.get(session)
+        return {**asdict(self.facts), "life": "" if found is None else found.life}
 
     async def _put(self, session: Session, prefix: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
         return {"missing": session.put(prefix, jobs)}
@@ -204,6 +217,8 @@ class Bay:
     async def _bye(self, session: Session) -> dict[str, Any]:
         await session.end(grace=_GRACE)
         self._drop(session)
+        if self._pool_ends is not None:
+            await asyncio.wait({self._pool_ends}, timeout=_LAST_WORDS)
         return {}
 
     async def _end(self, session: str, prefix: str, since: float) -> dict[str, Any]:
@@ -219,6 +234,7 @@ class Bay:
             while len(self._fenced) > _FENCED:
                 self._fenced.popitem(last=False)
         stops = [self.tasks.start(s.end(grace=_GRACE, lost=(False, "another kernel goes on with its queue")), name="fence") for s in ended]
+        stops += [task for session, task in self._ends.items() if session.prefix == prefix and session.name != but]
         if stops:
             await asyncio.wait(stops)
         for session in ended:
@@ -238,6 +254,7 @@ class Bay:
         self._leaving = (expected, why)
         sessions = list(self.sessions.values())
         ends = [self.tasks.start(s.end(grace=_GRACE, lost=self._leaving), name="the worker leaves") for s in sessions]
+        ends += self._ends.values()
         if ends:
             await asyncio.wait(ends)
         until = self.home.loop.time() + _LAST_WORDS
@@ -245,9 +262,8 @@ class Bay:
             while not session.window.empty and self.home.loop.time() < until:
                 await session.window.settled(until - self.home.loop.time())
             self._drop(session)
-        if self._calls is not None and self._pool is not None:
-            await self._calls.aclose()
-            await self._pool.aclose()
+        if self._pool is not None:
+            await self._close_pool(self._calls, self._pool)
         await self._commands.aclose()
         await self.manager.aclose(grace=_GRACE)
         await self.tasks.aclose()

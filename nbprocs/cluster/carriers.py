@@ -11,7 +11,7 @@ from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import CommClosedError
 
 from nbprocs.cluster.link import LinkDown, Sign
-from nbprocs.cluster.station import HANDLER, carry
+from nbprocs.cluster.station import HANDLER
 
 __all__ = ["Carriers", "DaskLink"]
 
@@ -19,6 +19,16 @@ _EXTRA = 64  # carriers that may wait in Dask beyond the slots that there are: w
 _PROBE = 1.0  # seconds
 _ASK = 2.0
 _ON_PURPOSE = frozenset({"retired", "retire-workers"})
+
+
+async def _carrier(key: str, session: str, prefix: str, since: float) -> str:
+    """The Dask task. It travels by value, so that nobody but the worker that runs it needs nbprocs; the scheduler unpickles it, too."""
+    from nbprocs.cluster.station import carry  # noqa: PLC0415 - there
+
+    return await carry(key, session, prefix, since)
+
+
+_carrier.__module__ = "__main__"  # what pickle can't import it sends by value
 
 
 class Carriers:
@@ -61,7 +71,7 @@ class Carriers:
     def _submit(self, prefix: str) -> None:
         key = f"nbprocs-{self._session}-{next(self._numbers)}"
         self._futures[key] = self._client.submit(
-            carry, key, self._session, prefix, self._since, key=key, pure=False, priority=-1, fifo_timeout="0s"
+            _carrier, key, self._session, prefix, self._since, key=key, pure=False, priority=-1, fifo_timeout="0s"
         )
 
     def _release(self, count: int, spare: Callable[[str], bool]) -> None:

@@ -216,6 +216,7 @@ class DaskBackend:
         from nbprocs.cluster.carriers import Carriers  # noqa: PLC0415 - as above
 
         address, security = await self._address()
+        client = None
         try:
             client = distributed.Client(
                 address,
@@ -227,6 +228,10 @@ class DaskBackend:
                 direct_to_workers=False,
             )
             await client
+        except asyncio.CancelledError:  # closed while it connects
+            if client is not None:
+                await client.close()
+            raise
         except (OSError, ValueError, TypeError, ImportError) as error:
             said = f"no Dask scheduler answers at {address}"
             raise StartupFailed(said, hint=f"is it running, and can it be reached from here? ({text_of(error)})") from error

@@ -226,7 +226,7 @@ class Fleet:
         self.fenced = self.fenced or fenced
         left = self.ledger.lose(peer.address)
         self._drop(peer)
-        log.log(20 if expected else 30, "worker %s is gone: %s (%d jobs)", peer.name, why, len(left))
+        log.log(20 if expected or not left else 30, "worker %s is gone: %s (%d jobs)", peer.name, why, len(left))
         for job_id in left:
             if peer.leaving is not None:
                 self._again(job_id)
@@ -369,7 +369,7 @@ class Fleet:
         """Tell it that nothing more will come."""
         if peer.silent_since is None:
             with contextlib.suppress(LinkDown):
-                await peer.link.call("bye", session=self.session, limit=_GOODBYE)
+                await peer.link.call("bye", session=self.session, life=peer.life, limit=_GOODBYE)
         await peer.aclose()
 
 

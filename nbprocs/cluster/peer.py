@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ __all__ = ["Peer"]
 _WAIT = 5.0  # seconds of a long poll
 _ROOM = 1 << 20  # bytes of output in one answer
 _LIMIT = 10.0  # seconds for an answer that needs no waiting
+_SHORT = 3.0  # seconds, from one that has been silent
 _BATCH = 256  # jobs in one message
-_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while nothing answers
+_PAUSES = (0.05, 0.1, 0.2, 0.5)  # seconds between tries while nothing answers
 
 
 class Peer:
@@ -54,6 +56,11 @@ class Peer:
     def name(self) -> str:
         """For people: name and address."""
         return self.address if self.facts is None else f"{self.facts.name} ({self.address})"
+
+    @property
+    def life(self) -> str:
+        """Of our session there."""
+        return "" if self.facts is None else self.facts.life
 
     @property
     def state(self) -> str:
@@ -172,17 +179,18 @@ class Peer:
 
     async def ask(self, op: str, *, extra: float = 0.0, **given: Any) -> dict[str, Any] | None:
         """Try until there is an answer; None once the worker is lost, which the fleet has been told then."""
-        tries = 0
         while not self.gone:
+            silent = self.silent_since is not None
+            if silent and "wait" in given:
+                given["wait"] = 0.0  # it is not heard again before there is an answer
+            limit = _SHORT if silent else _LIMIT + extra
             try:
-                answer = await self.link.call(op, session=self._fleet.session, limit=_LIMIT + extra, **given)
+                answer = await self.link.call(op, session=self._fleet.session, life=self.life, limit=limit, **given)
             except LinkDown:
                 if self.leaving is not None:
                     self._fleet.lost(self, expected=self.leaving[0], why=self.leaving[1])
-                    return None
-                if await self._silent(_PAUSES[min(tries, len(_PAUSES) - 1)]):
-                    return None
-                tries += 1
+                else:
+                    await self._silent()
             else:
                 self._heard()
                 return answer
@@ -193,24 +201,25 @@ class Peer:
             self.silent_since = self._unlisted_since = None
             self._fleet.answers(self, again=True)
 
-    async def _silent(self, pause: float) -> bool:
-        """Nothing was heard; True once that means that it is gone, and nothing of it runs."""
+    async def _silent(self) -> None:
+        """Nothing was heard: wait until it may answer again, or is certainly gone."""
         clock = self._fleet.home.loop.time
         if self.silent_since is None:
             self.silent_since = clock()
             self._fleet.answers(self, again=False)
-        sign, listed = await self.link.look()
-        if self.gone:
-            return True
-        now = clock()
-        self._unlisted_since = None if listed else now if self._unlisted_since is None else self._unlisted_since
-        silent, unlisted = now - self.silent_since, None if self._unlisted_since is None else now - self._unlisted_since
-        timeout = self.facts.timeout if self.facts is not None else self._fleet.timeout
-        if not certainly_gone(sign, silent=silent, unlisted=unlisted, timeout=timeout):
+        for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
+            sign, listed = await self.link.look()
+            if self.gone or self.silent_since is None:
+                return
+            now = clock()
+            self._unlisted_since = None if listed else self._unlisted_since or now
+            silent, unlisted = now - self.silent_since, None if self._unlisted_since is None else now - self._unlisted_since
+            timeout = self.facts.timeout if self.facts is not None else self._fleet.timeout
+            if certainly_gone(sign, silent=silent, unlisted=unlisted, timeout=timeout):
+                why = await self.link.expected()
+                what = "its process has ended" if sign is Sign.REFUSED else f"it could not be reached for {silent:.0f} s"
+                self._fleet.lost(self, expected=why is not None, why=why or what)
+                return
             await asyncio.sleep(pause)
-            return False
-        why = await self.link.expected()
-        what = "its process has ended" if sign is Sign.REFUSED else f"it could not be reached for {silent:.0f} s"
-        if not self.gone:
-            self._fleet.lost(self, expected=why is not None, why=why or what)
-        return True
+            if sign is not Sign.REFUSED:  # else a call would only wait for somebody to listen there
+                return

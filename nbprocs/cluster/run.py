@@ -8,9 +8,13 @@ from typing import Any
 
 from nbprocs.cluster.wire import Order, ended_to
 from nbprocs.engine.output import OutputLog
+from nbprocs.errors import NotReady, StartupFailed
+from nbprocs.model import ProcessResult
 from nbprocs.scheduler.backend import Ended, Started
 
 __all__ = ["Run", "RunState"]
+
+_SIGTERM = 15
 
 
 class RunState(StrEnum):
@@ -65,9 +69,14 @@ class Run:
     def ended(self, event: Ended) -> None:
         """Nothing of it runs any more."""
         self.state = RunState.ENDED
-        cut_off = self.lost is not None and event.stopped
-        self._outcome = {"lost": self.lost} if cut_off else ended_to(event)
+        own = self.lost is None or not (event.stopped or _by_sigterm(event))
+        self._outcome = ended_to(event) if own else {"lost": self.lost}
         self._nudge(self)
+
+    def cut_off(self, event: Ended) -> bool:
+        """Whether this is no end of its own: one that had started can't fail to start."""
+        failed = isinstance(event.error, StartupFailed) and not isinstance(event.error, NotReady)
+        return self._started is not None and failed and event.result is None and not event.stopped
 
     def refused(self) -> None:
         """It has not run, and another worker may have it."""
@@ -106,3 +115,7 @@ class Run:
             log.on_feed = None
         self._streams, self.process, self._outcome = [], None, None
         self._settled(self)
+
+
+def _by_sigterm(event: Ended) -> bool:
+    return isinstance(event.result, ProcessResult) and event.result.signal == _SIGTERM

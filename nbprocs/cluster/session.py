@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from nbprocs.engine.container import available_memory
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import CommunicationError, StartupFailed
 from nbprocs.guard import text_of
+from nbprocs.model import ProcessResult
 from nbprocs.scheduler.backend import Ended, Started
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 _REMEMBERED = 10_000  # ids of jobs that have ended: a message that comes late must not start one again
+_SIGTERM = 15
+_MEANT = 0.3  # seconds
 _GATE = 0.5  # seconds between looks at the free memory
 
 
@@ -32,6 +36,7 @@ class Session:
     def __init__(self, name: str, *, since: float, bay: Bay) -> None:
         self.name = name
         self.prefix = ""  # of the task ids; comes with the first jobs
+        self.life = secrets.token_hex(8)
         self.since = since  # seconds since the epoch: when the kernel made it
         self.carriers: set[str] = set()
         self.slots = 0
@@ -117,6 +122,10 @@ class Session:
 
     # -- starting
 
+    def _start_soon(self) -> None:
+        if self._waiting:
+            self._bay.home.loop.call_soon(self._start_more)
+
     def files_came(self) -> None:
         """A file is complete."""
         self._start_more()
@@ -169,16 +178,23 @@ class Session:
     def _heard(self, run: Run, event: Started | Ended) -> None:
         if isinstance(event, Started):
             run.started(event)
+        elif run.cut_off(event):
+            return  # the loop is being taken down under it: it still runs, and the kernel will see the worker go
+        elif isinstance(event.result, ProcessResult) and event.result.signal == _SIGTERM and not event.stopped:
+            # At a walltime everything gets SIGTERM at once: wait until it is seen whether it was meant for the worker.
+            self._bay.home.loop.call_later(_MEANT, self._ended, run, event)
         else:
             self._ended(run, event)
-            self._start_more()
 
     def _ended(self, run: Run, event: Ended) -> None:
+        if run.state is RunState.ENDED:
+            return
         run.ended(event)
         if run.scratch:
             self._bay.shelf.remove(run.scratch)
         if not self.live:
             self._empty.wake(None)
+        self._start_soon()
 
     def _news(self, run: Run) -> None:
         self.window.nudge(run)

@@ -13,6 +13,8 @@ start then, and the plugins of kernels that died would stay there for ever.
 import asyncio
 import glob
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ __all__ = ["HANDLER", "Station", "carry", "end_others", "topic_of"]
 
 HANDLER = "nbprocs"
 _OVER = frozenset({"cancelled", "released", "forgotten"})
+_CUT_OFF = frozenset({"worker-handle-scheduler-connection-broken", "worker-heartbeat-missing", "worker-heartbeat-error"})
 _KEPT_WAITING = 10.0  # seconds that ending all trees may delay a worker's end
 
 
@@ -56,9 +59,11 @@ class Station(WorkerPlugin):
 
     name = HANDLER
     bay: Bay
+    _before: Any = signal.SIG_DFL
 
     def __init__(self) -> None:
         self._carriers: dict[str, asyncio.Event] = {}
+        self._reason = ""  # of the worker's end
 
     def setup(self, worker: Any) -> None:
         """Make the bay, and take calls. Has no await: two carriers that come at once make one."""
@@ -76,6 +81,26 @@ class Station(WorkerPlugin):
         )
         self.bay = Bay(facts, folder=Path(worker.local_directory) / "nbprocs", gpus=gpus)
         worker.handlers[HANDLER] = self._handle
+        self._close, worker.close = worker.close, self._closing
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._terminated)
+
+    async def _closing(self, *args: Any, reason: str = "", **options: Any) -> Any:
+        """In front of the worker's own close(): its reason is told to nobody else."""
+        self._reason = self._reason or reason or "worker-close"
+        return await self._close(*args, reason=self._reason, **options)
+
+    def _terminated(self, *_: object) -> None:
+        """SIGTERM, from Slurm at the walltime say: Dask would cut everything off at once. A second one does."""
+        signal.signal(signal.SIGTERM, self._before)
+        self.bay.home.post(lambda: self.bay.tasks.start(self._go(), name="SIGTERM"))
+
+    async def _go(self) -> None:
+        await self._end_bay(expected=True, why="its process was told to end (SIGTERM)")
+        if callable(self._before):
+            self._before(signal.SIGTERM, None)
+        else:
+            signal.raise_signal(signal.SIGTERM)
 
     async def _handle(self, do: str, **given: Any) -> dict[str, Any]:
         return await self.bay.call(do, **given)
@@ -104,11 +129,17 @@ class Station(WorkerPlugin):
 
     async def teardown(self, worker: Any) -> None:
         """The worker closes: end every tree first. Calls are answered meanwhile, so that kernels hear of it."""
-        cut_off = worker.batched_stream is None or worker.batched_stream.closed()
-        why = "its connection to the cluster broke" if cut_off else "it was taken away"
+        del worker.close
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == self._terminated:
+            signal.signal(signal.SIGTERM, self._before)
+        cut_off = self._reason in _CUT_OFF
+        why = "its connection to the cluster broke" if cut_off else f"it was taken away ({self._reason})"
+        await self._end_bay(expected=not cut_off, why=why)
+
+    async def _end_bay(self, *, expected: bool, why: str) -> None:
         try:
             async with asyncio.timeout(_KEPT_WAITING):
-                await self.bay.aclose(expected=not cut_off, why=why)
+                await self.bay.aclose(expected=expected, why=why)
         except TimeoutError:
             log.warning("a worker closes with jobs that did not end within %.0f s: its shim ends them", _KEPT_WAITING)
 

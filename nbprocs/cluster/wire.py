@@ -2,7 +2,7 @@
 
 ::
 
-    hello(session)                            → facts
+    hello(session)                            → facts; with the session's life, which all calls but hello and end must name
     put(session, prefix, jobs)                → {"missing": [hash, …]}     a known id is ignored
     blob(session, hash, offset, data, last)   → {}                         a part of a file that a job is given
     stop(session, {id: grace})                → {}                         also for ids that have not arrived yet
@@ -50,7 +50,7 @@ class Facts:
     gpus: int
     cwd: str
     timeout: float  # seconds after which it gives up a connection that is cut, and ends
-    life: str  # of this process: another one under the same address is another worker
+    life: str = ""  # of the session there: one that was begun anew, under whatever address, knows nothing of what was told before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

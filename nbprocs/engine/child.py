@@ -2,7 +2,7 @@
 
 ::
 
-      Spec ──start()──►  Child  ──►  Listener.output(stream, data)     what it wrote, in chunks
+      Spec ──Launcher──►  Child  ──►  Listener.output(stream, data)     what it wrote, in chunks
                            │    ──►  Listener.exited(Exit)             the process is gone; pipes may still be open
                            │    ──►  Listener.drained()                nothing more will come; always after exited, bounded
                            ◄── write / close_stdin / send_signal
@@ -16,17 +16,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import psutil
-
+from nbprocs.engine.shimlib.wire import Survivor
 from nbprocs.engine.table import Identity
 from nbprocs.model import Stream
 
+if TYPE_CHECKING:
+    from nbprocs.engine.tree import Root
+
 __all__ = [
     "DRAIN",
+    "TIMEOUT_GRACE",
     "TOKEN",
     "Child",
     "Engine",
@@ -34,16 +37,15 @@ __all__ = [
     "Label",
     "Listener",
     "Spec",
+    "Survivor",
     "child_environment",
     "engine_for",
-    "pause_group",
-    "resume_group",
-    "signal_group",
-    "start",
+    "shell_argv",
 ]
 
+TIMEOUT_GRACE = 0.5  # seconds between the stop signal and SIGKILL for a process that ran out of time
 DRAIN = 0.1  # seconds that a pipe may stay open after the process has gone
-TOKEN = "NBPROCS_TOKEN"  # noqa: S105 - not a secret: the mark by which the leash and stop() know our descendants
+TOKEN = "NBPROCS_TOKEN"  # noqa: S105 - not a secret: a hint at whose a descendant is, beside its inherited tag
 
 Engine = Literal["posix", "portable"]
 
@@ -83,7 +85,8 @@ class Spec:
     stop_signal: int = signal.SIGTERM
     stop_scope: Literal["tree", "leader"] = "tree"  # "leader": the rest of the tree is asked only after the grace
     timeout: float | None = None  # seconds; then the whole tree is ended
-    grace: float = 0.5  # seconds between stop_signal and SIGKILL when its time is up
+    grace: float = TIMEOUT_GRACE  # seconds between stop_signal and SIGKILL when its time is up
+    token: str = ""  # what its descendants carry in their environment: kernel, manager and process, joined by dots
     label: Label = field(default_factory=Label)
 
     @property
@@ -92,6 +95,12 @@ class Spec:
         env: Mapping[Any, str | bytes] = self.env
         found = env.get(b"PATH", env.get("PATH"))
         return None if found is None else os.fsdecode(found)
+
+    @property
+    def whole_token(self) -> str:
+        """The token behind those of outer kernels."""
+        outer = os.environ.get(TOKEN)
+        return f"{outer}:{self.token}" if outer and self.token else self.token
 
     @property
     def pipes_stdin(self) -> bool:
@@ -136,20 +145,30 @@ class Listener(Protocol):
     def drained(self) -> None:
         """The pipes are closed; the last call."""
 
+    def ending(self, reason: str) -> None:
+        """Its tree is being ended, though nobody here asked for it: its time is up ("timeout"), or somebody asked the shim ("stopped")."""
+
+    def tree_ended(self, survivors: Sequence[Survivor]) -> None:
+        """What ``ending`` told of is over; who survived SIGKILL."""
+
+    def changed(self, *, paused: bool) -> None:
+        """Somebody asked the shim to pause or resume it."""
+
 
 class Child(Protocol):
     """A started process."""
 
     pid: int
     exit: Exit | None
+    keeps_time: bool  # whether its timeout is carried out without our doing
 
     @property
     def identity(self) -> Identity:
         """(pid, start)."""
 
     @property
-    def about(self) -> Identity:
-        """The same with a start that may be a little early; costs nothing."""
+    def root(self) -> Root:
+        """Its tree as the process table shows it."""
 
     async def write(self, data: bytes) -> None:
         """Hand all of the data to the system. Raises BrokenPipeError when the child closed its end or is gone."""
@@ -158,27 +177,60 @@ class Child(Protocol):
         """End of input for the child. Idempotent."""
 
     def send_signal(self, number: int) -> None:
-        """To the process itself, while its identity holds; ProcessLookupError after."""
+        """To the process itself; ProcessLookupError once its end is known."""
+
+    def interrupt(self) -> None:
+        """SIGINT as a terminal's Ctrl-C gives it; ProcessLookupError as above."""
+
+    def pause(self) -> None:
+        """Stop the tree where it stands; ProcessLookupError as above."""
+
+    def resume(self) -> None:
+        """Let it go on; ProcessLookupError as above."""
+
+    async def end_tree(self, *, grace: float) -> Sequence[Survivor]:
+        """The stop signal to its whole tree, SIGKILL to who is left after ``grace`` seconds; returns who survived that for 5 seconds."""
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell a pseudo-terminal its size; nothing without one."""
 
 
-def child_environment(changes: Mapping[str, str | None], *, token: str) -> dict[str, str] | dict[bytes, bytes]:
-    """The kernel's environment with the changes, unbuffered Python by default, and our token behind those of outer kernels."""
-    outer = os.environ.get(TOKEN)
-    wanted = {TOKEN: f"{outer}:{token}" if outer else token, **changes}
-    if "PYTHONUNBUFFERED" not in os.environ:
-        wanted = {"PYTHONUNBUFFERED": "1", **wanted}
-    if not os.supports_bytes_environ:
-        return {name: value for name, value in {**os.environ, **wanted}.items() if value is not None}
-    # The mapping below os.environ holds bytes already: decoding and encoding every variable again would take a fifth of a start.
-    env: dict[bytes, bytes] = dict(getattr(os.environ, "_data", os.environb))
-    for name, value in wanted.items():
+class _Environments:
+    """The last environment that was made: while nobody changes os.environ, a thousand starts share it."""
+
+    def __init__(self) -> None:
+        self._source: dict[Any, Any] = {}
+        self._made: Mapping[Any, Any] | None = None
+
+    def plain(self) -> Mapping[Any, Any]:
+        # The mapping below os.environ holds bytes already: decoding and encoding every variable again would take a fifth of a start.
+        source: dict[Any, Any] = getattr(os.environ, "_data", None) or dict(os.environ)
+        if self._made is None or source != self._source:
+            self._source = dict(source)
+            unbuffered = "PYTHONUNBUFFERED" in os.environ
+            self._made = self._source if unbuffered else {**self._source, **_encoded({"PYTHONUNBUFFERED": "1"})}
+        return self._made
+
+
+_environments = _Environments()
+
+
+def _encoded(changes: Mapping[str, str]) -> dict[Any, Any]:
+    return {os.fsencode(k): os.fsencode(v) for k, v in changes.items()} if os.supports_bytes_environ else dict(changes)
+
+
+def child_environment(changes: Mapping[str, str | None]) -> Mapping[str, str] | Mapping[bytes, bytes]:
+    """The kernel's environment with the changes, and unbuffered Python by default. Not to be changed: it may be shared."""
+    plain = _environments.plain()
+    if not changes:
+        return plain
+    env = dict(plain)
+    encode: Any = os.fsencode if os.supports_bytes_environ else str
+    for name, value in changes.items():
         if value is None:
-            env.pop(os.fsencode(name), None)
+            env.pop(encode(name), None)
         else:
-            env[os.fsencode(name)] = os.fsencode(value)
+            env[encode(name)] = encode(value)
     return env
 
 
@@ -197,53 +249,3 @@ def engine_for(loop: asyncio.AbstractEventLoop) -> Engine | None:
     if type(loop).subprocess_exec is asyncio.AbstractEventLoop.subprocess_exec:
         return None
     return "portable"
-
-
-async def start(spec: Spec, *, engine: Engine, listener: Listener) -> Child:
-    """Start a process on the running loop. Raises OSError as the system said it, or ValueError for what no system can run."""
-    if engine == "posix":
-        from nbprocs.engine.posix import PosixChild  # noqa: PLC0415 - not importable on Windows
-
-        return PosixChild(spec, listener=listener)
-    from nbprocs.engine.portable import start_portable  # noqa: PLC0415 - the other make is loaded only where it is used
-
-    return await start_portable(spec, listener=listener)
-
-
-def group_exists(leader: int) -> bool:
-    """Whether anybody is in the process group that a child led."""
-    if not hasattr(os, "killpg"):
-        return False
-    try:
-        os.killpg(leader, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def signal_group(child: Child, number: int) -> None:
-    """To everybody in the child's process group, as a terminal's Ctrl-C would. ProcessLookupError once the child is reaped."""
-    if child.exit is not None:
-        raise ProcessLookupError(f"process {child.pid} has ended")
-    if hasattr(os, "killpg"):
-        os.killpg(child.pid, number)  # until we reap the leader, the group's number can't be reused
-    else:
-        child.send_signal(number)
-
-
-def pause_group(child: Child) -> None:
-    """Stop the group where it stands."""
-    if hasattr(signal, "SIGSTOP"):
-        signal_group(child, signal.SIGSTOP)
-    else:
-        psutil.Process(child.pid).suspend()
-
-
-def resume_group(child: Child) -> None:
-    """Let a stopped group go on."""
-    if hasattr(signal, "SIGCONT"):
-        signal_group(child, signal.SIGCONT)
-    else:
-        psutil.Process(child.pid).resume()

@@ -309,7 +309,7 @@ def _hopping(
 
 
 class _Host:
-    """The thread that the background loop runs in. A daemon: it must never keep a kernel from ending; the leash ends the children."""
+    """The thread that the background loop runs in. A daemon: it must never keep a kernel from ending; the shim ends the children."""
 
     def __init__(self) -> None:
         self._home: Home | None = None

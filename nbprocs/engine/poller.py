@@ -30,6 +30,9 @@ class Poller(Protocol):
     def close(self, fd: int) -> None:
         """Forget a descriptor, if it was added, and close it."""
 
+    def abandon(self) -> None:
+        """The loop is closed or gone: give back what was kept for it."""
+
 
 class _Epoll:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,6 +55,12 @@ class _Epoll:
         os.close(fd)
         if not self._callbacks and self._epoll is not None:  # an idle loop holds nothing of ours
             self._loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def abandon(self) -> None:
+        self._callbacks.clear()
+        if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
 
@@ -87,6 +96,9 @@ class _Readers:
     def close(self, fd: int) -> None:
         self._loop.remove_reader(fd)
         os.close(fd)
+
+    def abandon(self) -> None:
+        """Nothing is kept."""
 
 
 _epolls: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Epoll] = weakref.WeakKeyDictionary()

@@ -6,6 +6,7 @@ check holds both to it.
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -14,8 +15,12 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
-from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
-from nbprocs.engine.table import Identity, read_row
+import psutil
+
+from nbprocs.engine.child import DRAIN, TOKEN, Exit, Listener, Spec, Survivor
+from nbprocs.engine.shim import shims
+from nbprocs.engine.table import Identity, present, read_row
+from nbprocs.engine.tree import Root, end_trees
 from nbprocs.model import Stream
 
 __all__ = ["start_portable"]
@@ -60,8 +65,13 @@ class _Protocol(asyncio.SubprocessProtocol):
 class PortableChild:
     """A child behind an asyncio transport: see nbprocs.engine.child.Child."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol, *, listener: Listener) -> None:
+    keeps_time = False
+
+    def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol, *, spec: Spec, listener: Listener) -> None:
         self._loop = asyncio.get_running_loop()
+        self._spec = spec
+        self._reaped_at: float | None = None
+        self._guarded = 0
         self._transport = transport
         self._protocol = protocol
         self._listener = listener
@@ -72,7 +82,7 @@ class PortableChild:
         self.exit: Exit | None = None
         self.pid = transport.get_pid()
         row = read_row(self.pid)
-        self.identity = self.about = Identity(self.pid, row.start if row else 0.0)
+        self.identity = Identity(self.pid, row.start if row else 0.0)
 
     def begin(self) -> None:
         """Pass on what came meanwhile, in order."""
@@ -92,6 +102,9 @@ class PortableChild:
     def _exited(self, at: float) -> None:
         code = self._transport.get_returncode()
         self.exit = Exit(exit_code=None, signal=None, at=at) if code is None else Exit.from_code(code, at=at)
+        self._reaped_at = present()
+        if self._guarded:
+            shims.release(self._guarded)
         self._listener.exited(self.exit)
         if self._open:
             self._drain = self._loop.call_later(DRAIN, self._drained)
@@ -134,6 +147,45 @@ class PortableChild:
             raise ProcessLookupError(f"process {self.pid} has ended")
         self._transport.send_signal(number)
 
+    def interrupt(self) -> None:
+        """To its process group."""
+        self._to_group(signal.SIGINT)
+
+    def pause(self) -> None:
+        """Its process group; on Windows the process alone."""
+        if hasattr(signal, "SIGSTOP"):
+            self._to_group(signal.SIGSTOP)
+        else:
+            psutil.Process(self.pid).suspend()
+
+    def resume(self) -> None:
+        """As pause."""
+        if hasattr(signal, "SIGCONT"):
+            self._to_group(signal.SIGCONT)
+        else:
+            psutil.Process(self.pid).resume()
+
+    def _to_group(self, number: int) -> None:
+        if self.exit is not None or not hasattr(os, "killpg"):
+            self.send_signal(number)
+        else:
+            os.killpg(self.pid, number)  # until the leader is reaped, the group's number can't be reused
+
+    @property
+    def root(self) -> Root:
+        """Its tree, for nbprocs.engine.tree."""
+        return Root(token=self._spec.token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
+
+    async def end_tree(self, *, grace: float) -> list[Survivor]:
+        """On the loop's clock: a cell that computes holds it up."""
+        return await end_trees([self.root], grace=grace, number=self._spec.stop_signal)
+
+    def guard(self) -> None:
+        """Have the shim end it with the kernel. Raises OSError."""
+        if self.exit is None:
+            self._guarded = shims.number()
+            shims.guard(self._guarded, self.pid, self.identity.start, self._spec.token)
+
     def resize(self, rows: int, columns: int) -> None:
         """There is no pseudo-terminal here."""
 
@@ -157,13 +209,21 @@ def _signals_not_ignored() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
 
 
+def _with_token(spec: Spec) -> dict[Any, Any]:
+    env: dict[Any, Any] = dict(spec.env)
+    if spec.token:
+        as_bytes = any(isinstance(name, bytes) for name in env)
+        env[TOKEN.encode() if as_bytes else TOKEN] = spec.whole_token.encode() if as_bytes else spec.whole_token
+    return env
+
+
 async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
     """Start a process by the loop's own means. A pseudo-terminal is not to be had here: ValueError."""
     if spec.pty:
         msg = "this event loop can't give a process a pseudo-terminal; use background=True, or pty=False"
         raise ValueError(msg)
-    spec.refuse("nice", "rlimits", "timeout", "stop_signal", "stop_scope", why="this event loop starts processes without it")
-    options: dict[str, Any] = {"cwd": spec.cwd, "env": dict(spec.env)}
+    spec.refuse("nice", "rlimits", "stop_scope", why="this event loop starts processes without it")
+    options: dict[str, Any] = {"cwd": spec.cwd, "env": _with_token(spec)}
     if spec.executable is not None:
         options["executable"] = spec.executable
     if sys.platform == "win32":
@@ -180,6 +240,6 @@ async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
         transport, protocol = await loop.subprocess_exec(
             lambda: _Protocol(listener), *spec.argv, stdin=stdin, stdout=stdout, stderr=stderr, **options
         )
-    child = PortableChild(transport, protocol, listener=listener)
+    child = PortableChild(transport, protocol, spec=spec, listener=listener)
     loop.call_soon(child.begin)  # after the starter has taken the child in: its exit must not be heard before its start
     return child

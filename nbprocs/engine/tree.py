@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import psutil
 
 from nbprocs.engine.child import TOKEN
+from nbprocs.engine.shimlib.wire import Survivor
 from nbprocs.engine.table import Identity, Row, descendants, environ_value, read_row, scan
 from nbprocs.errors import StopFailed
 
@@ -96,7 +97,7 @@ def _scan_now(key: int) -> None:
         future.set_result(table)
 
 
-async def end_trees(roots: list[Root], *, grace: float) -> list[Identity]:
+async def end_trees(roots: list[Root], *, grace: float, number: int = signal.SIGTERM) -> list[Survivor]:
     """SIGTERM and SIGCONT to every member, SIGKILL to those left after ``grace`` seconds; returns who survived that too.
 
     Takes at most ``grace`` + 5 seconds. On an empty return nobody of the trees is alive; zombies of other parents are theirs to reap.
@@ -108,12 +109,12 @@ async def end_trees(roots: list[Root], *, grace: float) -> list[Identity]:
         left = members(roots, await _shared_scan())
         now = time.monotonic()
         if not left or now >= give_up:
-            return sorted(left)
+            return [survivor(identity) for identity in sorted(left)]
         if now >= kill_at:
             numbers: tuple[int, ...] = (_SIGKILL,)
             targets, until = left, min(now + _ROUND, give_up)
         else:
-            numbers = (signal.SIGTERM, getattr(signal, "SIGCONT", signal.SIGTERM))
+            numbers = (number, getattr(signal, "SIGCONT", number))
             targets, until = left - asked, min(now + _ROUND, kill_at)
         asked |= targets
         await _signal_and_wait(targets, left, numbers, until)
@@ -187,23 +188,25 @@ async def _by_psutil(targets: set[Identity], everybody: set[Identity], numbers: 
     await asyncio.get_running_loop().run_in_executor(None, lambda: psutil.wait_procs(processes, timeout=timeout))
 
 
-def check_ended(left: Iterable[Identity], *, name: str, process_id: str | None = None) -> None:
+def check_ended(left: Iterable[Survivor], *, name: str, process_id: str | None = None) -> None:
     """Raise StopFailed if somebody of ``name``'s tree is left, naming them."""
-    survivors = tuple((identity.pid, _program(identity)) for identity in left)
-    if not survivors:
+    left = tuple(left)
+    if not left:
         return
+    named = ", ".join(f"{one.name} (pid {one.pid}{', which we may not signal' if one.refused else ''})" for one in left)
     error = StopFailed(
-        f"{name} could not be ended: still there after SIGKILL: " + ", ".join(f"{program} (pid {pid})" for pid, program in survivors),
+        f"{name} could not be ended: still there after SIGKILL: {named}",
         process_id=process_id,
         name=name,
         hint="a process in the middle of disk or network I/O ends when that does; another user's can only be ended by that user",
     )
-    error.survivors = survivors
+    error.survivors = tuple((one.pid, one.name) for one in left)
     raise error
 
 
-def _program(identity: Identity) -> str:
+def survivor(identity: Identity) -> Survivor:
+    """Somebody who is left, with its program's name."""
     try:
-        return psutil.Process(identity.pid).name()
+        return Survivor(identity.pid, psutil.Process(identity.pid).name(), False)
     except psutil.Error:
-        return "?"
+        return Survivor(identity.pid, "?", False)

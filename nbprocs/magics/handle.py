@@ -16,6 +16,7 @@ from nbprocs.processes.default import default_manager as manager  # noqa: F401 -
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import Ready
+from nbprocs.processes.recording import recorder_for
 
 __all__ = ["CellProcess"]
 
@@ -41,7 +42,9 @@ class CellProcess:
         restart: bool = False,
         ready: Ready | None = None,
         ready_timeout: float = 30.0,
+        record: str | None = None,
     ) -> None:
+        self._recorder = None if record is None else recorder_for(record)
         self.home = pm.home
         self.config = config
         self.process: ManagedProcess | None = None
@@ -69,6 +72,8 @@ class CellProcess:
         finally:
             unsubscribe()
             self.started.set()
+            if self._recorder is not None:
+                await self._recorder.aclose()
             self.ended.set()
             self._waiters.wake(None)
 
@@ -78,6 +83,8 @@ class CellProcess:
         if event.kind is EventKind.STARTED:
             self.process = self._manager.get(event.process_id)
             self.started.set()
+        if self._recorder is not None and self.process is not None:
+            self._recorder.heard(event.kind, self.process, event.error)
         self._changed.set()
 
     async def _tries(self) -> ProcessResult:

@@ -208,6 +208,7 @@ class ProcessMagics(Magics):
     @argument("--wait", "-w", action="store_true", help="let the cell take as long as the process, and fail if it fails")
     @argument("--send", "-s", default="", help="for python: variables of the notebook to send, as in --send model,rows")
     @argument("--out", "-o", help="a variable that gets the handle")
+    @argument("--record", nargs="?", const="", metavar="PATH", help="a run history that gets a row; by default the kernel's, or runs.db")
     @line_cell_magic
     def proc(self, line: str, cell: str | None = None) -> "CellProcess | None":
         """Run this cell, or the rest of this line, as a process in the background, with a live pane.
@@ -223,9 +224,9 @@ class ProcessMagics(Magics):
         shell: Any = self.shell
         config = _config(options, cell, shell)
         ready = None if options.ready is None else parse_ready(options.ready)
-        handle = CellProcess(
-            manager(), config, retries=options.retries, restart=options.restart, ready=ready, ready_timeout=options.ready_timeout
-        )
+        record = "runs.db" if options.record == "" and manager().recorder is None else options.record or None
+        how = {"retries": options.retries, "restart": options.restart, "ready": ready, "ready_timeout": options.ready_timeout}
+        handle = CellProcess(manager(), config, **how, record=record)
         handle.started.wait(START_WAIT)
         if options.out:
             shell.user_ns[options.out] = handle

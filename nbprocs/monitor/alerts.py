@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nbprocs.checks import instance
 from nbprocs.monitor.metrics import METRICS, AlertType, Scope, State
 from nbprocs.monitor.model import Alert, AlertThresholds, Rule
 
@@ -258,7 +259,10 @@ def as_rules(rules: AlertThresholds | Rule | Iterable[Rule]) -> tuple[Rule, ...]
     """Thresholds, a rule or several, as a tuple of rules."""
     if isinstance(rules, AlertThresholds):
         return rules.rules()
-    return (rules,) if isinstance(rules, Rule) else tuple(rules)
+    if isinstance(rules, Rule):
+        return (rules,)
+    found = tuple(instance("rules", rules, (Iterable,), "AlertThresholds, a Rule or several"))
+    return tuple(instance("rules", rule, Rule, "AlertThresholds, a Rule or several") for rule in found)
 
 
 def replay(frame: "pd.DataFrame", rules: AlertThresholds | Rule | Iterable[Rule]) -> tuple[Alert, ...]:

@@ -17,6 +17,8 @@ from datetime import datetime
 from enum import Enum, IntEnum, StrEnum, auto
 from typing import Annotated, Any
 
+from nbprocs.checks import member
+
 __all__ = ["METRICS", "AlertType", "Fold", "Metric", "ProcessMetrics", "Prometheus", "Rest", "Scope", "State", "Threshold"]
 
 MIB = 1 << 20
@@ -50,6 +52,12 @@ class Scope(IntEnum):
     TREE = 0  # a watched process with all its descendants
     PROCESS = 1  # one process of a tree that has several
     GROUP = 2  # a manager or a pool as a whole
+
+    @classmethod
+    def of(cls, given: object) -> "Scope":
+        """A scope by itself or its name. Raises TypeError or ValueError."""
+        known = isinstance(given, str) and given.upper() in cls.__members__
+        return cls[str(given).upper()] if known else member("scope", given, cls)
 
 
 class State(IntEnum):

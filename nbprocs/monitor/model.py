@@ -1,11 +1,11 @@
 """Values of the monitor: thresholds, rules, alerts. No I/O, no clock."""
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
 
+from nbprocs.checks import LONGEST, member, name, number, seconds, text
 from nbprocs.monitor.metrics import METRICS, AlertType, Scope
 
 __all__ = ["Alert", "AlertSeverity", "AlertThresholds", "Rule"]
@@ -55,14 +55,21 @@ class Rule:
     arm: float | None = None  # only after the metric was on the other side of this: "output again, after a silence"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rule that could never work."""
+        """Raises TypeError or ValueError for a rule that could never work."""
+        kept = object.__setattr__
+        name("metric", self.metric)
         if (self.above is None) == (self.below is None):
             msg = f"a rule on {self.metric} needs either above= or below="
             raise ValueError(msg)
+        for field in ("above", "below", "clear", "arm"):
+            if (given := getattr(self, field)) is not None:
+                kept(self, field, number(field, given))
+        number("for_seconds", self.for_seconds, least=0, most=LONGEST, what="a number of seconds, 0 or more")
+        kept(self, "severity", member("severity", self.severity, AlertSeverity))
+        kept(self, "type", None if self.type is None else member("type", self.type, AlertType))
+        kept(self, "scope", None if self.scope is None else member("scope", self.scope, Scope))
+        text("process", self.process)
         limit = self.limit
-        if math.isnan(limit) or self.for_seconds < 0:
-            msg = f"a rule on {self.metric} needs a number as its limit and for_seconds >= 0, not {limit!r} and {self.for_seconds!r}"
-            raise ValueError(msg)
         if self.clear is not None and (self.clear > limit if self.above is not None else self.clear < limit):
             msg = f"clear={self.clear:g} of the rule on {self.metric} lies beyond its limit {limit:g}: the alert could never end"
             raise ValueError(msg)
@@ -84,9 +91,9 @@ class Rule:
         return self.type or AlertType.PROCESS_HUNG
 
     @classmethod
-    def silence(cls, seconds: float, *, process: str = "*", severity: AlertSeverity = AlertSeverity.INFO) -> "Rule":
+    def silence(cls, after: float, *, process: str = "*", severity: AlertSeverity = AlertSeverity.INFO) -> "Rule":
         """Tell me when a process has written nothing for so many seconds."""
-        return cls(metric="silence_seconds", above=seconds, process=process, severity=severity)
+        return cls(metric="silence_seconds", above=after, process=process, severity=severity)
 
     @classmethod
     def activity(cls, after: float = 10.0, *, process: str = "*", severity: AlertSeverity = AlertSeverity.INFO) -> "Rule":
@@ -114,17 +121,25 @@ class AlertThresholds:
     max_error_rate: float | None = None  # 0..1: failures among the outcomes of the last minute
     max_idle_time: float | None = None  # seconds without CPU use, I/O and output
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for what is no limit."""
+        for field, most in (("max_memory_mb", None), ("max_cpu_percent", None), ("max_error_rate", 1.0)):
+            if (given := getattr(self, field)) is not None:
+                object.__setattr__(self, field, number(field, given, least=0, most=most))
+        for field in ("max_response_time", "max_idle_time"):
+            object.__setattr__(self, field, seconds(field, getattr(self, field), zero=True))
+
     def rules(self) -> tuple["Rule", ...]:
         """The same as rules."""
         found = [
             Rule(metric="down", above=0.5, severity=AlertSeverity.CRITICAL),
             Rule(metric="down", above=1.5, severity=AlertSeverity.EMERGENCY),
         ]
-        for name, metric in METRICS.items():
-            if (limit := self.limit(name)) is not None and (told := metric.threshold) is not None:
+        for column, metric in METRICS.items():
+            if (limit := self.limit(column)) is not None and (told := metric.threshold) is not None:
                 severity = AlertSeverity.CRITICAL if told.critical else AlertSeverity.WARNING
                 scope = None if told.any_scope else Scope.TREE
-                found.append(Rule(metric=name, above=limit, clear=limit * told.clear, severity=severity, scope=scope))
+                found.append(Rule(metric=column, above=limit, clear=limit * told.clear, severity=severity, scope=scope))
         return tuple(found)
 
     def limit(self, metric: str) -> float | None:

@@ -22,12 +22,14 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from nbprocs.checks import flag, instance, seconds, whole
+from nbprocs.checks import name as check_name
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
-from nbprocs.monitor.alerts import Transition, replay
+from nbprocs.monitor.alerts import Transition, as_rules, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import Snapshot, Spill
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["ProcessMonitor"]
 
 T = TypeVar("T")
+_MOST_PID = 2**31 - 1
 SUMMARY_MOST = 50  # rows of the static table
 
 
@@ -91,17 +94,21 @@ class ProcessMonitor(Displayable):
         gpu: Gpu | None = None,
         portable: bool = not ON_LINUX,
     ) -> None:
-        if interval is not None and not interval > 0:
-            msg = f"interval must be positive seconds or None, not {interval!r}"
-            raise ValueError(msg)
-        self.interval = interval
+        self.interval = seconds("interval", interval)
+        if thresholds is not None:
+            instance("thresholds", thresholds, AlertThresholds, "AlertThresholds or None")
         self.thresholds = thresholds or AlertThresholds()
         self.spill_lost = 0  # samples that could not be spilled
         self._spill = None if spill is None else Spill(spill)
         self._home: Home | None = Home.background() if background else _current()
-        chosen = (*self.thresholds.rules(), *rules)
-        self._book = Book(chosen, max_bytes=history_bytes, clock=clock, on_full=None if self._spill is None else self._leaving)
-        self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=members)
+        chosen = (*self.thresholds.rules(), *as_rules(rules))
+        self._book = Book(
+            chosen,
+            max_bytes=whole("history_bytes", history_bytes, least=0),
+            clock=clock,
+            on_full=None if self._spill is None else self._leaving,
+        )
+        self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=flag("members", members))
         self._portable = portable
         self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable)
         self._callbacks = Callbacks()
@@ -132,6 +139,7 @@ class ProcessMonitor(Displayable):
         sample comes with the next tick. Raises TypeError for what can't be watched, UnknownProcess for a pid that nobody has.
         """
         self._check_open()
+        name = None if name is None else check_name("name", name)
         if isinstance(target, int) and not isinstance(target, bool):
             self.add(target, name=name)
             return
@@ -152,7 +160,8 @@ class ProcessMonitor(Displayable):
         Raises UnknownProcess when there is none. When it ends, or when its pid goes to another process, its state becomes GONE.
         """
         self._check_open()
-        identity, found, user = look_up(pid, portable=self._portable)
+        name = None if name is None else check_name("name", name)
+        identity, found, user = look_up(whole("pid", pid, least=1, most=_MOST_PID), portable=self._portable)
         own = look_up(os.getpid(), portable=self._portable)[2]
         note = f"a process of {user}: its descriptors, I/O and PSS may not be readable" if user != own else ""
         self._at_home(self._roster.add_pid, identity, name or f"{found or 'process'}-{pid}", user, note)
@@ -183,7 +192,8 @@ class ProcessMonitor(Displayable):
         seconds, an error, or the answer False count as infinite. Raises TypeError or ValueError for what can't be asked.
         """
         self._check_open()
-        self._at_home(self._add_prober, name, Prober(probe, every=every or self.interval or 1.0, timeout=timeout))
+        every = self.interval or 1.0 if every is None else every
+        self._at_home(self._add_prober, check_name("name", name), Prober(probe, every=every, timeout=timeout))
 
     def _add_prober(self, name: str, prober: Prober) -> None:
         self._roster.probers[name] = prober
@@ -353,12 +363,12 @@ class ProcessMonitor(Displayable):
             wide: a metric: then a column a process, a row a moment, ready for ``.plot()``.
             names: only these processes.
             scope: "tree" (a watched process with all its descendants), "process" (each process), "group" (managers, pools), None: all.
-            since: an aware datetime.
+            since: a datetime.
 
         What was not measured is NaN or NA. Memory is in MiB, times in seconds, CPU in percent of one core; ``read_bytes`` and
         ``write_bytes`` count what system calls moved since the start, cached or not. A million samples take some 0.2 s.
         """
-        chosen = Scope[scope.upper()] if isinstance(scope, str) else scope
+        chosen = None if scope is None else Scope.of(scope)
         start = None if since is None else round(since.timestamp() * 1e6)
         snapshot = self._book.history.snapshot()
         if wide is not None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from nbprocs.checks import LONGEST, number
 from nbprocs.engine.home import Home, log
 from nbprocs.guard import attempt, finish, text_of
 from nbprocs.processes.readiness import Port, Url
@@ -108,12 +109,9 @@ class Prober:
 
     def __init__(self, probe: Any, *, every: float, timeout: float) -> None:
         """Raises TypeError for what is no probe, ValueError for times that are not positive."""
-        if not (every > 0 and timeout > 0):
-            msg = f"every and timeout must be positive seconds, not {every!r} and {timeout!r}"
-            raise ValueError(msg)
         self.question = as_question(probe)
-        self.every = every
-        self.timeout = timeout
+        self.every = number("every", every, above=0, most=LONGEST, what="a positive number of seconds")
+        self.timeout = number("timeout", timeout, above=0, most=LONGEST, what="a positive number of seconds")
         self.seconds = self.last = math.nan
         self.error = ""  # why the latest question had no answer
 

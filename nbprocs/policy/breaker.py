@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+from nbprocs.checks import LONGEST, number, whole
+
 __all__ = ["BreakerState", "CircuitBreaker"]
 
 
@@ -47,9 +49,9 @@ class CircuitBreaker:
 
     def __post_init__(self) -> None:
         """Refuse a breaker that could never open or never close."""
-        if self.failures < 1 or not self.window > 0 or not self.open_for > 0:
-            msg = "failures must be 1 or more, window and open_for positive numbers of seconds"
-            raise ValueError(msg)
+        object.__setattr__(self, "failures", whole("failures", self.failures, least=1))
+        for field in ("window", "open_for"):
+            number(field, getattr(self, field), above=0, most=LONGEST, what="a positive number of seconds")
 
     def state(self, now: float) -> BreakerState:
         """What it is at this time."""

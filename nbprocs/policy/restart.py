@@ -2,15 +2,18 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nbprocs.checks import LONGEST, number, one_of, refuse, whole
 from nbprocs.errors import ProcessFailed
 from nbprocs.policy.breaker import CircuitBreaker
-from nbprocs.policy.waits import Jitter, Wait, backoff, call_state, instant, spread, valid_delays
+from nbprocs.policy.waits import Jitter, Wait, backoff, call_state, instant, spread, valid_codes, valid_delays, valid_rng
 
 __all__ = ["Decision", "Fatal", "Finished", "Life", "Restart", "RestartPolicy", "decide_restart", "restart_policy"]
+
+_LONGEST_SCHEDULE = 1000  # entries of delays()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,7 @@ class Life:
     ended: float
     failed: bool = True  # False: exit status 0
     what: str = ""  # one line for the history: how it ended
+    exit_code: int | None = None  # None: a signal, or a start that failed
 
     @property
     def uptime(self) -> float:
@@ -71,7 +75,8 @@ class RestartPolicy:
     """How a supervised process is kept alive.
 
     A run of at least ``healthy_after`` seconds was healthy: the backoff begins anew after it. The limit in the window counts
-    healthy or not, so that no window of ``window`` seconds ever holds more than ``max_restarts`` restarts.
+    healthy or not, so that no window of ``window`` seconds ever holds more than ``max_restarts`` restarts. ``exit_codes`` are those
+    that a restart may help; a failure with another exit status is FATAL at once: a wrong option stays wrong.
 
     >>> policy = RestartPolicy(initial_delay=1, jitter=False, max_restarts=2, window=60)
     >>> lives = [Life(started=0, ended=5)]
@@ -81,32 +86,37 @@ class RestartPolicy:
     >>> decide_restart(policy, lives, 9.5)
     Fatal(reason='2 restarts within 60 s, the most allowed')
 
-    Raises ValueError when made with numbers that make no schedule.
+    >>> decide_restart(RestartPolicy(exit_codes={75}), [Life(started=0, ended=5, exit_code=2)], 5)
+    Fatal(reason='exit status 2 is none that a restart helps')
+
+    Raises TypeError or ValueError when made with what makes no schedule.
     """
 
     on: Literal["failure", "always"] = "failure"  # "always": also after exit status 0
-    max_restarts: int = 5  # within the window; one more is FATAL. 0: the first failure is
+    max_restarts: int | None = 5  # within the window; one more is FATAL. 0: the first failure is. None: no limit
     window: float = 60.0  # seconds
     initial_delay: float = 0.5  # seconds before the first restart
     max_delay: float = 30.0  # seconds; no delay is longer
     backoff_multiplier: float = 2.0  # each delay is this many times the one before
     jitter: Jitter = True  # as in RetryPolicy
     healthy_after: float = 10.0  # seconds of uptime after which the backoff begins anew
+    exit_codes: Collection[int] | None = None  # of the non-zero exits only these are restarted; None: all
     breaker: CircuitBreaker | None = None  # shared by all supervised processes of the same command; None: without
     rng: random.Random | None = field(default=None, repr=False, compare=False)  # the source of jitter; None: a shared one
 
     def __post_init__(self) -> None:
         """Refuse what makes no schedule, before anything runs."""
         valid_delays(initial=self.initial_delay, cap=self.max_delay, multiplier=self.backoff_multiplier, jitter=self.jitter)
-        if self.on not in ("failure", "always"):
-            msg = f'on must be "failure" or "always", not {self.on!r}'
-            raise ValueError(msg)
-        if isinstance(self.max_restarts, bool) or not isinstance(self.max_restarts, int) or self.max_restarts < 0:
-            msg = f"max_restarts must be a whole number, 0 or more, not {self.max_restarts!r}"
-            raise ValueError(msg)
-        if not (self.window > 0 and math.isfinite(self.window)) or not self.healthy_after > 0:
-            msg = "window and healthy_after must be positive numbers of seconds"
-            raise ValueError(msg)
+        one_of("on", self.on, ("failure", "always"))
+        if self.max_restarts is not None:
+            object.__setattr__(self, "max_restarts", whole("max_restarts", self.max_restarts, least=0))
+        number("window", self.window, above=0, most=LONGEST, what="a positive number of seconds")
+        if self.healthy_after != math.inf:  # never healthy: the backoff goes on for ever
+            number("healthy_after", self.healthy_after, above=0, what="a positive number of seconds")
+        object.__setattr__(self, "exit_codes", valid_codes("exit_codes", self.exit_codes))
+        if self.breaker is not None and not isinstance(self.breaker, CircuitBreaker):
+            refuse(TypeError, "breaker", "a CircuitBreaker or None", self.breaker)
+        valid_rng(self.rng)
 
     @property
     def memory(self) -> int:
@@ -114,15 +124,16 @@ class RestartPolicy:
         steps = 0.0
         if self.backoff_multiplier > 1 and 0 < self.initial_delay < self.max_delay:
             steps = math.log(self.max_delay / self.initial_delay) / math.log(self.backoff_multiplier)
-        return self.max_restarts + 2 + math.ceil(min(steps, 1000))
+        return (self.max_restarts or 0) + 2 + math.ceil(min(steps, 1000))
 
     def delays(self) -> list[float]:
-        """The delays before the first, second, … restart of a process that is never healthy, without jitter.
+        """The delays before the first, second, … restart of a process that is never healthy, without jitter; at most 1,000 of them.
 
         >>> RestartPolicy(max_restarts=4, initial_delay=0.5, max_delay=3).delays()
         [0.5, 1.0, 2.0, 3.0]
         """
-        return [self._base(number) for number in range(1, self.max_restarts + 1)]
+        most = _LONGEST_SCHEDULE if self.max_restarts is None else min(self.max_restarts, _LONGEST_SCHEDULE)
+        return [self._base(number) for number in range(1, most + 1)]
 
     def _base(self, number: int) -> float:
         wait: Wait = backoff(initial=self.initial_delay, cap=self.max_delay, multiplier=self.backoff_multiplier)
@@ -161,12 +172,16 @@ def decide_restart(policy: RestartPolicy, history: Sequence[Life], now: float) -
     last = history[-1]
     if not last.failed and policy.on == "failure":
         return Finished()
+    if last.failed and last.exit_code is not None and policy.exit_codes is not None and last.exit_code not in policy.exit_codes:
+        return Fatal(reason=f"exit status {last.exit_code} is none that a restart helps")
     unhealthy = 0
     for life in reversed(history):
         if life.uptime >= policy.healthy_after:
             break
         unhealthy += 1
     delay = 0.0 if instant() else spread(policy._base(max(1, unhealthy)), policy.jitter, policy.rng)  # noqa: SLF001 - its own module
+    if policy.max_restarts is None:
+        return Restart(delay=delay)
     recent = sum(1 for life in history[1:] if life.started > now + delay - policy.window)
     if recent >= policy.max_restarts:
         if policy.max_restarts == 0:

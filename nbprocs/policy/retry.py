@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from nbprocs.checks import flag, refuse, seconds, whole
 from nbprocs.errors import (
     Closed,
     ExecutionTimeout,
@@ -20,7 +21,7 @@ from nbprocs.errors import (
     StopFailed,
     UnknownProcess,
 )
-from nbprocs.policy.waits import Jitter, Stop, Wait, backoff, call_state, instant, spread, valid_delays
+from nbprocs.policy.waits import Jitter, Stop, Wait, backoff, call_state, instant, spread, valid_codes, valid_delays, valid_rng
 
 if TYPE_CHECKING:
     import tenacity
@@ -49,7 +50,7 @@ class RetryPolicy:
     >>> policy.decide(TimeoutError(), attempt=5, elapsed=10.0) is None
     True
 
-    Raises ValueError when made with numbers that make no schedule.
+    Raises TypeError or ValueError when made with what makes no schedule.
     """
 
     max_retries: int = 3  # tries after the first one; 0: never again
@@ -72,14 +73,21 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         """Refuse what makes no schedule, before anything runs."""
         valid_delays(initial=self.initial_delay, cap=self.max_delay, multiplier=self.backoff_multiplier, jitter=self.jitter)
-        if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
-            msg = f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}"
-            raise ValueError(msg)
-        if self.total_time is not None and not self.total_time > 0:
-            msg = f"total_time must be a positive number of seconds or None, not {self.total_time!r}"
-            raise ValueError(msg)
-        if isinstance(self.output, str):
-            object.__setattr__(self, "output", re.compile(self.output))
+        kept = object.__setattr__
+        kept(self, "max_retries", whole("max_retries", self.max_retries, least=0))
+        kept(self, "total_time", seconds("total_time", self.total_time))
+        kept(self, "exit_codes", valid_codes("exit_codes", self.exit_codes))
+        kept(self, "signals", valid_codes("signals", self.signals))
+        flag("out_of_memory", self.out_of_memory)
+        flag("timeout", self.timeout)
+        kept(self, "output", _pattern(self.output))
+        for name in ("when", "wait", "stop"):
+            if (given := getattr(self, name)) is not None and not callable(given):
+                refuse(TypeError, name, "a callable or None", given)
+        kinds = self.exceptions if isinstance(self.exceptions, tuple) else (self.exceptions,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            refuse(TypeError, "exceptions", "an exception class or a tuple of them", self.exceptions)
+        valid_rng(self.rng)
 
     @classmethod
     def from_tenacity(cls, retrying: "tenacity.BaseRetrying", **changes: Any) -> Self:
@@ -183,3 +191,15 @@ class RetryPolicy:
         import tenacity  # noqa: PLC0415 - loaded where it is used: import must stay light
 
         return self.stop if self.stop is not None else tenacity.stop_after_attempt(self.max_retries + 1)
+
+
+def _pattern(given: object) -> re.Pattern[str] | None:
+    """The regular expression that ``output`` is. Raises TypeError, or ValueError for one that is none."""
+    if isinstance(given, str):
+        try:
+            return re.compile(given)
+        except re.error as error:
+            refuse(ValueError, "output", f"a regular expression ({error})", given)
+    if given is None or (isinstance(given, re.Pattern) and isinstance(given.pattern, str)):
+        return given
+    return refuse(TypeError, "output", "a regular expression or None", given)

@@ -3,17 +3,30 @@
 tenacity's own random waits draw from the global generator, so a schedule with jitter could not be repeated in a test.
 """
 
-import math
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
+
+from nbprocs.checks import LONGEST, number, refuse, whole
 
 if TYPE_CHECKING:
     import tenacity  # at run time only where a wait is computed: it loads asyncio's and tornado's helpers, and import must stay light
 
-__all__ = ["Jitter", "Stop", "Wait", "backoff", "call_state", "instant", "instant_waits", "spread", "valid_delays"]
+__all__ = [
+    "Jitter",
+    "Stop",
+    "Wait",
+    "backoff",
+    "call_state",
+    "instant",
+    "instant_waits",
+    "spread",
+    "valid_codes",
+    "valid_delays",
+    "valid_rng",
+]
 
 Jitter = bool | Literal["full", "proportional"]
 Wait = Callable[["tenacity.RetryCallState"], float | int]
@@ -55,18 +68,29 @@ def spread(delay: float, jitter: Jitter, rng: random.Random | None) -> float:
     return min(delay, (rng or _SHARED).uniform(low, delay))
 
 
-def valid_delays(*, initial: float, cap: float, multiplier: float, jitter: Jitter) -> None:
-    """Raise ValueError for fields that make no schedule."""
+def valid_delays(*, initial: object, cap: object, multiplier: object, jitter: object) -> None:
+    """Raise TypeError or ValueError for fields that make no schedule."""
     for field, value in (("initial_delay", initial), ("max_delay", cap)):
-        if not (math.isfinite(value) and value >= 0):
-            msg = f"{field} must be a number of seconds, 0 or more, not {value!r}"
-            raise ValueError(msg)
-    if not (math.isfinite(multiplier) and multiplier >= 1):
-        msg = f"backoff_multiplier must be 1 or more, not {multiplier!r}; delays never shrink"
-        raise ValueError(msg)
-    if jitter not in (True, False, "full", "proportional"):
-        msg = f'jitter must be True (the same as "full"), "proportional" or False, not {jitter!r}'
-        raise ValueError(msg)
+        number(field, value, least=0, most=LONGEST, what="a number of seconds, 0 or more")
+    number("backoff_multiplier", multiplier, least=1, what="a number, 1 or more; delays never shrink")
+    if jitter not in (True, False, "full", "proportional") or not isinstance(jitter, (bool, str)):
+        kind = ValueError if isinstance(jitter, (bool, str)) else TypeError
+        refuse(kind, "jitter", 'True (the same as "full"), "proportional" or False', jitter)
+
+
+def valid_codes(field: str, value: object) -> frozenset[int] | None:
+    """Numbers of exit statuses or signals, or None. Raises TypeError or ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        refuse(TypeError, field, "a collection of whole numbers or None", value)
+    return frozenset(whole(field, item) for item in value)
+
+
+def valid_rng(value: object) -> None:
+    """Raise TypeError for what gives no random numbers."""
+    if value is not None and not callable(getattr(value, "uniform", None)):
+        refuse(TypeError, "rng", "a random.Random or None", value)
 
 
 def instant() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbprocs import checks
 from nbprocs.engine.home import Tasks
 from nbprocs.engine.table import read_row
 from nbprocs.errors import CommunicationError, tail_text
@@ -67,12 +68,16 @@ class CommandWorker:
         """Raises ValueError without a program, or for an answer of no lines."""
         if not argv:
             raise ValueError('name a program, for example CommandWorker("bc", "-lq")')
+        if isinstance(end, bool) or not (isinstance(end, (int, str, re.Pattern)) or callable(end)):
+            checks.refuse(TypeError, "end", "a number of lines, a line, a pattern or a callable", end)
         if isinstance(end, int) and end < 1:
             raise ValueError("an answer has at least one line; give end=1 or more, a line, a pattern or a callable")
-        for name, value in (("argv", tuple(map(str, argv))), ("end", end), ("after", after), ("errors", errors), ("pty", pty)):
+        checks.text("after", after)
+        checks.flag("errors", errors)
+        place = ProcessConfig(command=argv[0], args=argv[1:], pty=checks.flag("pty", pty), env_vars=env_vars or {}, working_dir=working_dir)
+        known = {"argv": (place.command, *place.args), "end": end, "after": after, "errors": errors, "pty": pty}
+        for name, value in {**known, "env_vars": place.env_vars, "working_dir": place.working_dir}.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "env_vars", dict(env_vars or {}))
-        object.__setattr__(self, "working_dir", working_dir)
 
     def __repr__(self) -> str:
         """Masked, as everywhere."""

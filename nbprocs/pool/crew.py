@@ -5,7 +5,7 @@
     hire ─► STARTING ──READY──► in the dispatcher: IDLE ⇄ BUSY ──reason to leave──► LEAVING ──quit, or kill──► GONE ─► hire?
                └─BROKEN─► killed                └─ died ─► its claimed task fails, the others go back to the queue ──┘
 
-Every worker is a managed process, so it is in the manager's table and on the leash.
+Every worker is a managed process, so it is in the manager's table and a child of the shim.
 """
 
 import asyncio
@@ -143,6 +143,8 @@ class Crew:
             raise
         self.created += 1
         process.add_done_callback(lambda _: self.lost(member))
+        if self.closing or member.leaving:  # decided while it was being started, when there was nobody to end yet
+            self.end(member, "the pool closed")
         if not await _settled_within(member.ready, self.config.start_timeout):
             late = StartupFailed(
                 f"worker {member.name} was not ready within {self.config.start_timeout:g} s",

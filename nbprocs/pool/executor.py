@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
+from nbprocs import checks
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, CommunicationError
 from nbprocs.pool.task import BlockableFuture
@@ -102,11 +103,10 @@ class PoolExecutor(concurrent.futures.Executor):
         buffersize = options.pop("buffersize", None)
         if options:
             raise TypeError(f"map() got unexpected keyword arguments {sorted(options)}")
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
-            raise ValueError("buffersize must be None or > 0")
-        end = None if timeout is None else time.monotonic() + timeout
+        checks.whole("chunksize", chunksize, least=1)
+        if buffersize is not None:
+            checks.whole("buffersize", buffersize, least=1)
+        end = None if timeout is None else time.monotonic() + checks.number("timeout", timeout, most=checks.LONGEST)
         star = len(iterables) != 1
         items = zip(*iterables) if star else iter(iterables[0])  # noqa: B905 - Executor.map stops at the shortest, too
         submit, finish = self._backend.chunks(fn, star=star)

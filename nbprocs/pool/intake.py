@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nbprocs import checks
+from nbprocs.config import UNSET, Unset
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, CommunicationError
 from nbprocs.guard import text_of
@@ -26,17 +28,9 @@ from nbprocs.pool.model import PoolConfig, PythonWorker
 from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
 from nbprocs.pool.worker_main import dumps
 
-__all__ = ["UNSET", "How", "Intake", "Unset", "setup_of", "title_of"]
+__all__ = ["How", "Intake", "setup_of", "title_of"]
 
 
-class Unset:
-    """The type of UNSET: not even None was given."""
-
-    def __repr__(self) -> str:
-        return "the pool's"
-
-
-UNSET = Unset()
 Future = TaskHandle[Any] | BlockableFuture[Any]
 
 
@@ -91,12 +85,10 @@ class Intake:
         return handle
 
     def how(self, priority: TaskPriority, timeout: float | Unset | None, retries: RetryPolicy | int | None) -> How:
-        """The pool's defaults with what was given. Raises ValueError for a timeout that is not positive."""
-        limit = self.default.timeout if isinstance(timeout, Unset) else timeout
-        if limit is not None and not limit > 0:
-            raise ValueError(f"timeout must be a positive number of seconds or None, not {limit!r}")
+        """The pool's defaults with what was given. Raises TypeError and ValueError for what can't be."""
+        limit = self.default.timeout if timeout is UNSET else checks.seconds("timeout", timeout)
         policy = self.default.policy if retries is None else policy_of(retries, self._crew.config)
-        return How(priority=int(priority), timeout=limit, policy=policy)
+        return How(priority=checks.whole("priority", priority), timeout=limit, policy=policy)
 
     def submit(
         self, future: Future, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: How, *, listed: bool = False
@@ -244,6 +236,9 @@ def policy_of(retries: RetryPolicy | int | None, config: PoolConfig) -> RetryPol
     """A number stands for so many tries after the first, ``retry_delay`` seconds before the second, doubled for each further one."""
     if retries is None or isinstance(retries, RetryPolicy):
         return retries
+    if isinstance(retries, bool) or not hasattr(retries, "__index__"):
+        checks.refuse(TypeError, "retries", "a RetryPolicy or a whole number, 0 or more", retries)
+    checks.whole("retries", retries, least=0)
     return RetryPolicy(max_retries=retries, initial_delay=config.retry_delay, jitter=False) if retries else None
 
 

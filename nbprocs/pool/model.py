@@ -1,12 +1,14 @@
 """Values of the process pool: its configuration, its figures, and what is told about tasks and workers. No I/O, no loop, no clock."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from nbprocs import checks
+from nbprocs.config import ProcessConfig
 from nbprocs.engine.container import usable_cpus
 from nbprocs.errors import ProcessError
 
@@ -107,6 +109,29 @@ class PythonWorker:
     threads: int | Literal["share", "all"] = "share"  # of BLAS and OpenMP; "share": usable CPUs / max_processes; "all": their default
     follow: bool = False  # True: before each call the folder and the environment are made as they are in the kernel then
 
+    def __post_init__(self) -> None:
+        """Refuse what makes no worker: TypeError for a wrong type, ValueError for an impossible value."""
+        if self.initializer is not None and not callable(self.initializer):
+            checks.refuse(TypeError, "initializer", "a callable or None", self.initializer)
+        arguments: object = self.initargs
+        if not isinstance(arguments, Sequence) or isinstance(arguments, (str, bytes)):
+            checks.refuse(TypeError, "initargs", "a tuple", arguments)
+        given: object = self.preload
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+            checks.refuse(TypeError, "preload", "a tuple of names of modules", given)
+        preload = tuple(checks.name(f"preload[{i}]", module) for i, module in enumerate(given))
+        if not callable(self.output):
+            checks.one_of("output", self.output, ("cell", "log"))
+        if not isinstance(self.threads, str):
+            checks.whole("threads", self.threads, least=1)
+        elif self.threads not in ("share", "all"):
+            checks.refuse(ValueError, "threads", "a whole number, 1 or more, 'share' or 'all'", self.threads)
+        checks.flag("follow", self.follow)
+        place = ProcessConfig(command="python", env_vars=self.env_vars, working_dir=self.working_dir)
+        known = {"initargs": tuple(arguments), "preload": preload, "env_vars": place.env_vars, "working_dir": place.working_dir}
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
     def environment(self, most: int) -> dict[str, str | None]:
         """``env_vars`` with the limits of numerical threads in a pool of ``most`` workers; what was set by hand stays."""
         if self.threads == "all":
@@ -127,6 +152,34 @@ class WorkerOutput:
     task: int  # number of the call, as in ``pool.frame()``; 0 for the initialiser, and after the call has ended
     stream: Literal["stdout", "stderr", "log"]
     text: str
+
+
+def _number(*, zero: bool = False) -> Callable[[str, object], Any]:
+    what = "0 or more seconds" if zero else "a positive number of seconds"
+    return lambda name, value: checks.number(
+        name, value, least=0 if zero else None, above=None if zero else 0, most=checks.LONGEST, what=what
+    )
+
+
+def _whole(least: int, *, none: bool = False, most: int | None = None) -> Callable[[str, object], Any]:
+    return lambda name, value: None if none and value is None else checks.whole(name, value, least=least, most=most)
+
+
+_CHECKS: dict[str, Callable[[str, object], Any]] = {
+    "min_processes": _whole(0),
+    "max_processes": _whole(1, none=True),
+    "initial_processes": _whole(0, none=True),
+    "idle_timeout": checks.seconds,
+    "health_check_interval": _number(),
+    "task_timeout": checks.seconds,
+    "max_retries": _whole(0),
+    "retry_delay": _number(zero=True),
+    "start_timeout": _number(),
+    "max_tasks_per_worker": _whole(1, none=True),
+    "max_worker_age": checks.seconds,
+    "max_memory_growth": _whole(1, none=True),
+    "history": _whole(0, most=10**9),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,23 +207,17 @@ class PoolConfig:
     history: int = 10_000  # ended tasks that frame() remembers
 
     def __post_init__(self) -> None:
-        """Refuse what makes no pool, before anything is started."""
-        if self.max_processes is None:
-            object.__setattr__(self, "max_processes", max(usable_cpus(), self.min_processes, self.initial_processes or 1))
-        wrong = [
-            (not 0 <= self.min_processes <= self.most, f"min_processes must be from 0 to max_processes ({self.most})"),
-            (self.most < 1, "max_processes must be 1 or more"),
-            (not self.min_processes <= self.initial <= self.most, "initial_processes must be from min_processes to max_processes"),
-            (self.max_retries < 0, "max_retries must be 0 or more"),
-            (self.retry_delay < 0, "retry_delay must be 0 seconds or more"),
-            (self.history < 0, "history must be 0 or more"),
-        ]
-        for name in ("idle_timeout", "health_check_interval", "task_timeout", "start_timeout", "max_worker_age", "max_memory_growth"):
-            value = getattr(self, name)
-            wrong.append((value is not None and not value > 0, f"{name} must be positive"))
-        wrong.append((self.max_tasks_per_worker is not None and self.max_tasks_per_worker < 1, "max_tasks_per_worker must be 1 or more"))
-        if found := [text for bad, text in wrong if bad]:
-            raise ValueError("; ".join(found))
+        """Refuse what makes no pool, before anything is started: TypeError for a wrong type, ValueError for an impossible value."""
+        known = {name: check(name, getattr(self, name)) for name, check in _CHECKS.items()}
+        if known["max_processes"] is None:
+            known["max_processes"] = max(usable_cpus(), known["min_processes"], known["initial_processes"] or 1)
+        most, least, first = known["max_processes"], known["min_processes"], known["initial_processes"]
+        if least > most:
+            checks.refuse(ValueError, "min_processes", f"from 0 to max_processes ({most})", least)
+        if first is not None and not least <= first <= most:
+            checks.refuse(ValueError, "initial_processes", f"from min_processes ({least}) to max_processes ({most})", first)
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
 
     @property
     def most(self) -> int:

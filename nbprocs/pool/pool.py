@@ -20,6 +20,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from nbprocs import checks
+from nbprocs.config import UNSET, Unset
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
@@ -31,7 +33,7 @@ from nbprocs.pool.command import CommandLink, CommandWorker
 from nbprocs.pool.crew import Crew
 from nbprocs.pool.desk import Desk
 from nbprocs.pool.executor import PoolExecutor
-from nbprocs.pool.intake import UNSET, How, Intake, Unset, setup_of, title_of
+from nbprocs.pool.intake import How, Intake, setup_of, title_of
 from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.python import Link, Listener, PythonLink
@@ -78,9 +80,12 @@ class ProcessPool(Displayable):
         background: bool = False,
         name: str | None = None,
     ) -> None:
-        config = config or PoolConfig()
-        self.name = name or f"pool-{next(_names)}"
-        self.worker = worker or PythonWorker()
+        config = PoolConfig() if config is None else _is(PoolConfig, "config", config)
+        self.name = f"pool-{next(_names)}" if name is None else checks.name("name", name)
+        self.worker = PythonWorker() if worker is None else _is((PythonWorker, CommandWorker), "worker", worker)
+        if manager is not None:
+            _is(ProcessManager, "manager", manager)
+        checks.flag("background", background)
         setup = setup_of(self.worker)
         self._own_manager = manager is None
         self.manager = manager or ProcessManager(background=background, history=_HISTORY)
@@ -207,6 +212,8 @@ class ProcessPool(Displayable):
         ProcessCrashed, ProcessFailed or OutOfMemory if the worker died of it, CommunicationError if call or result don't pickle, Closed.
         Raises Closed itself, and ValueError for a timeout that is not positive.
         """
+        if not callable(function) and not (isinstance(function, str) and isinstance(self.worker, CommandWorker)):
+            checks.refuse(TypeError, "function", "a callable, or a line of text for a CommandWorker", function)
         how = self._intake.default
         if priority is not TaskPriority.NORMAL or timeout is not UNSET or retries is not None:
             how = self._intake.how(priority, timeout, retries)
@@ -268,6 +275,11 @@ class ProcessPool(Displayable):
             return self._map_lines(function, how, ordered=ordered, progress=progress)
         if not callable(function) or not iterables:
             raise TypeError("map() takes a function and at least one iterable")
+        for i, items in enumerate(iterables):
+            if not hasattr(items, "__iter__") and not hasattr(items, "__getitem__"):
+                checks.refuse(TypeError, f"iterables[{i}]", "an iterable", items)
+        if chunksize is not None:
+            checks.whole("chunksize", chunksize, least=1)
         careful = retries is not None or (timeout is not UNSET and timeout is not None)
         total = length_of(iterables)
         workers = self._crew.size or self.config.most
@@ -328,6 +340,8 @@ class ProcessPool(Displayable):
 
         New ones are ready some 30 ms later; those that are too many leave when they are free. Raises ValueError outside the pool's bounds.
         """
+        if workers is not None:
+            checks.whole("workers", workers)
         if workers is not None and not max(1, self.config.min_processes) <= workers <= self.config.most:
             raise ValueError(f"{self.name} may have from {max(1, self.config.min_processes)} to {self.config.most} workers, not {workers}")
         self._home.post(self._resize, workers)
@@ -406,3 +420,11 @@ class ProcessPool(Displayable):
 
     def _html_(self) -> Html:
         return report.html(repr(self), self.workers())
+
+
+def _is(kind: type[Any] | tuple[type[Any], ...], argument: str, value: Any) -> Any:
+    """The value, if it is one of these. Raises TypeError."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        checks.refuse(TypeError, argument, " or ".join(f"a {one.__name__}" for one in kinds), value)
+    return value

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
@@ -24,13 +23,12 @@ from nbprocs.config import Command, Data, Options, Word, config_from, takes_conf
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
-from nbprocs.engine.leash import leash
+from nbprocs.engine.launcher import Stray, launcher_for
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.owners import register
 from nbprocs.engine.pending import must_be_awaited
-from nbprocs.engine.table import present
-from nbprocs.engine.tree import Root, check_ended, end_trees
+from nbprocs.engine.tree import check_ended
 from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
 from nbprocs.processes.events import EventStream, Subscriber
@@ -48,8 +46,6 @@ if TYPE_CHECKING:
     from nbprocs.processes.supervision import Supervisor
 
 __all__ = ["ProcessManager"]
-
-_numbers = itertools.count(1)  # of managers: a part of their token
 
 
 class ProcessManager(Displayable):
@@ -96,8 +92,7 @@ class ProcessManager(Displayable):
         self.engine: Engine = choice
         self.tasks = Tasks(home)
         self.oom = OomWatch()
-        self.token = f"{leash.token}.{next(_numbers)}"
-        self._since = present()
+        self.launcher = launcher_for(choice, home.loop)
         self.grace = grace
         self.output_limit = output_limit
         self._registry = Registry(history=history, history_bytes=history_bytes)
@@ -403,6 +398,16 @@ class ProcessManager(Displayable):
     def _html_(self) -> Html:
         return table_html(repr(self), self.list())
 
+    @hops
+    async def strays(self) -> tuple[Stray, ...]:
+        """What descends from processes of this kernel while nothing tells from which: (pid, start, masked command) each.
+
+        Such a process lost its parent and every mark that it had inherited (su and sudo do that to daemons). It is said in the log when
+        it is
+        found, and ended with the last manager that is closed. Takes a millisecond.
+        """
+        return tuple(await self.launcher.strays())
+
     # -- events
 
     def subscribe(self, callback: Subscriber, *, output: bool = False) -> Callable[[], None]:
@@ -490,13 +495,14 @@ class ProcessManager(Displayable):
         live = self._registry.live
         for process in live:
             process.blame(EndReason.MANAGER_CLOSED)
-        started = [process.root for process in self._registry if process.pid is not None]
-        left = await end_trees([Root(token=self.token, since=self._since), *started], grace=grace)  # also what ended ones left behind
+        started = [process.child for process in self._registry if process.child is not None]
+        left = await self.launcher.end_all(started, grace=grace)  # also what ended ones left behind
         for process in () if left else live:
             await process.wait()
         await self.tasks.aclose()
         if self.recorder is not None:
             await self.recorder.aclose()
+        self.launcher.close()
         self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
         check_ended(left, name="what this manager started")
 

@@ -14,33 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
 from nbprocs.display import Html, text
-from nbprocs.engine.child import (
-    Child,
-    Engine,
-    Exit,
-    group_exists,
-    pause_group,
-    resume_group,
-    signal_group,
-    start,
-)
+from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Survivor
 from nbprocs.engine.handles import listening_inodes, open_handle
-from nbprocs.engine.home import Home, Tasks, hops
-from nbprocs.engine.leash import leash
+from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
-from nbprocs.engine.table import Identity, present, scan
-from nbprocs.engine.tree import Root, check_ended, end_trees, members
+from nbprocs.engine.table import Identity, scan
+from nbprocs.engine.tree import check_ended, members
 from nbprocs.engine.waiting import Waiters
+from nbprocs.errors import StopFailed
 from nbprocs.guard import call
 from nbprocs.model import (
     EndReason,
@@ -62,7 +53,6 @@ from nbprocs.terminal import Interleaved
 __all__ = ["ManagedProcess", "Owner"]
 
 _SIGKILL = 9
-TIMEOUT_GRACE = 0.5  # seconds between SIGTERM and SIGKILL for a process that ran out of time
 
 
 class Owner(Protocol):
@@ -70,9 +60,8 @@ class Owner(Protocol):
 
     home: Home
     tasks: Tasks
-    engine: Engine
+    launcher: Launcher
     oom: OomWatch
-    token: str  # what the tokens of its processes begin with
 
     def heard(self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0) -> None:
         """Something happened to it."""
@@ -117,10 +106,7 @@ class ManagedProcess(Talk):
         limit = config.output_limit or DEFAULT_MEMORY
         self.stdout = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
         self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
-        self._token = f"{owner.token}.{self.id}"
         self._child: Child | None = None
-        self._slot: int | None = None
-        self._reaped_at: float | None = None
         self._reason: EndReason | None = None  # why we stopped it
         self._endings = 0  # how many stops are under way
         self._drained = False
@@ -138,15 +124,12 @@ class ManagedProcess(Talk):
     async def launch(self) -> None:
         """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
         config = self.config
-        leash.ensure()
-        spec = spec_of(config, token=self._token)
+        spec = spec_of(config, token=f"{self._owner.launcher.token}.{self.id}", label=Label(id=self.id, name=self.name))
         self.started = time.monotonic()
-        self._child = await start(spec, engine=self._owner.engine, listener=self)
+        self._child = await self._owner.launcher.start(spec, self)
         self._move(ProcessStatus.RUNNING)
-        if self._child.exit is None:
-            self._slot = leash.hold(self._child.about)
         self.home.watch()
-        if config.timeout is not None:
+        if config.timeout is not None and not self._child.keeps_time:
             self._timer = self.home.loop.call_later(config.timeout, self._out_of_time)
         self._owner.heard(EventKind.STARTED, self)
 
@@ -179,10 +162,6 @@ class ManagedProcess(Talk):
 
     def exited(self, how: Exit) -> None:
         """The process has gone; its pipes are being drained."""
-        self._reaped_at = present()
-        if self._slot is not None:
-            leash.release(self._slot)
-            self._slot = None
         self.home.unwatch()
         if self._timer is not None:
             self._timer.cancel()
@@ -306,36 +285,54 @@ class ManagedProcess(Talk):
         self.blame(reason)
         self._endings += 1
         try:
-            left = await end_trees([self.root], grace=grace)
+            left = () if self._child is None else await self._child.end_tree(grace=grace)
         finally:
-            self._endings -= 1
-            if not self._endings and self._drained and self.status.live:
-                self._finish()
+            self._one_ending_less()
         check_ended(left, name=self.name, process_id=self.id)
         await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result
 
+    def _one_ending_less(self) -> None:
+        self._endings -= 1
+        if not self._endings and self._drained and self.status.live:
+            self._finish()
+
+    def ending(self, reason: str) -> None:
+        """The shim has begun to end its tree: its time is up, or somebody asked the shim."""
+        if reason == "stopped":
+            self._owner.let_go(self)
+        self.blame(EndReason(reason))
+        self._endings += 1
+
+    def tree_ended(self, survivors: Sequence[Survivor]) -> None:
+        """That is over."""
+        try:
+            check_ended(survivors, name=self.name, process_id=self.id)
+        except StopFailed as error:
+            log.error("%s", error)
+        self._one_ending_less()
+
+    def changed(self, *, paused: bool) -> None:
+        """Somebody asked the shim to pause or resume it."""
+        self.paused = paused
+        self._tell(EventKind.PAUSED if paused else EventKind.RESUMED)
+
     async def end_leftovers(self, *, grace: float) -> None:
-        """After its end: end what it left in its process group, such as a server that a killed shell had started."""
-        if self._child is not None and group_exists(self._child.pid):  # cheap, where a scan of the process table is not
-            check_ended(await end_trees([self.root], grace=grace), name=self.name, process_id=self.id)
+        """After its end: end what it left, such as a server that a killed shell had started."""
+        if self._child is not None:
+            check_ended(await self._child.end_tree(grace=grace), name=self.name, process_id=self.id)
 
     def blame(self, reason: EndReason) -> None:
         """From now on its end is our doing."""
         if self.status.live and self._reason is None and (self._child is None or self._child.exit is None):
             self._reason = reason
 
-    @property
-    def root(self) -> Root:
-        """Its tree, for nbprocs.engine.tree."""
-        return Root(token=self._token, since=self.identity.start, identity=self.identity, reaped_at=self._reaped_at)
-
     def ports(self) -> set[int]:
         """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
         inodes = listening_inodes()
         found: set[int] = set()
-        for member in members([self.root], scan()):
+        for member in () if self._child is None else members([self._child.root], scan()):
             handle = open_handle(member.pid)
             if handle is not None:
                 found.update(handle.ports(lambda: inodes) or ())
@@ -348,14 +345,14 @@ class ManagedProcess(Talk):
     # -- signals
 
     def pause(self) -> None:
-        """SIGSTOP to its process group; nothing if it is paused. Raises CommunicationError when it has ended."""
-        self._signalled(pause_group)
+        """SIGSTOP to its whole tree; nothing if it is paused. Raises CommunicationError when it has ended."""
+        self._signalled(lambda child: child.pause())
         self.paused = True
         self._tell(EventKind.PAUSED)
 
     def resume(self) -> None:
-        """SIGCONT to its process group. Raises CommunicationError when it has ended."""
-        self._signalled(resume_group)
+        """SIGCONT to its whole tree. Raises CommunicationError when it has ended."""
+        self._signalled(lambda child: child.resume())
         self.paused = False
         self._tell(EventKind.RESUMED)
 
@@ -364,8 +361,11 @@ class ManagedProcess(Talk):
         self._signalled(lambda child: child.send_signal(number))
 
     def interrupt(self) -> None:
-        """SIGINT to its process group, like Ctrl-C in a terminal. Raises CommunicationError when it has ended."""
-        self._signalled(lambda child: signal_group(child, signal.SIGINT))
+        """SIGINT like Ctrl-C: to the foreground group of its terminal, or, without one, to its whole tree.
+
+        Raises CommunicationError when it has ended.
+        """
+        self._signalled(lambda child: child.interrupt())
 
     def _signalled(self, act: Callable[[Child], None]) -> None:
         if self._child is None:
@@ -384,6 +384,11 @@ class ManagedProcess(Talk):
         """The window size of its pseudo-terminal; nothing without one."""
         if self._child is not None:
             self._child.resize(rows, columns)
+
+    @property
+    def child(self) -> Child | None:
+        """What the engine made of it, for the manager; None while there is none."""
+        return self._child
 
     @property
     def pid(self) -> int | None:

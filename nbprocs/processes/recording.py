@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbprocs.model import EventKind
@@ -10,7 +10,18 @@ from nbprocs.model import EventKind
 if TYPE_CHECKING:
     from nbprocs.processes.process import ManagedProcess
 
-__all__ = ["RecordsRuns", "annotate", "kernel_runs", "recorder_for", "set_kernel_runs", "set_recorder_factory"]
+__all__ = [
+    "Historian",
+    "KnowsRuns",
+    "RecordsRuns",
+    "annotate",
+    "kernel_runs",
+    "past_for",
+    "recorder_for",
+    "set_historian",
+    "set_kernel_runs",
+    "witness",
+]
 
 
 class RecordsRuns(Protocol):
@@ -23,13 +34,42 @@ class RecordsRuns(Protocol):
         """The manager has closed. On return everything is on disk, or it was logged why not."""
 
 
-Factory = Callable[[Any], RecordsRuns]
-_installed: dict[str, Any] = {"factory": None, "kernel": None}  # one per interpreter
+Subscribe = Callable[[Callable[[Any], object]], Callable[[], None]]
+Look = Callable[[str], tuple[tuple[str, ...], str, bool] | None]
 
 
-def set_recorder_factory(factory: Factory | None) -> None:
-    """Install what makes a recorder of a ``runs=`` argument. One per interpreter."""
-    _installed["factory"] = factory
+class KnowsRuns(Protocol):
+    """What a history says of a command. Answers are None where nothing is known; they come in a fraction of a millisecond."""
+
+    def usual(self, argv: Sequence[str], *, shell: bool = False) -> Any:
+        """``mean`` (seconds) and ``variance`` of its successful runs."""
+
+    def seconds(self, argv: Sequence[str], share: float, *, shell: bool = False) -> float | None:
+        """A quantile of its durations."""
+
+    def memory(self, argv: Sequence[str], share: float, *, shell: bool = False) -> int | None:
+        """A quantile of its peak memory, in bytes."""
+
+
+class Historian(Protocol):
+    """What the room above gives."""
+
+    def make_recorder(self, runs: Any) -> RecordsRuns:
+        """The recorder of one manager. Raises what is wrong with ``runs``."""
+
+    def make_past(self, runs: Any) -> KnowsRuns:
+        """What is asked about commands."""
+
+    def make_witness(self, runs: Any, subscribe: Subscribe, look: Look) -> Any:
+        """What notes a scheduler's tasks, when they are scheduled."""
+
+
+_installed: dict[str, Any] = {"historian": None, "kernel": None}  # one per interpreter
+
+
+def set_historian(find: Callable[[], Historian] | None) -> None:
+    """Install what finds the historian when it is first needed."""
+    _installed["historian"] = find
 
 
 def set_kernel_runs(runs: Any) -> None:
@@ -42,11 +82,32 @@ def kernel_runs() -> Any:
     return _installed["kernel"]
 
 
-def recorder_for(runs: Any) -> RecordsRuns | None:
-    """The recorder of a manager: None and True stand for the kernel's history, False for none. Raises what the factory raises."""
+def _wanted(runs: Any) -> tuple[Historian | None, Any]:
+    """None and True stand for the kernel's history, False for none."""
     wanted = _installed["kernel"] if runs is None or runs is True else runs
-    factory: Factory | None = _installed["factory"]
-    return None if wanted is None or wanted is False or factory is None else factory(wanted)
+    find: Callable[[], Historian] | None = _installed["historian"]
+    return (None, None) if wanted is None or wanted is False or find is None else (find(), wanted)
+
+
+def recorder_for(runs: Any) -> RecordsRuns | None:
+    """The recorder of a manager, if it is to have one. Raises what the historian raises."""
+    historian, wanted = _wanted(runs)
+    return None if historian is None else historian.make_recorder(wanted)
+
+
+def past_for(runs: Any) -> KnowsRuns | None:
+    """What a scheduler learns from, if anything."""
+    historian, wanted = _wanted(runs)
+    return None if historian is None else historian.make_past(wanted)
+
+
+def witness(runs: Any, subscribe: Subscribe, look: Look) -> Any:
+    """Have it noted when tasks are scheduled, and what their input files are then; returns what notes it, None where nobody does.
+
+    ``subscribe(callback)`` has it called with a scheduler's events; ``look(task_id)`` gives words, folder, and whether it is a shell line.
+    """
+    historian, wanted = _wanted(runs)
+    return None if historian is None else historian.make_witness(wanted, subscribe, look)
 
 
 def annotate(process: ManagedProcess, **about: Any) -> None:

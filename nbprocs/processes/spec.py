@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from nbprocs.config import ProcessConfig
-from nbprocs.engine.child import Spec, child_environment, shell_argv
+from nbprocs.engine.child import Label, Spec, child_environment, shell_argv
 
 __all__ = ["spec_of"]
 
@@ -26,7 +26,7 @@ _OURS = {
 _ENGINES = {f.name for f in fields(Spec)}
 
 
-def spec_of(config: ProcessConfig, *, token: str) -> Spec:
+def spec_of(config: ProcessConfig, *, token: str, label: Label) -> Spec:
     """All that a start needs. Raises ValueError for an option that the engine does not have."""
     wanted = config.changed()
     written = isinstance(config.stdin, bytes)
@@ -39,7 +39,10 @@ def spec_of(config: ProcessConfig, *, token: str) -> Spec:
             raise ValueError(f"{option}= is not to be had on this system")
     return Spec(
         argv=shell_argv(config.command) if config.shell else config.argv,
-        env=child_environment(config.env_vars, token=token),
+        env=child_environment(config.env_vars),
         cwd=config.working_dir,
+        timeout=config.timeout,
+        token=token,
+        label=label,
         **options,
     )

@@ -264,7 +264,9 @@ class Supervisor(Generic[P]):
         error = error_from_result(result)
         what = "completed" if error is None else _first_line(error)
         ended = process.started + result.execution_time
-        self._next(lineage, Life(started=process.started, ended=ended, failed=error is not None, what=what), error)
+        self._next(
+            lineage, Life(started=process.started, ended=ended, failed=error is not None, what=what, exit_code=result.exit_code), error
+        )
 
     def _next(self, lineage: _Lineage[P], life: Life, error: BaseException | None) -> None:
         """After a life: restart, leave or give up."""

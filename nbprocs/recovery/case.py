@@ -172,7 +172,8 @@ class Case:
         now = time.monotonic()
         if process is not None:
             ended = process.started + process.result.execution_time if process.result else now
-            episode.lives.append(Life(started=process.started, ended=ended, what=str(self.error).partition("\n")[0]))
+            code = process.result.exit_code if process.result else None
+            episode.lives.append(Life(started=process.started, ended=ended, what=str(self.error).partition("\n")[0], exit_code=code))
         return Incident(
             name=self.name,
             error=self.error,

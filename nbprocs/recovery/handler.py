@@ -10,12 +10,15 @@
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from nbprocs.checks import LONGEST, flag, function, instance, number
+from nbprocs.checks import text as check_text
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Tasks, hops
 from nbprocs.errors import Closed, ProcessError, ProcessFailed, RestartsExhausted, UnknownProcess, error_from_result
@@ -83,9 +86,13 @@ class ErrorHandler(Displayable):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Begin to listen to the manager."""
+        instance("manager", manager, ProcessManager, "a ProcessManager")
+        if settle != math.inf:  # for jobs: until it has ended
+            number("settle", settle, least=0, most=LONGEST, what="a number of seconds, 0 or more")
+        number("callback_timeout", callback_timeout, above=0, most=LONGEST, what="a positive number of seconds")
         self.home = manager.home
         self._manager = manager
-        self._automatic = automatic
+        self._automatic = flag("automatic", automatic)
         self._tasks = Tasks(manager.home)
         self.journal = Journal()
         self._around = Surroundings(manager=manager, pool=pool, journal=self.journal, settle=settle, clock=clock, sleep=sleep)
@@ -128,7 +135,7 @@ class ErrorHandler(Displayable):
 
         A sync callback runs on the home loop and must be quick. Nothing that a callback does or fails to do holds a recovery back.
         """
-        return self._callbacks.add(callback, pattern)
+        return self._callbacks.add(function("callback", callback), check_text("pattern", pattern))
 
     def recover_on_alert(
         self,
@@ -143,9 +150,10 @@ class ErrorHandler(Displayable):
         For "more than 500 MiB for 30 s": a monitor with ``max_memory_mb=500``, type MEMORY_USAGE, ``lasting=30``. Returns what ends it.
         """
         plan = Plan(strategy=as_strategy(strategy))
+        number("lasting", lasting, least=0, most=LONGEST, what="a number of seconds, 0 or more")
         trigger = AlertTrigger(
             types=frozenset(map(str, types)),
-            pattern=pattern,
+            pattern=check_text("pattern", pattern),
             lasting=lasting,
             monitor=monitor,
             home=self.home,

@@ -1,9 +1,11 @@
 """Which policy and which strategy hold for a name: pure look-ups."""
 
 import fnmatch
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbprocs.checks import LONGEST, instance, number, seconds, text
 from nbprocs.policy import RetryPolicy
 
 __all__ = ["Plan", "Rules", "matches"]
@@ -49,12 +51,19 @@ class Rules:
         self, pattern: str, policy: RetryPolicy | None, *, healthy_after: float | None = None, settle: float | None = None
     ) -> None:
         """Set it, or take it back with None."""
+        text("pattern", pattern)
+        if policy is not None:
+            instance("policy", policy, RetryPolicy, "a RetryPolicy or None")
+        healthy_after = seconds("healthy_after", healthy_after, zero=True)
+        if settle is not None and settle != math.inf:
+            number("settle", settle, least=0, most=LONGEST, what="a number of seconds, 0 or more, or None")
         self._policies.pop(pattern, None)  # so that setting it again makes it the last one
         if policy is not None:
             self._policies[pattern] = Plan(policy=policy, healthy_after=healthy_after, settle=settle)
 
     def set_strategy(self, pattern: str, strategy: Any) -> None:
         """Set it, or take it back with None."""
+        text("pattern", pattern)
         self._strategies.pop(pattern, None)
         if strategy is not None:
             self._strategies[pattern] = strategy

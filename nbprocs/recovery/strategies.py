@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from nbprocs.checks import LONGEST, function, instance, number, text, whole
 from nbprocs.errors import ProcessError, RestartsExhausted
 from nbprocs.guard import attempt, finish, text_of
 from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
@@ -109,6 +110,10 @@ class RestartProcess:
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     grace: float | None = None  # seconds between SIGTERM and SIGKILL for one that still lives; None: the manager's
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError."""
+        _check_restart(self)
+
     async def __call__(self, incident: Incident) -> Outcome:
         """Restart it, or say why not."""
         action = RecoveryStrategy.RESTART_PROCESS.value
@@ -133,6 +138,10 @@ class ReplaceProcess:
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     grace: float | None = None  # seconds between SIGTERM and SIGKILL for the old one; None: the manager's
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError."""
+        _check_restart(self)
+
     async def __call__(self, incident: Incident) -> Outcome:
         """Replace it, or say why not."""
         action = RecoveryStrategy.REPLACE_PROCESS.value
@@ -142,6 +151,12 @@ class ReplaceProcess:
         assert incident.process is not None  # noqa: S101 - else it was refused
         new = await incident.manager.replace(incident.process.id, grace=self.grace)
         return Outcome(action=action, ok=True, detail=f"replaced by pid {new.pid}", process_id=new.id, waited=waited)
+
+
+def _check_restart(strategy: "RestartProcess | ReplaceProcess") -> None:
+    instance("policy", strategy.policy, RestartPolicy, "a RestartPolicy")
+    if strategy.grace is not None:
+        number("grace", strategy.grace, least=0, most=LONGEST, what="a number of seconds, 0 or more, or None")
 
 
 async def _brake(incident: Incident, policy: RestartPolicy) -> float:
@@ -177,6 +192,10 @@ class ScaleUp:
 
     by: int = 1
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError."""
+        whole("by", self.by, least=1)
+
     async def __call__(self, incident: Incident) -> Outcome:
         """Resize the pool."""
         return await _scale(incident, self.by, RecoveryStrategy.SCALE_UP)
@@ -191,6 +210,10 @@ class ScaleDown:
     """
 
     by: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError."""
+        whole("by", self.by, least=1)
 
     async def __call__(self, incident: Incident) -> Outcome:
         """Resize the pool."""
@@ -233,6 +256,15 @@ class NotifyAdmin:
     webhook: str | None = field(default=None, repr=False)  # its URL is often a secret
     timeout: float = 10.0  # seconds for an async callback, and for each try of the webhook
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(max_retries=2))
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError."""
+        number("timeout", self.timeout, above=0, most=LONGEST, what="a positive number of seconds")
+        instance("retry", self.retry, RetryPolicy, "a RetryPolicy")
+        if self.callback is not None:
+            function("callback", self.callback)
+        if self.webhook is not None:
+            text("webhook", self.webhook)
 
     async def __call__(self, incident: Incident) -> Outcome:
         """Tell them all; one that fails keeps no other from being told."""

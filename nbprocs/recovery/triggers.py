@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from nbprocs.checks import LONGEST, number, text, whole
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Unhealthy
 from nbprocs.guard import finish, repr_of
@@ -113,10 +114,10 @@ class Liveness:
 
     def __init__(self, *, pattern: str, probe: Any, interval: float, timeout: float, failures: int, tasks: Tasks, act: Act) -> None:
         """``interval`` and ``timeout`` in seconds; ``failures`` bad answers in a row are one too many."""
-        if not interval > 0 or not timeout > 0 or failures < 1:
-            msg = "interval and timeout must be positive numbers of seconds, failures 1 or more"
-            raise ValueError(msg)
-        self._pattern = pattern
+        number("interval", interval, above=0, most=LONGEST, what="a positive number of seconds")
+        number("timeout", timeout, above=0, most=LONGEST, what="a positive number of seconds")
+        failures = whole("failures", failures, least=1)
+        self._pattern = text("pattern", pattern)
         self._probe: Probe = as_probe(probe)
         self._interval, self._timeout, self._failures = interval, timeout, failures
         self._tasks = tasks

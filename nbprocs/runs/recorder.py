@@ -5,14 +5,17 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nbprocs.model import EventKind
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import Look, Subscribe
 from nbprocs.runs.cells import Cells
-from nbprocs.runs.rows import KernelSide, Note
-from nbprocs.runs.writer import writer_for
+from nbprocs.runs.learned import Past
+from nbprocs.runs.rows import KernelSide, Note, Scheduled
+from nbprocs.runs.writer import RunWriter, writer_for
 
-__all__ = ["ManagerRecorder", "RunsConfig", "make_recorder"]
+__all__ = ["ManagerRecorder", "RunsConfig", "make_past", "make_recorder", "make_witness"]
 
 _NOTED = frozenset({EventKind.STARTED, EventKind.EXITED, EventKind.FAILED})
 
@@ -88,5 +91,26 @@ class ManagerRecorder:
 
 
 def make_recorder(runs: "RunsConfig | str | os.PathLike[str]") -> ManagerRecorder:
-    """The factory for processes.recording."""
+    """See processes.recording."""
     return ManagerRecorder(RunsConfig.of(runs))
+
+
+def make_past(runs: "RunsConfig | str | os.PathLike[str]") -> Past:
+    """See processes.recording."""
+    return Past(RunsConfig.of(runs).path)
+
+
+def make_witness(runs: "RunsConfig | str | os.PathLike[str]", subscribe: Subscribe, look: Look) -> RunWriter:
+    """See processes.recording. It holds the writer until the manager does, which is made for the first task that starts."""
+    writer = writer_for(Path(RunsConfig.of(runs).path))
+    held = [True]
+
+    def heard(event: Any) -> None:
+        if event.kind == "scheduled" and (found := look(event.task_id)) is not None:
+            writer.put(Scheduled(event.task_id, *found, time.time()))
+        elif held and event.kind in {"started", "closed"}:
+            held.clear()
+            writer.leave(lambda: None)
+
+    subscribe(heard)
+    return writer

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import operator
 import os
 import zlib
@@ -16,10 +17,14 @@ from nbprocs.runs.provenance import Inputs, Repositories
 from nbprocs.runs.schema import COLUMNS
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
 
-__all__ = ["KernelSide", "Note", "RowMaker", "fingerprint"]
+__all__ = ["KernelSide", "Note", "RowMaker", "Scheduled", "fingerprint"]
 
+log = logging.getLogger("nbprocs")
+
+_TASK = "NBPROCS_TASK_ID"
 _AT = {name: at for at, name in enumerate(COLUMNS)}
 _CACHED = 2_048
+_QUEUED = 100_000  # tasks whose input files are remembered until they start
 _ERROR = 2_000  # characters
 _BEFORE = 1_024  # bytes before the tail that are looked at for secrets
 LOG = 16 << 20  # bytes of a stream that are kept where the whole output is asked for
@@ -40,6 +45,16 @@ class Note(NamedTuple):
     environ: Environ | None = None  # the kernel's, when the process started
     cell: str | None = None
     error: BaseException | None = None
+
+
+class Scheduled(NamedTuple):
+    """A task was scheduled: its input files are looked at, and again when it starts."""
+
+    task: str
+    words: tuple[str, ...]
+    folder: str
+    shell: bool
+    at: float  # seconds since the epoch
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,14 +104,20 @@ class RowMaker:
         self._environs: OrderedDict[int, tuple[Environ, dict[str, str | None], list[str]]] = OrderedDict()
         self._commands: OrderedDict[Any, _Command] = OrderedDict()
         self._contexts: OrderedDict[str, int] = OrderedDict()
+        self._scheduled: OrderedDict[str, tuple[Scheduled, dict[str, dict[str, Any]]]] = OrderedDict()  # by task
 
     def written(self) -> None:
         """What was pending is on disk."""
         self.pending, self.new_commands, self.new_contexts, self.outputs = {}, {}, {}, []
 
-    def take(self, notes: Iterable[Note], number: Callable[[], int]) -> None:
+    def take(self, notes: Iterable[Note | Scheduled], number: Callable[[], int]) -> None:
         """Bring the rows up to date."""
         for note in notes:
+            if isinstance(note, Scheduled):
+                self._scheduled[note.task] = note, self._inputs.of(note.words, note.folder, shell=note.shell, began=note.at)[0]
+                if len(self._scheduled) > _QUEUED:
+                    self._scheduled.popitem(last=False)
+                continue
             if note.kind in (EventKind.STARTED, EventKind.FAILED):
                 self._start(note, number())
             if note.kind in (EventKind.EXITED, EventKind.FAILED):
@@ -110,7 +131,7 @@ class RowMaker:
         folder = config.working_dir or note.folder
         values = {
             "id": process.id, "name": scrub.clean(process.name), "command": command, "started": note.at, "state": "running",
-            "pid": process.pid, "cell": note.cell,
+            "pid": process.pid, "cell": note.cell, "queued": self._queued(config),
             "context": self._context(folder, difference, words, config, note.at, scrub),
         }  # fmt: skip
         for name, value in values.items():
@@ -144,6 +165,10 @@ class RowMaker:
         for name, value in values.items():
             row[_AT[name]] = value
         self.pending[number] = row
+
+    def _queued(self, config: ProcessConfig) -> float | None:
+        known = self._scheduled.get(config.env_vars.get(_TASK) or "")
+        return None if known is None else known[0].at
 
     # -- what many runs share
 
@@ -191,7 +216,12 @@ class RowMaker:
     ) -> int:
         inputs, fresh = self._inputs.of(words, folder, shell=config.shell, began=began)
         git = self._repositories.state(folder, anew=fresh and bool(inputs))
-        about = {"folder": folder, "env": short_env(config.env_vars), "kernel": kernel, "inputs": inputs, "git": git}
+        about: dict[str, Any] = {"folder": folder, "env": short_env(_own(config)), "kernel": kernel, "inputs": inputs, "git": git}
+        _, then = self._scheduled.get(config.env_vars.get(_TASK) or "", (None, {}))
+        changed = sorted(name for name, known in then.items() if known.get("hash") != inputs.get(name, {}).get("hash"))
+        if changed:
+            about["changed"] = changed
+            log.warning("%s changed between scheduling and start of %s", ", ".join(changed), scrub.clean(config.display))
         text = json.dumps({name: value for name, value in about.items() if value}, sort_keys=True, ensure_ascii=False)
         known = self._contexts.get(text)
         if known is None:
@@ -213,8 +243,13 @@ def _cleaned(value: Any, scrub: Scrubber) -> Any:
     return [_cleaned(item, scrub) for item in value] if isinstance(value, list) else value
 
 
+def _own(config: ProcessConfig) -> dict[str, str | None]:
+    """What the caller changes in the environment: a scheduler's own words for its tasks are no difference of two runs."""
+    return {name: value for name, value in config.env_vars.items() if name not in {_TASK, "NBPROCS_ATTEMPT", "NBPROCS_SLOT"}}
+
+
 def _annotated(process: ManagedProcess) -> dict[str, Any]:
     about = process.annotations
     found: dict[str, Any] = {name: about[name] for name in ("task", "queued", "parent") if name in about}
-    task = process.config.env_vars.get("NBPROCS_TASK_ID")
+    task = process.config.env_vars.get(_TASK)
     return {"task": task, **found} if task else found

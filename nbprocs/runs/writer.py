@@ -28,7 +28,7 @@ from nbprocs.engine.table import identify
 from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
 from nbprocs.runs.errors import RunsError
-from nbprocs.runs.rows import Note, RowMaker
+from nbprocs.runs.rows import Note, RowMaker, Scheduled
 from nbprocs.runs.schema import COLUMNS, connect, upsert
 
 __all__ = ["RunWriter", "writer_for", "writing"]
@@ -52,7 +52,7 @@ class RunWriter:
         self.lost = 0
         self.users = 0
         self.ended = threading.Event()
-        self._notes: deque[Note] = deque()
+        self._notes: deque[Note | Scheduled] = deque()
         self._wanted = threading.Event()
         self._at_once = threading.Event()
         self._after: list[Callable[[], object]] = []
@@ -66,7 +66,7 @@ class RunWriter:
 
     # -- from any thread
 
-    def put(self, note: Note) -> None:
+    def put(self, note: Note | Scheduled) -> None:
         """Take a note, in a few microseconds."""
         if len(self._notes) >= WAITING or self._hopeless:
             self.lost += 1
@@ -217,7 +217,7 @@ class RunWriter:
             self._give_up()
 
     def _give_up(self) -> None:
-        starts = sum(note.kind is not EventKind.EXITED for note in self._notes)
+        starts = sum(isinstance(note, Note) and note.kind is not EventKind.EXITED for note in self._notes)
         self.lost += len(self._maker.pending) + starts
         self._maker.pending.clear()
         self._notes.clear()

@@ -125,7 +125,9 @@ class Entry:
 
     @property
     def display(self) -> str:
-        """The command line, masked."""
+        """The command line, masked; or the title that it was given instead."""
+        if self.options.config is not None and self.options.config.title is not None:
+            return self.options.config.title
         if callable(self.command):
             name = getattr(self.command, "__qualname__", None)
             return f"{name if isinstance(name, str) else repr_of(self.command)}(…)"

@@ -4,6 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
+from nbprocs.processes.recording import KnowsRuns
 from nbprocs.scheduler.model import Eta
 
 __all__ = ["Durations", "eta"]
@@ -26,6 +27,7 @@ class Durations:
     """
 
     def __init__(self) -> None:
+        self.past: KnowsRuns | None = None  # asked about commands that did not run here yet
         self._seen: OrderedDict[Hashable, tuple[int, float, float]] = OrderedDict()  # (count, mean, sum of squares)
 
     @staticmethod
@@ -49,11 +51,14 @@ class Durations:
         for name in self._names(argv)[:-1]:
             if name in self._seen:
                 return self._seen[name][1]
-        return None
+        usual = None if self.past is None else self.past.usual(argv)
+        return None if usual is None else float(usual.mean)
 
     def guess(self, argv: tuple[str, ...]) -> tuple[float, float] | None:
         """Mean and variance for it, by the closest that is known, if need be all commands; None when nothing ever ran."""
         for name in self._names(argv):
+            if name is None and self.past is not None and (usual := self.past.usual(argv)) is not None:
+                return usual.mean, (_SPREAD * usual.mean) ** 2 if usual.variance is None else usual.variance
             if name in self._seen:
                 count, mean, squares = self._seen[name]
                 return mean, squares / (count - 1) if count > 1 else (_SPREAD * mean) ** 2

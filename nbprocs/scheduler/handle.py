@@ -155,7 +155,7 @@ class TaskHandle(Displayable, Generic[T]):
 
         Raises TimeoutError after ``timeout`` seconds and leaves the task alone; Closed when the scheduler is closed before.
         """
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(checks.seconds("timeout", timeout, zero=True)):
             await self._ended()
         return self._entry.state
 

@@ -26,7 +26,7 @@ class TaskKeywords(TypedDict, total=False):
     repeat: int | None
     misfire: Misfire | str | None
     group: str | None
-    resources: Mapping[str, float] | None
+    resources: Mapping[str, float] | str | None
     memory_gate: float | str | None
     files: Mapping[str, Word] | Iterable[Word]
     name: str | None
@@ -46,11 +46,12 @@ class TaskKeywords(TypedDict, total=False):
     encoding: str
     errors: str
     executable: Word | None
+    title: str | None
     shell: bool
     pty: bool
     inherit: Iterable[int | HasDescriptor]
     user: str | int | None
-    extra_groups: Iterable[str | int]
+    extra_groups: Iterable[str | int] | None
     umask: int | None
     nice: int
     rlimits: Mapping[str, int | tuple[int, int] | None] | None

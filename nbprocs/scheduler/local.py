@@ -32,8 +32,9 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, manager: ProcessManager | None = None) -> None:
+    def __init__(self, manager: ProcessManager | None = None, *, runs: object = None) -> None:
         self._manager = manager
+        self._runs = runs
         self._owned = manager is None
         self._host = socket.gethostname()
         self._running: dict[str, ManagedProcess | None] = {}
@@ -57,7 +58,7 @@ class LocalBackend:
     def manager(self) -> ProcessManager:
         """The manager in use; made on first use, on the home loop."""
         if self._manager is None:
-            self._manager = ProcessManager()
+            self._manager = ProcessManager(runs=self._runs)
         return self._manager
 
     def start(self, job: Job, report: Report) -> None:

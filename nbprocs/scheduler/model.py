@@ -1,6 +1,5 @@
 """Values of the scheduler: states, configs, snapshots, events. Enums and frozen dataclasses only; no loop, no clock, no I/O."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -8,6 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from nbprocs import checks
 from nbprocs.display import clock
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
@@ -95,7 +95,7 @@ class After:
 
     def __post_init__(self) -> None:
         """Accept the condition by its name. Raises ValueError for another word."""
-        object.__setattr__(self, "on", Condition(self.on))
+        object.__setattr__(self, "on", Condition(checks.one_of("on", self.on, tuple(Condition))))
 
 
 class Misfire(StrEnum):
@@ -151,21 +151,18 @@ class Halt:
         """Refuse a policy that can't trigger. Raises ValueError."""
         if self.failures is None and self.percent is None:
             raise ValueError("a Halt needs failures= or percent=")
-        if self.failures is not None and self.failures < 1:
-            raise ValueError(f"failures must be 1 or more, not {self.failures!r}")
-        if self.percent is not None and not 0 < self.percent <= 100:  # noqa: PLR2004 - a percentage
-            raise ValueError(f"percent must be above 0 and at most 100, not {self.percent!r}")
+        if self.failures is not None:
+            checks.whole("failures", self.failures, least=1)
+        if self.percent is not None:
+            checks.number("percent", self.percent, above=0, most=100)
+        checks.whole("minimum", self.minimum, least=0)
+        checks.flag("now", self.now)
 
     def reached(self, *, failed: int, ended: int) -> bool:
         """Whether that many failures among that many ended tasks stop the queue."""
         if self.failures is not None and failed >= self.failures:
             return True
         return self.percent is not None and failed > 0 and ended >= self.minimum and 100 * failed >= self.percent * ended
-
-
-def _positive(value: object, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{what} must be a positive number, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,20 +206,32 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         """Check and freeze."""
-        limit = self.max_concurrent_tasks
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"max_concurrent_tasks must be a whole number, 1 or more, or None, not {limit!r}")
-        for name, value in (("default_timeout", self.default_timeout), *((f"resource {k!r}", v) for k, v in self.resources.items())):
-            if value is not None:
-                _positive(value, name)
-        for group, limit in self.groups.items():
-            if limit < 0:
-                raise ValueError(f"the limit of group {group!r} must be 0 or more, not {limit!r}")
-        if min(self.max_retries, self.max_interruptions, self.history, self.store_output, self.grace) < 0:
-            raise ValueError("max_retries, max_interruptions, history, store_output and grace must be 0 or more")
+        if self.max_concurrent_tasks is not None:
+            checks.whole("max_concurrent_tasks", self.max_concurrent_tasks, least=1)
+        for name in ("max_retries", "max_interruptions", "history", "store_output"):
+            checks.whole(name, getattr(self, name), least=0, most=2**31 - 1)
+        for name in ("retry_delay", "max_retry_delay", "grace"):
+            checks.number(name, getattr(self, name), least=0, most=checks.LONGEST)
+        checks.number("backoff_multiplier", self.backoff_multiplier, least=1, most=1e6)
+        checks.flag("retry_jitter", self.retry_jitter)
+        if self.halt is not None and not isinstance(self.halt, Halt):
+            checks.refuse(TypeError, "halt", "a Halt or None", self.halt)
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            checks.refuse(TypeError, "retry", "a RetryPolicy or None", self.retry)
+        for name in ("groups", "resources"):
+            for key, value in checks.mapping(name, getattr(self, name)).items():
+                if not isinstance(key, str) or not key.strip():
+                    checks.refuse(TypeError, f"a name in {name}", "text that is not blank", key)
+                if name == "groups":
+                    checks.whole(f"groups[{key!r}]", value, least=0)
+                else:
+                    checks.number(f"resources[{key!r}]", value, above=0)
+        seconds = checks.seconds("default_timeout", self.default_timeout)
+        interrupted = checks.one_of("on_interrupted", self.on_interrupted, tuple(Interrupted))
+        object.__setattr__(self, "default_timeout", seconds)
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
         object.__setattr__(self, "resources", MappingProxyType(dict(self.resources)))
-        object.__setattr__(self, "on_interrupted", Interrupted(self.on_interrupted))
+        object.__setattr__(self, "on_interrupted", Interrupted(interrupted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

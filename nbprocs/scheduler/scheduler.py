@@ -23,6 +23,7 @@ from nbprocs.scheduler.core import Core
 from nbprocs.scheduler.frames import attempts_frame, tasks_frame
 from nbprocs.scheduler.handle import TaskHandle
 from nbprocs.scheduler.keywords import TaskKeywords
+from nbprocs.scheduler.learning import learned, learned_many, record
 from nbprocs.scheduler.local import LocalBackend
 from nbprocs.scheduler.model import Attempt, Eta, Now, ScheduledTask, SchedulerConfig, SchedulerEvent, SchedulerStatus, TaskState
 from nbprocs.scheduler.options import check_name
@@ -49,6 +50,7 @@ class TaskScheduler(Displayable):
         manager: the ProcessManager to run commands with; by default one of its own.
         pool: runs tasks that are functions; anything with ``submit(fn, *args)``.
         backend: where commands run instead of this machine's processes.
+        runs: the history to record runs in and to learn from: a path or a RunsConfig; None: the kernel's (set_runs), False: none.
         background: True works on a loop in a thread of its own, so that a cell that blocks the kernel blocks nothing here.
 
     It starts by itself on the loop where it is first used. Higher priority first, then earlier time, then arrival; see
@@ -71,6 +73,7 @@ class TaskScheduler(Displayable):
         pool: Pool | None = None,
         backend: Backend | None = None,
         background: bool = False,
+        runs: object = None,
         clock: Callable[[], Now] = system_now,
     ) -> None:
         if backend is not None and manager is not None:
@@ -87,11 +90,12 @@ class TaskScheduler(Displayable):
         self._core = Core(
             config or SchedulerConfig(),
             store=None if store is None else checks.path("store", store),
-            backend=backend or LocalBackend(manager),
+            backend=backend or LocalBackend(manager, runs=runs),
             calls=None if pool is None else PoolBackend(pool),
             clock=clock,
         )
         self._own()
+        self._recorded = record(self._core, runs if backend is None and manager is None else False)
         if background:
             self._core.bind_background()
         else:
@@ -153,7 +157,8 @@ class TaskScheduler(Displayable):
                 - priority: a TaskPriority or any whole number; higher first.
                 - max_retries: how often it is tried again after a failure, with growing delays; None: the config's.
                 - timeout: seconds an attempt may take, or ``"3x"`` for three times what this command took on average so far (the config's
-                  default until that is known); past it the whole tree is killed. ``inf``: none.
+                  default until that is known); past it the whole tree is killed. ``inf``: none. ``"p95*3"``
+                  is three times what 95 % of its recorded runs (``runs=``) did not exceed.
                 - after: tasks that must end first: handles, ids or names; ``After(task, "failure")`` or ``"any"`` for other ends.
                 - delay: seconds before it may start, on a clock that is never set back.
                 - at: a date before which it does not start: a datetime, an ISO text, or seconds since the epoch.
@@ -164,7 +169,8 @@ class TaskScheduler(Displayable):
                 - misfire: what becomes of times that passed meanwhile: "once" (default), "skip" or "all".
                 - group: the name of a group; groups have limits of their own and can be paused.
                 - resources: how much it takes of each resource while it runs; ``gpu`` also sets CUDA_VISIBLE_DEVICES to its own.
-                - memory_gate: bytes (or ``"2 GB"``) that must be free for it to start.
+                  "learned" is a memory gate by its recorded runs.
+                - memory_gate: bytes (or ``"2 GB"``, or ``"p95"`` of its recorded runs) that must be free for it to start.
                 - files: paths that a backend on other machines brings to where it runs.
                 - name: for people, for ``get`` and for ``after``; need not be unique.
                 - key: what tells this piece of work from others, so that a cell that is run again does not double it. A task with the
@@ -180,7 +186,7 @@ class TaskScheduler(Displayable):
         Raises TypeError or ValueError for what can never run, ResourceExhausted for more of a resource than there is, StoreError when it
         can't be written down, NameInUse, Closed; nothing is scheduled then.
         """
-        return TaskHandle(self._core, intake.schedule(self._core, command, args, options))
+        return TaskHandle(self._core, intake.schedule(self._core, command, args, learned(self._core, command, args, options)))
 
     def schedule_many(self, tasks: Iterable[Any], **options: Unpack[TaskKeywords]) -> list[TaskHandle[Any]]:
         r"""Schedule many at once: all or, if one of them is refused, none. With a store they are one transaction, and on disk on return.
@@ -199,8 +205,9 @@ class TaskScheduler(Displayable):
         core.check_open()
         core.bind()
         with core.lock:
-            batch = Batch(core, options)
-            handed = batch.prepare(tasks)
+            asked, common = learned_many(core, tasks, options)
+            batch = Batch(core, common)
+            handed = batch.prepare(asked)
             if core.store is not None:
                 core.store.insert_many(batch.rows())
             if core.here:

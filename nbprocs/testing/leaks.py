@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from nbprocs.engine.home import HOST_THREAD, Home
-from nbprocs.engine.leash import leash
+from nbprocs.engine.shim import WATCHER, shims
 
 __all__ = ["Snapshot", "kept_futures", "leaked", "leaked_tasks", "nothing_left", "spare", "warm"]
 
@@ -31,11 +31,11 @@ def spare(pid: int) -> None:
 
 
 def _children() -> dict[tuple[int, float], str]:
-    """All descendants, zombies included, except the leash."""
+    """All descendants, zombies included, except the shims."""
     found = {}
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.pid in _spared or child.pid == leash.pid:
+            if child.pid in _spared or child.pid in shims.pids:
                 continue
             state = child.status()
             command = "zombie" if state == psutil.STATUS_ZOMBIE else " ".join(child.cmdline())[:120]
@@ -48,7 +48,7 @@ def _children() -> dict[tuple[int, float], str]:
 def _strays() -> dict[tuple[int, float], str]:
     """Processes that carry our token but are nobody's children any more: daemons, grandchildren in a session of their own."""
     found: dict[tuple[int, float], str] = {}
-    needle, me = leash.token.encode(), os.getpid()
+    needle, me = shims.token.encode(), os.getpid()
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
         if pid == me:
@@ -64,14 +64,14 @@ def _strays() -> dict[tuple[int, float], str]:
 
 
 def _threads() -> dict[int, str]:
-    """Live threads of Python, except the host's."""
-    return {t.ident or 0: f"thread {t.name!r}" for t in threading.enumerate() if t.name != HOST_THREAD}
+    """Live threads of Python, except the host's and the one that watches the shims."""
+    return {t.ident or 0: f"thread {t.name!r}" for t in threading.enumerate() if t.name not in (HOST_THREAD, WATCHER)}
 
 
 def _descriptors() -> dict[tuple[int, str], str]:
     """Open descriptors with what they are."""
     found = {}
-    excused = leash.descriptors
+    excused = shims.descriptors
     for entry in _FDS.iterdir() if _FDS.exists() else ():
         try:
             target = str(entry.readlink())
@@ -97,7 +97,8 @@ def _comms() -> dict[str, str]:
 class Snapshot:
     """What there is now: descendants, zombies included; processes that carry our token; threads; descriptors; comms.
 
-    nbprocs keeps three things for the whole interpreter: the leash with its pipe and table, and the thread of the background loop. They
+    nbprocs keeps some things for the whole interpreter: its shims with a socket each, the thread that watches them, and that of the
+    background loop. They
     are excused; ``warm`` starts them, so that their descriptors are in the first snapshot.
 
     >>> before = Snapshot.take()
@@ -190,7 +191,7 @@ def kept_futures() -> Iterator[Callable[[], int]]:
 def warm() -> None:
     """Start what nbprocs keeps for the whole interpreter, so that every snapshot from now on holds it."""
     Home.background()
-    leash.ensure()
+    shims.ensure()
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ class RealCluster:
 
     def _start(self, name, *words, ready, env=None, run=None):
         log = self.logs[name] = self.folder / f"{name}.log"
+        if name in self.processes:
+            self.processes[name].wait(10)
         with log.open("wb") as target:
             self.processes[name] = subprocess.Popen(
                 [*(self.run if run is None else run), sys.executable, "-m", *words],

@@ -6,17 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from nbprocs.engine import child as children
-from nbprocs.engine import posix
-from nbprocs.engine.child import Child, Exit, Spec, child_environment, engine_for, start
+from nbprocs.engine.child import Child, Exit, Spec, child_environment, engine_for
+from nbprocs.engine.launcher import launcher_for
 from nbprocs.model import Stream
 from tests.children import python_child
 
-ENGINES = ["posix", "posix without pidfd", "portable"]
+ENGINES = ["posix", "portable"]
 
 
 class Heard:
@@ -41,22 +41,29 @@ class Heard:
         self.calls.append("drained")
         self.done.set()
 
+    def ending(self, reason: str) -> None:
+        self.calls.append(reason)
+
+    def tree_ended(self, survivors: object) -> None:
+        self.calls.append("tree ended")
+
+    def changed(self, *, paused: bool) -> None:
+        self.calls.append("paused" if paused else "resumed")
+
 
 Start = Callable[..., "asyncio.Future[tuple[Child, Heard]]"]
 
 
 @pytest.fixture(params=ENGINES)
-def begin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Start:
-    engine = "portable" if request.param == "portable" else "posix"
-    if "without" in request.param:
-        monkeypatch.setattr(posix, "pidfd_open", lambda pid: None)
+async def begin(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
+    launcher = launcher_for(request.param, asyncio.get_running_loop())
 
     async def start_it(*argv: str, **options: object) -> tuple[Child, Heard]:
         heard = Heard()
-        env = child_environment({}, token="test")
-        return await start(Spec(argv=argv, env=env, **options), engine=engine, listener=heard), heard  # type: ignore[arg-type]
+        return await launcher.start(Spec(argv=argv, env=child_environment({}), **options), heard), heard  # type: ignore[arg-type]
 
-    return start_it  # type: ignore[return-value]
+    yield start_it  # type: ignore[misc]
+    launcher.close()
 
 
 async def test_output_exit_code_and_order_of_calls(begin: Start) -> None:
@@ -189,17 +196,9 @@ async def test_only_the_descriptors_asked_for_are_inherited(begin: Start) -> Non
 
 async def test_a_pseudo_terminal_is_the_controlling_one() -> None:
     heard = Heard()
-    env = child_environment({}, token="test")
-    child = await start(
-        Spec(
-            argv=python_child("ready(str(os.isatty(1))); os.close(os.open('/dev/tty', os.O_RDWR)); print(input()); sys.stdout.flush()"),
-            env=env,
-            pty=True,
-            stdin=True,
-        ),
-        engine="posix",
-        listener=heard,
-    )
+    launcher = launcher_for("posix", asyncio.get_running_loop())
+    code = "ready(str(os.isatty(1))); os.close(os.open('/dev/tty', os.O_RDWR)); print(input()); sys.stdout.flush()"
+    child = await launcher.start(Spec(argv=python_child(code), env=child_environment({}), pty=True, stdin=True), heard)
     await child.write(b"hello\n")
     async with asyncio.timeout(20):
         await heard.done.wait()
@@ -207,6 +206,7 @@ async def test_a_pseudo_terminal_is_the_controlling_one() -> None:
     assert heard.data[Stream.STDOUT].count(b"hello") == 2  # the terminal's echo, and the answer
     assert heard.how is not None
     assert heard.how.exit_code == 0
+    launcher.close()
 
 
 def test_which_make_a_loop_can_have() -> None:
@@ -233,8 +233,12 @@ def test_environment_is_a_diff_and_tokens_nest(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NBPROCS_TOKEN", "outer")
     monkeypatch.setenv("GOES", "1")
     monkeypatch.setenv("STAYS", "ü")
-    env = {os.fsdecode(k): os.fsdecode(v) for k, v in child_environment({"GOES": None, "NEW": "2"}, token="inner").items()}
+    env = {os.fsdecode(k): os.fsdecode(v) for k, v in child_environment({"GOES": None, "NEW": "2"}).items()}
     assert "GOES" not in env
-    assert (env["STAYS"], env["NEW"], env["NBPROCS_TOKEN"], env["PYTHONUNBUFFERED"]) == ("ü", "2", "outer:inner", "1")
+    assert (env["STAYS"], env["NEW"], env["PYTHONUNBUFFERED"]) == ("ü", "2", "1")
+    assert Spec(argv=("true",), env=env, token="inner").whole_token == "outer:inner"
     kept = subprocess.run([sys.executable, "-S", "-c", "import os; print(len(os.environ))"], env=env, capture_output=True, check=True)
     assert int(kept.stdout) >= len(env)
+    monkeypatch.setenv("LATER", "1")
+    assert os.fsencode("LATER") in child_environment({}), "what was made is not used again when os.environ has changed"
+    assert child_environment({}) is child_environment({})

@@ -12,6 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+import nbprocs
 from nbprocs import LogLine, Port, ProcessFailed, ProcessManager, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
 
 
@@ -66,6 +67,15 @@ def test_options_reach_the_process(shell, tmp_path):
     )
     assert done(handle).text.split("\n")[:3] == [str(tmp_path), "hello you", "[]"]
     assert handle.process.config.timeout == 50
+
+
+def test_a_cell_can_be_recorded(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done(run(shell, "%%proc --name seen --record mine.db\necho one"))
+    done(run(shell, "%%proc --name default --record\necho two"))
+    done(run(shell, "%%proc --name unseen\necho three"))
+    assert [(run.name, run.stdout) for run in nbprocs.runs("mine.db")] == [("seen", "one\n")]
+    assert [(run.name, run.stdout) for run in nbprocs.runs("runs.db")] == [("default", "two\n")]
 
 
 def test_a_timeout_ends_it(shell):

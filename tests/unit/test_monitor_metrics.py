@@ -77,13 +77,13 @@ def test_each_field_of_a_sample_but_whose_it_is_is_a_metric():
 def test_each_threshold_is_of_one_metric():
     fields = list(AlertThresholds.__dataclass_fields__)
     assert sorted(metric.threshold.field for metric in METRICS.values() if metric.threshold) == sorted(fields)
-    rules = AlertThresholds(**dict.fromkeys(fields, 10.0)).rules()[2:]
+    rules = AlertThresholds(**dict.fromkeys(fields, 0.5)).rules()[2:]
     assert [(rule.metric, rule.limit, rule.clear, rule.severity, rule.scope) for rule in rules] == [
-        ("memory_usage_mb", 10, 9.5, AlertSeverity.WARNING, Scope.TREE),
-        ("cpu_percent", 10, 9.5, AlertSeverity.WARNING, Scope.TREE),
-        ("response_time", 10, 9.5, AlertSeverity.WARNING, None),
-        ("error_rate", 10, 9.5, AlertSeverity.CRITICAL, None),
-        ("idle_seconds", 10, 10, AlertSeverity.CRITICAL, Scope.TREE),
+        ("memory_usage_mb", 0.5, 0.475, AlertSeverity.WARNING, Scope.TREE),
+        ("cpu_percent", 0.5, 0.475, AlertSeverity.WARNING, Scope.TREE),
+        ("response_time", 0.5, 0.475, AlertSeverity.WARNING, None),
+        ("error_rate", 0.5, 0.475, AlertSeverity.CRITICAL, None),
+        ("idle_seconds", 0.5, 0.5, AlertSeverity.CRITICAL, Scope.TREE),
     ]
 
 

@@ -129,7 +129,7 @@ def test_what_restart_may_be():
     ],
 )
 def test_numbers_that_make_no_schedule(fields):
-    with pytest.raises(ValueError, match=r"must be"):
+    with pytest.raises((TypeError, ValueError), match=r"must be"):
         RestartPolicy(**fields)
 
 
@@ -170,7 +170,7 @@ class TestBreaker:
 
     @pytest.mark.parametrize("fields", [{"failures": 0}, {"window": 0}, {"open_for": -1}])
     def test_nonsense(self, fields):
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises((TypeError, ValueError), match="must be"):
             CircuitBreaker(**fields)
 
     @given(st.lists(st.tuples(st.sampled_from(["failed", "succeeded", "tried"]), st.floats(min_value=0, max_value=20)), max_size=60))
@@ -181,3 +181,24 @@ class TestBreaker:
             breaker = getattr(breaker, what)(now)
             assert 0 <= breaker.retry_after(now) <= 10 + 1e-6
             assert breaker.allows(now + breaker.retry_after(now) + 1e-6)
+
+
+def test_only_some_exit_codes_are_restarted():
+    policy = RestartPolicy(exit_codes={75, 1}, jitter=False)
+    for code, decision in ((75, Restart), (1, Restart), (2, Fatal), (None, Restart)):  # None: a signal, or a start that failed
+        assert type(decide_restart(policy, [Life(started=0, ended=1, exit_code=code)], 1)) is decision
+    assert decide_restart(policy, [Life(started=0, ended=1, exit_code=2)], 1).reason == "exit status 2 is none that a restart helps"
+    always = RestartPolicy(exit_codes={75}, on="always")
+    assert type(decide_restart(always, [Life(started=0, ended=1, failed=False, exit_code=0)], 1)) is Restart
+
+
+def test_restarts_without_a_limit():
+    policy = RestartPolicy(max_restarts=None, initial_delay=1, max_delay=4, jitter=False)
+    lives = [Life(started=0, ended=0)]
+    for number in range(500):
+        decision = decide_restart(policy, lives[-policy.memory :], lives[-1].ended)
+        assert decision.delay == min(4, 2**number)
+        start = lives[-1].ended + decision.delay
+        lives.append(Life(started=start, ended=start))
+    assert policy.memory < 10
+    assert len(policy.delays()) == 1000

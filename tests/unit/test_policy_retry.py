@@ -275,7 +275,7 @@ class TestInstant:
     ],
 )
 def test_numbers_that_make_no_schedule(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
+    with pytest.raises((TypeError, ValueError), match=next(iter(fields))):
         RetryPolicy(**fields)
 
 
@@ -285,7 +285,7 @@ def test_a_bad_pattern_is_refused_when_made():
 
 
 def test_attempts_count_from_one():
-    with pytest.raises(ValueError, match="attempt"):
+    with pytest.raises((TypeError, ValueError), match="attempt"):
         RetryPolicy().decide(FAILED, attempt=0, elapsed=0)
 
 

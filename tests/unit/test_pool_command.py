@@ -97,10 +97,12 @@ async def test_a_program_that_does_not_exist():
     await pool.aclose()
 
 
-@pytest.mark.parametrize("question", ["a\nb", 7, None])
-async def test_questions_are_single_lines_of_text(question):
+@pytest.mark.parametrize(
+    ("question", "error"), [("a\nb", CommunicationError), (7, TypeError), (None, TypeError), (abs, CommunicationError)]
+)
+async def test_questions_are_single_lines_of_text(question, error):
     async with ProcessPool(ONE, worker=CommandWorker("cat")) as pool:
-        with pytest.raises(CommunicationError):
+        with pytest.raises(error):
             await pool.run(question)
         assert await pool.run("é\x00 fine") == "é\x00 fine"
 

@@ -106,7 +106,7 @@ async def test_nobody_survives_a_restart(kernel):
     await kernel.restart()
     assert kernel.pid != old
     await none_left(kernel, pids)
-    assert await spawn_family(kernel)  # the new kernel has a leash of its own
+    assert await spawn_family(kernel)  # the new kernel has a shim of its own
 
 
 async def test_nobody_survives_a_killed_kernel_with_a_background_manager(kernel):
@@ -132,24 +132,25 @@ async def test_nobody_survives_a_kernel_killed_in_the_middle_of_starting_childre
     await eventually(lambda: not kernel.descendants(), within=2, what="no descendant")
 
 
-async def test_a_killed_leash_is_replaced(kernel):
+async def test_a_killed_shim_is_replaced(kernel):
     code = """
-    import os, signal
-    from nbprocs.engine.leash import leash
-    first = leash.pid
+    import asyncio, os, signal
+    from nbprocs.engine.shim import shims
+    (first,) = shims.pids
     os.kill(first, signal.SIGKILL)
-    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
-    await pm.spawn("sleep", "1000")
-    assert leash.pid != first
+    while first in shims.pids:
+        await asyncio.sleep(0.01)
     """
     pids = await spawn_family(kernel)
     await kernel.run(textwrap.dedent(code))
+    await kernel.run("await pm.spawn('sleep', '1000')")
+    assert len(alive(pids)) == 10
     kernel.kill()
     await kernel.gone()
     await none_left(kernel, pids)
 
 
-async def test_a_child_of_multiprocessing_does_not_hold_the_leash_open(kernel):
+async def test_a_child_of_multiprocessing_does_not_hold_the_shim_open(kernel):
     pids = await spawn_family(kernel)
     code = """
     import multiprocessing, time
@@ -161,4 +162,4 @@ async def test_a_child_of_multiprocessing_does_not_hold_the_leash_open(kernel):
     kernel.kill()
     await kernel.gone()
     await eventually(lambda: not alive(pids), within=2, what="the whole family gone")
-    assert alive([worker]), "not ours: the leash must leave it alone"
+    assert alive([worker]), "not ours: the shim must leave it alone"

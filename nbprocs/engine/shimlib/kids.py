@@ -1,0 +1,74 @@
+"""The children that a shim knows: its table, by number and by pid, and a short memory of those that have ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbprocs.engine.shimlib.links import ShimLink
+
+__all__ = ["Kid", "Kids"]
+
+REMEMBERED = 4096  # children that have ended, whose sessions are still known: a daemon's only evidence may be its session
+
+
+@dataclass(slots=True, eq=False)
+class Kid:
+    """A child: started by this shim (``own``), or guarded for another parent that is gone or can't."""
+
+    number: int
+    pid: int
+    tag: int
+    link: ShimLink | None  # who wants to hear of it
+    label: tuple[str, str, str | None]  # id, name, masked command
+    argv: tuple[bytes, ...]
+    token: str
+    stop: tuple[int, bool, float, float | None]  # signal, leader first, grace, timeout
+    started: float  # time.monotonic()
+    own: bool = True
+    start: float = 0.0  # ticks; read when it is first needed: until it is reaped its pid is ours
+    terminal: int = -1  # the slave of its pseudo-terminal: held until it ends, so that its output is not cut off
+    pidfd: int = -1  # where it is not our child
+    timer: Any = None
+    paused: bool = False
+
+
+class Kids:
+    """The table."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Kid] = {}
+        self.by_pid: dict[int, Kid] = {}
+        self._ended: OrderedDict[int, None] = OrderedDict()  # pids, oldest first
+
+    def __len__(self) -> int:
+        return len(self.by_number)
+
+    def __iter__(self) -> Iterator[Kid]:
+        return iter(tuple(self.by_number.values()))
+
+    def add(self, kid: Kid) -> None:
+        """A child is alive."""
+        self.by_number[kid.number] = kid
+        self.by_pid[kid.pid] = kid
+        self._ended.pop(kid.pid, None)
+
+    def remove(self, kid: Kid) -> None:
+        """It has ended and was reaped."""
+        self.by_number.pop(kid.number, None)
+        if self.by_pid.get(kid.pid) is kid:
+            del self.by_pid[kid.pid]
+        self._ended[kid.pid] = None
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def led(self, session: int) -> bool:
+        """Whether a child of ours, alive or not long gone, led that session."""
+        return session in self.by_pid or session in self._ended
+
+    def of_id(self, key: str) -> Kid | None:
+        """By the id in its label."""
+        return next((kid for kid in self.by_number.values() if kid.label[0] == key), None)
