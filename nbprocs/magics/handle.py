@@ -13,7 +13,7 @@ from nbprocs.errors import ProcessError, error_from_result
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessResult
 from nbprocs.policy import RetryPolicy
 from nbprocs.processes.default import default_manager as manager  # noqa: F401 - for the example
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import Ready
 from nbprocs.processes.recording import recorder_for
@@ -45,7 +45,7 @@ class CellProcess:
         record: str | None = None,
     ) -> None:
         self._recorder = None if record is None else recorder_for(record)
-        self.home = pm.home
+        self.home = manager_core(pm).home
         self.config = config
         self.process: ManagedProcess | None = None
         self.started = threading.Event()  # it has a process, or will have none
@@ -55,10 +55,10 @@ class CellProcess:
         self._manager = pm
         self._retries = RetryPolicy(max_retries=retries)
         self._spawn = {"restart": restart or None, "ready": ready, "ready_timeout": ready_timeout}
-        self._tasks = Tasks(pm.home)
+        self._tasks = Tasks(manager_core(pm).home)
         self._waiters: Waiters[None] = Waiters()
         self._changed = asyncio.Event()  # the manager told something of it
-        pm.home.post(self._begin)
+        manager_core(pm).home.post(self._begin)
 
     def _begin(self) -> None:
         self._tasks.start(self._live(), name=f"cell {self.config.name}")
@@ -104,7 +104,7 @@ class CellProcess:
         """The result of a process, or of the last of those that a supervisor made of it."""
         while True:
             result = await process.wait()
-            while self._manager.supervisor.supervises(process.id):
+            while manager_core(self._manager).supervisor.supervises(process.id):
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):  # a restart that is called off while it waits is no event
                     async with asyncio.timeout(0.5):

@@ -13,7 +13,7 @@ from nbprocs.engine.owners import managers
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import ProcessInfo
 from nbprocs.processes.default import default_manager
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 
 __all__ = ["NoSuchProcess", "act", "all_managers", "find", "known"]
 
@@ -53,7 +53,7 @@ def find(name: str) -> ProcessManager:
 
 def act(manager: ProcessManager, make: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
     """Do it on the manager's loop and wait; None where that is this thread's own loop, which can't be waited for: it goes on by itself."""
-    home = manager.home
+    home = manager_core(manager).home
     if home.here:
         Tasks(home).start(make(), name="a line magic")
         return None

@@ -36,7 +36,7 @@ from nbprocs.magics.handle import CellProcess
 from nbprocs.magics.lookup import act, all_managers, find, known
 from nbprocs.model import ProcessConfig, ProcessResult
 from nbprocs.processes.default import default_manager
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import LogLine, Port, Ready, Url
 
@@ -224,7 +224,7 @@ class ProcessMagics(Magics):
         shell: Any = self.shell
         config = _config(options, cell, shell)
         ready = None if options.ready is None else parse_ready(options.ready)
-        record = "runs.db" if options.record == "" and manager().recorder is None else options.record or None
+        record = "runs.db" if options.record == "" and manager_core(manager()).recorder is None else options.record or None
         how = {"retries": options.retries, "restart": options.restart, "ready": ready, "ready_timeout": options.ready_timeout}
         handle = CellProcess(manager(), config, **how, record=record)
         handle.started.wait(START_WAIT)

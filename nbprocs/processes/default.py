@@ -15,7 +15,7 @@ from nbprocs.config import Command, Data, Options, Word, takes_config
 from nbprocs.engine.owners import register
 from nbprocs.engine.pending import must_be_awaited
 from nbprocs.model import EventKind, ProcessEvent, ProcessResult
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 
 if TYPE_CHECKING:
     from nbprocs.policy import RestartPolicy, RetryPolicy
@@ -107,10 +107,11 @@ def run_sync(
     'hello\n'
     """
     manager = default_manager()
-    if manager.home.here:
+    home = manager_core(manager).home
+    if home.here:
         raise RuntimeError("run_sync would block the loop that is to run the process; await nbprocs.run() here")
     more: dict[str, Any] = {"input": input, "check": check, "retry": retry, "wait": wait}
-    future = asyncio.run_coroutine_threadsafe(manager.run(command, *args, **more, **options), manager.home.loop)
+    future = asyncio.run_coroutine_threadsafe(manager.run(command, *args, **more, **options), home.loop)
     try:
         while True:
             with contextlib.suppress(concurrent.futures.TimeoutError):

@@ -12,6 +12,7 @@ import nbprocs
 from nbprocs import ProcessFailed, ProcessManager, managers
 from nbprocs.engine import owners
 from nbprocs.processes.default import default_manager
+from nbprocs.processes.manager import manager_core
 from tests.children import SLEEPER
 
 
@@ -48,7 +49,7 @@ def test_run_sync_blocks_with_and_without_a_loop():
     async def on_the_background_loop():
         return nbprocs.run_sync("true")
 
-    home = default_manager().home
+    home = manager_core(default_manager()).home
     with pytest.raises(RuntimeError, match=r"await nbprocs\.run"):
         asyncio.run_coroutine_threadsafe(on_the_background_loop(), home.loop).result()
 

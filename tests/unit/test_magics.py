@@ -14,6 +14,7 @@ from traitlets.config import Config
 
 import nbprocs
 from nbprocs import LogLine, Port, ProcessFailed, ProcessManager, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
+from nbprocs.processes.manager import manager_core
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def shell(monkeypatch, capsys):
     magics.load_ipython_extension(shell)
     yield shell
     pm = magics.manager()
-    asyncio.run_coroutine_threadsafe(pm.aclose(grace=1), pm.home.loop).result()
+    asyncio.run_coroutine_threadsafe(pm.aclose(grace=1), manager_core(pm).home.loop).result()
     atexit.unregister(shell.atexit_operations)
     shell.atexit_operations()
     InteractiveShell.clear_instance()
@@ -317,7 +318,7 @@ def test_load_ext_by_the_packages_name(shell):
 
 def test_a_closed_manager_is_replaced(shell):
     pm = magics.manager()
-    asyncio.run_coroutine_threadsafe(pm.aclose(), pm.home.loop).result()
+    asyncio.run_coroutine_threadsafe(pm.aclose(), manager_core(pm).home.loop).result()
     assert magics.manager() is not pm
     assert done(run(shell, "%%proc\necho again")).stdout == b"again\n"
 
