@@ -200,6 +200,8 @@ class ProcessCore:
             dropped_bytes=self.stdout.dropped + self.stderr.dropped,
             peak_rss=how.peak_rss,
             cpu_time=how.cpu_time,
+            read_bytes=how.read_bytes,
+            written_bytes=how.written_bytes,
             encoding=self.config.encoding,
             errors=self.config.errors,
             order=self.order,

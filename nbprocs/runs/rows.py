@@ -149,7 +149,7 @@ class RowMaker:
             values |= {
                 "exit_code": result.exit_code, "signal": result.signal, "reason": result.reason, "seconds": result.execution_time,
                 "cpu": result.cpu_time, "peak_rss": result.peak_rss, "dropped": result.dropped_bytes,
-                "read_bytes": getattr(result, "read_bytes", None), "written_bytes": getattr(result, "written_bytes", None),
+                "read_bytes": result.read_bytes, "written_bytes": result.written_bytes,
                 "stdout_bytes": process.stdout.end, "stderr_bytes": process.stderr.end,
             }  # fmt: skip
             tail, whole = note.keep

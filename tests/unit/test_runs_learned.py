@@ -84,6 +84,24 @@ async def test_a_scheduler_learns_from_its_history(path):
         assert one.task.estimated_duration == pytest.approx(Past(path).usual(("sleep", "0.05")).mean)
 
 
+async def test_the_queue_tells_what_is_expected_and_what_it_was(path):
+    async with nbprocs.TaskScheduler(runs=path) as sch:
+        await sch.schedule("sleep", "0.05")
+    async with nbprocs.TaskScheduler(runs=path) as sch:
+        waiting, done = sch.schedule("sleep", "0.05", hold=True), sch.schedule("sleep", "0.05")
+        result = await done
+        assert (waiting.task.estimated_duration, waiting.task.execution_time) == (
+            pytest.approx(Past(path).usual(("sleep", "0.05")).mean, rel=1),
+            None,
+        )
+        assert done.task.execution_time == pytest.approx(result.execution_time)
+        running = sch.schedule("sleep", "100")
+        async with asyncio.timeout(10):
+            while not (running.task.execution_time or 0.0) > 0:
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+
 async def test_an_eta_before_the_first_job_of_a_batch_has_ended(path):
     async with nbprocs.TaskScheduler(runs=path) as sch:
         for _ in range(4):
