@@ -8,7 +8,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 
 # Which layer may import which (import-linter holds this in CI; each only from those below it):
 #
-#     cli   magics   server
+#     magics   server
 #     widgets
 #     recovery  runs
 #     cluster
@@ -68,7 +68,9 @@ __version__ = "0.2.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
+    "nbprocs.engine.owners": ("managers",),
     "nbprocs.processes.detached": ("detached", "forget"),
+    "nbprocs.processes.default": ("adopt", "run", "run_sync", "spawn"),
     "nbprocs.processes.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
     "nbprocs.pool": (
@@ -149,6 +151,7 @@ _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
     from nbprocs.cluster import DaskBackend
+    from nbprocs.engine.owners import managers
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -174,6 +177,7 @@ if TYPE_CHECKING:
         WorkerOutput,
         WorkerState,
     )
+    from nbprocs.processes.default import adopt, run, run_sync, spawn
     from nbprocs.processes.detached import detached, forget
     from nbprocs.processes.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
@@ -355,11 +359,16 @@ __all__ = [
     "WorkerLost",
     "WorkerOutput",
     "WorkerState",
+    "adopt",
     "detached",
     "doctor",
     "forget",
+    "managers",
     "record",
     "replay",
+    "run",
+    "run_sync",
     "runs",
     "set_runs",
+    "spawn",
 ]

@@ -172,6 +172,8 @@ class ProcessResult(Displayable):
     dropped_bytes: int = 0  # output that neither memory nor the spill file could hold
     peak_rss: int | None = None  # bytes, of the process itself, as the kernel accounted it at the exit
     cpu_time: float | None = None  # seconds, user + system, with the children it waited for
+    read_bytes: int | None = None  # from disk, with those children; what was in the system's cache was not read
+    written_bytes: int | None = None  # to disk
     encoding: str = "utf-8"  # of its text
     errors: str = "replace"  # what becomes of bytes that are not in that encoding
     order: Interleaved | None = field(default=None, repr=False, compare=False)  # in which order the two streams came, as far as known

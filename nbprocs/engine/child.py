@@ -126,11 +126,13 @@ class Exit:
     at: float  # time.monotonic()
     peak_rss: int | None = None  # bytes
     cpu_time: float | None = None  # seconds
+    read_bytes: int | None = None  # from disk; what was in the cache was not read
+    written_bytes: int | None = None
 
     @classmethod
-    def from_code(cls, code: int, *, at: float, peak_rss: int | None = None, cpu_time: float | None = None) -> Exit:
-        """From the convention of subprocess: a negative code is a signal."""
-        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at, peak_rss=peak_rss, cpu_time=cpu_time)
+    def from_code(cls, code: int, *, at: float, **usage: Any) -> Exit:
+        """From the convention of subprocess: a negative code is a signal. ``usage`` are the fields that it does not tell."""
+        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at, **usage)
 
 
 class Listener(Protocol):

@@ -253,7 +253,8 @@ class PosixChild:
             self.exit = Exit(exit_code=None, signal=None, at=report.at)
         else:
             code = os.waitstatus_to_exitcode(report.status)
-            self.exit = Exit.from_code(code, at=report.at, peak_rss=report.peak, cpu_time=report.cpu)
+            used = {"peak_rss": report.peak, "cpu_time": report.cpu, "read_bytes": report.read, "written_bytes": report.written}
+            self.exit = Exit.from_code(code, at=report.at, **used)
         self._close_stdin()
         self._listener.exited(self.exit)
         self._finish_reading()

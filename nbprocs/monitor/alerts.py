@@ -229,6 +229,8 @@ def _message(rule: Rule, name: str, value: float, state: int) -> str:
         return f"{name} is down: {State(int(state))}"
     if rule.kind is AlertType.ACTIVITY:
         return f"{name} writes again"
+    if rule.kind is AlertType.REGRESSION:
+        return f"{name}: {value:.1f} \N{MULTIPLICATION SIGN} slower than its last runs"
     if rule.metric == "response_time" and math.isinf(value):
         return f"{name}: no answer"
     metric = METRICS.get(rule.metric)

@@ -26,7 +26,7 @@ _MOST = {"i2": 2**15 - 1, "i4": 2**31 - 1, "i8": 2**63 - 1}
 
 
 class AlertType(StrEnum):
-    """What an alert is about. ACTIVITY and SILENCE are asked for by rules of their own; thresholds give the first six.
+    """What an alert is about. The last three are asked for by rules of their own; thresholds give the first six.
 
     >>> AlertType("process_down")
     <AlertType.PROCESS_DOWN: 'process_down'>
@@ -40,6 +40,7 @@ class AlertType(StrEnum):
     PROCESS_HUNG = "process_hung"
     ACTIVITY = "activity"
     SILENCE = "silence"
+    REGRESSION = "regression"
 
 
 class Scope(IntEnum):
@@ -302,6 +303,11 @@ class ProcessMetrics:
     gpu_percent: Annotated[float | None, Metric(
         dtype="f4", label="GPU", unit="%", fold=Fold.KNOWN, prometheus=Prometheus("gpu_percent", "GPU load of the process tree.")
     )]  # fmt: skip
+    # its age, in times of the median of its command's last 20 successful runs, where a run history knows some
+    slowdown: Annotated[float | None, Metric(
+        dtype="f4", label="Slowdown", rest=Rest.UNKNOWN, alert=AlertType.REGRESSION,
+        prometheus=Prometheus("slowdown_ratio", "Age in times of what the command used to take."),
+    )] = None  # fmt: skip
     ports: tuple[int, ...] = ()  # TCP ports it listens on
 
 

@@ -102,6 +102,11 @@ class Rule:
             metric="silence_seconds", below=after, clear=after, arm=after, type=AlertType.ACTIVITY, process=process, severity=severity
         )
 
+    @classmethod
+    def regression(cls, factor: float = 2.0, *, process: str = "*", severity: AlertSeverity = AlertSeverity.WARNING) -> "Rule":
+        """Tell me when a process has run for so many times the median of its command's last 20 successful runs, by the monitor's runs."""
+        return cls(metric="slowdown", above=factor, process=process, severity=severity)
+
     def matches(self, name: str) -> bool:
         """Whether the rule is for a process of that name."""
         return self.process == "*" or fnmatchcase(name, self.process)

@@ -45,6 +45,7 @@ from nbprocs.monitor.targets import Target
 from nbprocs.monitor.views import alert_frame, metrics_of, summary_frame, table_html, wide_frame
 from nbprocs.processes.events import Subscribers
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import past_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,7 @@ class ProcessMonitor(Displayable):
         history_bytes: memory for the samples, 106 bytes each; the oldest leave first.
         spill: where they go then: a ``.csv`` file or a ``.parquet`` folder; None: nowhere.
         background: live on the loop of the host thread, which a cell that blocks the kernel does not stop.
+        runs: the history that tells how long commands used to take (Rule.regression): a path; None: the kernel's (set_runs), False: none.
         clock: monotonic seconds; for tests.
         portable: use psutil instead of ``/proc``; for tests, and the only way on other systems than Linux.
 
@@ -90,6 +92,7 @@ class ProcessMonitor(Displayable):
         history_bytes: int = 64 << 20,
         spill: str | None = None,
         background: bool = False,
+        runs: object = None,
         clock: Callable[[], float] = time.monotonic,
         gpu: Gpu | None = None,
         portable: bool = not ON_LINUX,
@@ -110,7 +113,7 @@ class ProcessMonitor(Displayable):
         )
         self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=flag("members", members))
         self._portable = portable
-        self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable)
+        self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable, past=past_for(runs))
         self._callbacks = Callbacks()
         self._listeners: Subscribers[[]] = Subscribers("the monitor's ticks")
         self._tasks: Tasks | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbprocs.engine.home import Tasks
 from nbprocs.model import ProcessConfig, ProcessResult
 from nbprocs.monitor.monitor import ProcessMonitor
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Recording:
         if self._manager is None:
             return
         manager, self._manager = self._manager, None
-        closing = Tasks(manager.home).start(_end(manager, self.monitor), name="end of a recording")
+        closing = Tasks(manager_core(manager).home).start(_end(manager, self.monitor), name="end of a recording")
         await asyncio.wait({closing})
 
 

@@ -8,6 +8,8 @@
 
 import functools
 import math
+import os
+import statistics
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +27,7 @@ from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.sampler import Ask, GroupAsk
 from nbprocs.monitor.targets import Group, Tallies, Tally, Target, end_state, failed
 from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.recording import KnowsRuns
 
 __all__ = ["Roster", "look_up"]
 
@@ -44,7 +47,7 @@ def look_up(pid: int, *, portable: bool) -> tuple[Identity, str, str]:
 class Roster:
     """Lives on the home loop of its monitor. ``report`` gets the alert transitions of what events tell."""
 
-    def __init__(self, book: Book, *, clock: Callable[[], float], report: Report, portable: bool) -> None:
+    def __init__(self, book: Book, *, clock: Callable[[], float], report: Report, portable: bool, past: KnowsRuns | None = None) -> None:
         self.book = book
         self.targets: dict[str, Target] = {}
         self.groups: dict[int, Group] = {}  # by id() of the manager or pool
@@ -54,6 +57,7 @@ class Roster:
         self._clock = clock
         self._report = report
         self._portable = portable
+        self._past = past
         self._names: dict[str, str] = {}  # of live targets -> process id
         self._waiting: dict[str, tuple[Series, State]] = {}  # ended, but a rule still counts the seconds
         self._gone: deque[tuple[Series, str]] = deque()
@@ -79,9 +83,16 @@ class Roster:
         series = self.book.history.series(process_id=process.id, name=name, pid=process.pid)
         self._add(Target(
             series=series, name=name, process_id=process.id, identity=identity, tally=self.tallies.of(name), process=process, group=group,
+            usual=self._usual(process),
         ))  # fmt: skip
         if group is None:
             process.add_done_callback(self._ended_alone)
+
+    def _usual(self, process: ManagedProcess) -> float:
+        """Seconds that its command used to take: the median of its last 20 successful runs; NaN where nobody knows."""
+        config = process.config
+        known = None if self._past is None else self._past.usual(tuple(map(os.fsdecode, config.argv)), shell=config.shell)
+        return max(statistics.median(known.seconds[:20]), 0.001) if known is not None and known.exact else math.nan
 
     def _add(self, target: Target) -> None:
         target.name = target.series.name
@@ -222,7 +233,7 @@ class Roster:
                 restarts=0 if process is None else min(process.restarts, 32767),
                 error_count=tally.errors, success_count=tally.successes, error_rate=tally.rate(now),
                 response_time=math.nan if prober is None else prober.take(),
-                output=None if process is None else (process.stdout, process.stderr),
+                output=None if process is None else (process.stdout, process.stderr), usual=target.usual,
             ))  # fmt: skip
         groups = []
         for group in self.groups.values():

@@ -81,6 +81,7 @@ class Ask(NamedTuple):
     error_rate: float = NAN
     response_time: float = NAN
     output: tuple[Output, ...] | None = None  # its streams; None: not our child
+    usual: float = NAN  # seconds that its command used to take
 
 
 class GroupAsk(NamedTuple):
@@ -287,6 +288,7 @@ class Sampler:
             "state": _state(root),
             "cpu_percent": percent,
             "age_seconds": self._age(root),
+            "slowdown": self._age(root) / ask.usual,
             "throughput": lines / elapsed if elapsed else NAN,
             "output_bytes_per_second": (written - past.bytes) / elapsed if elapsed and past.bytes >= 0 else NAN,
             "idle_seconds": NAN if first else at - past.active,
@@ -297,7 +299,8 @@ class Sampler:
         if row["file_descriptors"] != past.descriptors:
             past.descriptors = row["file_descriptors"]
             past.ports_at = min(past.ports_at, at - PORTS_EVERY + PORTS_SOON) if past.ports_at > -math.inf else past.ports_at
-        return row, not first and (written < 0 or lines == lines)  # noqa: PLR0124 - NaN
+        timed = ask.usual == ask.usual
+        return row, not first and not timed and (written < 0 or lines == lines)  # noqa: PLR0124 - NaN
 
     def _output(self, ask: Ask, past: _Past) -> tuple[int, float]:
         """Bytes written so far, and lines since the last look; NaN lines if some had gone, or came faster than can be counted aside."""

@@ -1,5 +1,6 @@
 """Who is watched, and what the home loop counts for them: exits, tasks, answers of probes."""
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,6 +113,7 @@ class Target:
     group: Group | None = None
     user: str = ""
     note: str = ""
+    usual: float = math.nan  # seconds that its command used to take
 
 
 def failed(info: ProcessInfo) -> bool:

@@ -24,8 +24,8 @@ from nbprocs.pool.outcome import crashed
 from nbprocs.pool.python import Link, Listener
 from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, hung, leave_reason
 from nbprocs.pool.task import Task
-from nbprocs.processes.manager import ProcessManager
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager, manager_core
+from nbprocs.processes.process import ManagedProcess, process_core
 
 __all__ = ["Crew"]
 
@@ -41,7 +41,7 @@ class Crew:
     """All workers of a pool."""
 
     def __init__(self, manager: ProcessManager, desk: Desk, config: PoolConfig, *, name: str, tasks: Tasks, make_link: MakeLink) -> None:
-        self.home: Home = manager.home
+        self.home: Home = manager_core(manager).home
         self.manager = manager
         self.desk = desk
         self.config = config
@@ -212,7 +212,7 @@ class Crew:
         """Its whole tree. Only then do its victims fail: what they had started must not run beside a second try."""
         try:
             if grace:
-                await process.ended_within(grace)
+                await process_core(process).ended_within(grace)
             await process.kill()
         except StopFailed as error:
             log.error("%s", error)
@@ -425,7 +425,7 @@ class Crew:
             else:
                 self.end(member, "the pool closed")
         while waiting := [member.process for member in self.members.values() if member.process is not None]:
-            await waiting[0].ended_within(1.0)
+            await process_core(waiting[0]).ended_within(1.0)
             await asyncio.sleep(0)
         await self.tasks.aclose()
 

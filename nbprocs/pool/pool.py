@@ -39,7 +39,7 @@ from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.python import Link, Listener, PythonLink
 from nbprocs.pool.speech import Speech
 from nbprocs.pool.task import TaskHandle
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ class ProcessPool(Displayable):
         setup = setup_of(self.worker)
         self._own_manager = manager is None
         self.manager = manager or ProcessManager(background=background, history=_HISTORY)
-        self._home = self.manager.home
+        self._home = manager_core(self.manager).home
         self._codec = Codec(on_reload=self._reloaded)
         self._desk = Desk(self._home, Speech(self.worker), history=config.history, most=config.most)
         self._tasks = Tasks(self._home)

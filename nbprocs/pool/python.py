@@ -14,7 +14,7 @@ from nbprocs.pool.model import PythonWorker
 from nbprocs.pool.settings import Settings
 from nbprocs.pool.task import Task
 from nbprocs.pool.wire import Decoder, frame
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["Link", "Listener", "PythonLink", "Sent"]
@@ -99,7 +99,7 @@ class PythonLink:
 
     async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
         """Start the interpreter and send it what it needs; it says READY (or BROKEN) when it has done so."""
-        loop, listener = manager.home.loop, self._listener
+        loop, listener = manager_core(manager).home.loop, self._listener
         try:
             self._data = Channel(loop, Decoder(), on_messages=listener.answers, on_end=listener.hung_up)
             self._control = Channel(loop, Decoder(4096), on_messages=self._controlled, on_end=_nothing)

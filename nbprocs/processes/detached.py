@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -19,10 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.child import Spec
+from nbprocs.engine.detaching import DetachedChild
 from nbprocs.engine.detaching import launch as launch_child
+from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, forget_record, records
-from nbprocs.errors import NameInUse, StartupFailed, UnknownProcess
-from nbprocs.processes.process import ManagedProcess, Owner
+from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
+from nbprocs.model import EndReason, EventKind, Stream
+from nbprocs.processes.core import ProcessCore, ProcessOwner
 from nbprocs.redact import is_secret_name, mask_words
 
 if TYPE_CHECKING:
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
     from nbprocs.policy import RestartPolicy
 
-__all__ = ["STALE", "adopted", "config_of", "detached", "find", "forget", "launch", "policy_of", "whole_config"]
+__all__ = ["STALE", "adopted", "check_whole", "config_of", "detached", "find", "forget", "launch", "leave", "policy_of", "start", "take_up"]
 
 STALE = 7 * 86400.0  # seconds since anybody looked at it
 _LOST = "what was masked in its record is lost"
@@ -63,14 +68,75 @@ async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | 
     return await launch_child(spec, about)
 
 
-async def adopted(record: DetachedRecord, owner: Owner, add: Callable[[ManagedProcess], None]) -> ManagedProcess:
+async def start(core: ProcessCore, owner: ProcessOwner) -> None:
+    """Start it, detached, and be told of it from then on. A start that is cancelled is waited for, and then undone by whoever cancelled."""
+    launching = owner.tasks.start(launch(core.spec, core.config, restart=core.restart_policy), name=f"detach {core.name}")
+    try:
+        await asyncio.wait({launching})
+    except asyncio.CancelledError:
+        await asyncio.wait({launching})
+        if not launching.cancelled() and launching.exception() is None:
+            await DetachedChild(launching.result(), _Follows(core)).end_tree(grace=0.0)
+        raise
+    await take_up(core, launching.result(), owner)
+    owner.heard(EventKind.STARTED, core)
+
+
+async def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> None:
+    """Let it be the process of a record. On return what is known was told: its output's length, and its end if it has ended."""
+    core.created_at = datetime.fromtimestamp(record.created, UTC)
+    core.started = time.monotonic() - (time.time() - record.created)
+    for log in (core.stdout, core.stderr):
+        assert isinstance(log, RecordedLog)  # noqa: S101 - its config says detach
+        log.lie_in(record.folder)
+    child = DetachedChild(record, _Follows(core))
+    core.became(child)
+    owner.tasks.start(child.follow(), name=f"follow {core.name}")
+    await child.met()
+
+
+async def adopted(record: DetachedRecord, owner: ProcessOwner, add: Callable[[ProcessCore], None]) -> ProcessCore:
     """The process of a record, taken up again; ``add`` makes it known before its end can be told."""
-    process = ManagedProcess(config_of(record), name=record.name, owner=owner)
-    process.id = record.id
-    add(process)
-    await process.take_up(record)
-    process.mark_adopted()
-    return process
+    core = ProcessCore(config_of(record), name=record.name, owner=owner)
+    core.id = record.id
+    add(core)
+    await take_up(core, record, owner)
+    core.mark_adopted()
+    return core
+
+
+def leave(core: ProcessCore) -> None:
+    """Hear of it no more: its manager closes, and it goes on."""
+    if isinstance(core.child, DetachedChild):
+        core.child.leave()
+    hint = f"await nbprocs.adopt({core.name!r}) takes it up again"
+    core.leave_alone(Closed(f"{core.name} goes on without this manager, which was closed", name=core.name, hint=hint))
+
+
+class _Follows:
+    """Tells a core what its detached child tells: the logs grow by themselves, the rest is as of any child."""
+
+    def __init__(self, core: ProcessCore) -> None:
+        self._core = core
+        self.output = core.output
+        self.exited = core.exited
+        self.drained = core.drained
+        self.ending = core.ending
+        self.tree_ended = core.tree_ended
+        self.changed = core.changed
+
+    def grown(self, ends: dict[str, int]) -> None:
+        """It has written up to there."""
+        for stream, log in ((Stream.STDOUT, self._core.stdout), (Stream.STDERR, self._core.stderr)):
+            size = ends.get(stream.value, 0) - log.end
+            if size > 0 and isinstance(log, RecordedLog):
+                log.grown(log.end + size)
+                self._core.wrote(stream, size)
+
+    def because(self, reason: str) -> None:
+        """It ends for that reason."""
+        with contextlib.suppress(ValueError):  # a reason of a later version
+            self._core.blame(EndReason(reason))
 
 
 # -- what a record says of its config
@@ -113,7 +179,7 @@ def config_of(record: DetachedRecord) -> ProcessConfig:
     return ProcessConfig(**{"command": record.command or record.name or "?", **options, "name": record.name or None})
 
 
-def whole_config(record: DetachedRecord) -> None:
+def check_whole(record: DetachedRecord) -> None:
     """Raise StartupFailed if what was started can't be started again from its record."""
     lost = record.config.get("lost")
     if lost:

@@ -9,6 +9,7 @@ import math
 import os
 import sqlite3
 import statistics
+import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ __all__ = ["Past", "Regression", "Usual", "quantile", "regressions"]
 
 _WINDOW = 50  # runs that an estimate looks at
 _CACHED = 2_048  # commands
+_GOOD_FOR = 60.0  # seconds
+_SHARE = 0.02  # seconds of reading a second
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -65,27 +68,34 @@ class Usual:
 
 
 class Past:
-    """Asks a history about commands. Each first question about a command reads the file (about 0.2 ms); the answer is kept.
+    """Asks a history about commands. The first question about a command in a minute reads the file (about 0.2 ms); the answer is kept.
 
     Answers are None where nothing is known, also where there is no history (yet): an estimate is never a reason to fail.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path).expanduser().absolute()
-        self._known: OrderedDict[tuple[tuple[str, ...], bool], Usual | None] = OrderedDict()
+        self._since = self._spent = 0.0  # the second under way, and what reading took of it
+        self._known: OrderedDict[tuple[tuple[str, ...], bool], tuple[float, Usual | None]] = OrderedDict()
 
     def usual(self, argv: Sequence[str], *, shell: bool = False) -> Usual | None:
         """The last 50 successful runs of this command, else of its family."""
         asked = tuple(map(str, argv)), shell
-        if asked not in self._known:
-            self._known[asked] = self._read(mask_words(asked[0], shell=shell))
+        now = time.monotonic()
+        until, usual = self._known.get(asked, (0.0, None))
+        if now >= until and self._may_read(now):
+            usual = self._read(mask_words(asked[0], shell=shell))
+            self._known[asked] = now + _GOOD_FOR, usual
             if len(self._known) > _CACHED:
                 self._known.popitem(last=False)
-        return self._known[asked]
+            self._spent += time.monotonic() - now
+        return usual
 
-    def forget(self) -> None:
-        """Read anew from here on."""
-        self._known.clear()
+    def _may_read(self, now: float) -> bool:
+        """No more than a fiftieth of the time is spent reading: it is the loop's, and a queue may hold a thousand commands."""
+        if now - self._since > 1.0:
+            self._since, self._spent = now, 0.0
+        return self._spent < _SHARE
 
     def seconds(self, argv: Sequence[str], share: float, *, shell: bool = False) -> float | None:
         """A quantile of its durations."""
@@ -152,7 +162,7 @@ def regressions(frame: "pd.DataFrame", *, factor: float = 2.0, window: int = 20,
         if len(before) >= minimum and seconds >= factor * statistics.median(before):
             found.append(
                 Regression(
-                    id=identity, name=name, command=command, started=started.to_pydatetime(), seconds=seconds,
+                    id=identity, name=name, command=command, started=started.to_pydatetime(warn=False), seconds=seconds,
                     usual=statistics.median(before), runs=len(before),
                 )
             )  # fmt: skip

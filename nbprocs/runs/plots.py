@@ -30,6 +30,8 @@ def plot(frame: "pd.DataFrame", *, title: str = "", ax: "Sequence[Axes] | None" 
             some = (frame["state"] == state) & ~good
             if some.any():
                 axes.scatter(frame["started"][some], values[some].fillna(0), color=colour, marker="x", label=state, zorder=3)
+        if not values.notna().any():
+            axes.text(0.5, 0.5, "not known of any of them", transform=axes.transAxes, ha="center", va="center", color="#777777")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -67,7 +69,14 @@ def timeline(frame: "pd.DataFrame", *, ax: "Axes | None" = None) -> "Axes":
     ax.set_ylim(-0.6, height - 0.4)
     ax.set_xlabel(f"seconds since {began:%Y-%m-%d %H:%M:%S} UTC" if len(bars) else "seconds")
     present = [state for state in _COLOURS if (bars["state"] == state).any()]
-    ax.legend(handles=[_patch(state) for state in present], loc="upper right", fontsize="small", ncols=max(len(present), 1))
+    ax.legend(
+        handles=[_patch(state) for state in present],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        fontsize="small",
+        ncols=max(len(present), 1),
+        frameon=False,
+    )
     return ax
 
 

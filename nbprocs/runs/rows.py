@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from nbprocs.model import EventKind, ProcessConfig
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.runs.provenance import Inputs, Repositories
 from nbprocs.runs.schema import COLUMNS
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
@@ -149,7 +149,7 @@ class RowMaker:
             values |= {
                 "exit_code": result.exit_code, "signal": result.signal, "reason": result.reason, "seconds": result.execution_time,
                 "cpu": result.cpu_time, "peak_rss": result.peak_rss, "dropped": result.dropped_bytes,
-                "read_bytes": getattr(result, "read_bytes", None), "written_bytes": getattr(result, "written_bytes", None),
+                "read_bytes": result.read_bytes, "written_bytes": result.written_bytes,
                 "stdout_bytes": process.stdout.end, "stderr_bytes": process.stderr.end,
             }  # fmt: skip
             tail, whole = note.keep
@@ -249,7 +249,7 @@ def _own(config: ProcessConfig) -> dict[str, str | None]:
 
 
 def _annotated(process: ManagedProcess) -> dict[str, Any]:
-    about = process.annotations
+    about = process_core(process).annotations
     found: dict[str, Any] = {name: about[name] for name in ("task", "queued", "parent") if name in about}
     task = process.config.env_vars.get(_TASK)
     return {"task": task, **found} if task else found

@@ -57,6 +57,7 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
         "retry_count",
         "max_retries",
         "estimated_duration",
+        "execution_time",
         "group",
         "runs",
     ]
@@ -71,6 +72,7 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
             t.retry_count,
             t.max_retries,
             t.estimated_duration,
+            t.execution_time,
             t.group,
             t.runs,
         )

@@ -253,6 +253,7 @@ class ScheduledTask:
     retry_count: int
     max_retries: int
     state: TaskState
+    execution_time: float | None = None  # seconds: of the latest attempt, so far if it runs
     name: str | None = None
     key: str | None = None
     group: str | None = None

@@ -12,7 +12,7 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
 from nbprocs.scheduler.frames import stored_rows
 from nbprocs.scheduler.model import Attempt, Eta, Now, ScheduledTask, SchedulerStatus, TaskState, priority_name
-from nbprocs.scheduler.outcome import Run, attempt_of
+from nbprocs.scheduler.outcome import Run, TaskOutcome, attempt_of
 from nbprocs.scheduler.times import to_datetime
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ def estimated(core: Core) -> Eta | None:
     return eta(guesses, slots=max(1, queue.max_running), scale=core.runner.pending / len(guesses))
 
 
+def _spent(core: Core, entry: Entry) -> float | None:
+    """Seconds that it has run so far, or that its latest attempt took."""
+    if entry.run is not None:
+        return float(core.clock().elapsed - entry.run.elapsed)
+    outcome: TaskOutcome | None = entry.outcome
+    return outcome.attempts[-1].execution_time if outcome is not None and outcome.attempts else None
+
+
 def snapshot(core: Core, entry: Entry) -> ScheduledTask:
     """One task as a value."""
     options = entry.options
@@ -90,6 +98,7 @@ def snapshot(core: Core, entry: Entry) -> ScheduledTask:
         retry_count=entry.retries,
         max_retries=core.runner.tries.most(entry),
         state=entry.state,
+        execution_time=_spent(core, entry),
         name=options.name,
         key=options.key,
         group=options.group,

@@ -25,6 +25,7 @@ from nbprocs.errors import (
     error_from_result,
 )
 from nbprocs.model import EndReason, ProcessResult, ProcessStatus
+from nbprocs.processes.manager import manager_core
 from tests.children import SLEEPER, python_child
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ProcessError)]
@@ -166,7 +167,7 @@ class TestRealEnds:
         counter = tmp_path / "memory.events"
         counter.write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 4\n")
         monkeypatch.setattr(oom, "kill_counter", lambda: counter)
-        pm.oom = oom.OomWatch()
+        manager_core(pm).oom = oom.OomWatch()
         first = await pm.spawn(*SLEEPER, name="hog")
         counter.write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 5\n")
         os.kill(first.pid, signal.SIGKILL)

@@ -52,6 +52,17 @@ async def test_a_run_is_a_row_with_all_that_is_known_of_it(path, tmp_path):
     assert run.git is None
 
 
+async def test_what_a_run_wrote_to_disk_and_its_peak_memory(path, tmp_path):
+    code = "import os, sys; data = b'x' * 50_000_000; f = open('out', 'wb'); f.write(data); f.flush(); os.fsync(f.fileno())"
+    async with nbprocs.ProcessManager(runs=path) as pm:
+        result = await pm.run(sys.executable, "-c", code, working_dir=tmp_path)
+    run = nbprocs.runs(path)[-1]
+    assert (run.written_bytes, run.read_bytes) == (result.written_bytes, result.read_bytes)
+    assert run.written_bytes >= 50_000_000 or run.written_bytes == 0  # a file system in memory is no disk
+    assert run.peak_rss == result.peak_rss
+    assert run.peak_rss >= 50_000_000
+
+
 async def test_git_revision_with_dirty_mark_and_hash_of_the_difference(path, tmp_path):
     repo = tmp_path / "repo"
     repo.mkdir()

@@ -1,5 +1,6 @@
 """What the past teaches: estimates for a scheduler, regressions, and which script changed while it was queued."""
 
+import asyncio
 import math
 from datetime import UTC, datetime
 
@@ -83,6 +84,24 @@ async def test_a_scheduler_learns_from_its_history(path):
         assert one.task.estimated_duration == pytest.approx(Past(path).usual(("sleep", "0.05")).mean)
 
 
+async def test_the_queue_tells_what_is_expected_and_what_it_was(path):
+    async with nbprocs.TaskScheduler(runs=path) as sch:
+        await sch.schedule("sleep", "0.05")
+    async with nbprocs.TaskScheduler(runs=path) as sch:
+        waiting, done = sch.schedule("sleep", "0.05", hold=True), sch.schedule("sleep", "0.05")
+        result = await done
+        assert (waiting.task.estimated_duration, waiting.task.execution_time) == (
+            pytest.approx(Past(path).usual(("sleep", "0.05")).mean, rel=1),
+            None,
+        )
+        assert done.task.execution_time == pytest.approx(result.execution_time)
+        running = sch.schedule("sleep", "100")
+        async with asyncio.timeout(10):
+            while not (running.task.execution_time or 0.0) > 0:
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+
 async def test_an_eta_before_the_first_job_of_a_batch_has_ended(path):
     async with nbprocs.TaskScheduler(runs=path) as sch:
         for _ in range(4):
@@ -128,6 +147,34 @@ async def test_a_script_that_changed_between_scheduling_and_start_is_told(path, 
     told = [record.message for record in caplog.records if "changed between scheduling and start" in record.message]
     assert len(told) == 1
     assert "job.sh" in told[0]
+
+
+# --- as an alert ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_is_slower_than_it_used_to_be_raises_an_alert_while_it_runs(path, tmp_path):
+    (tmp_path / "nap").write_text("0.01")
+    job = ("sh", "-c", "sleep $(cat nap)")
+    async with nbprocs.ProcessManager(runs=path) as pm:
+        for _ in range(3):
+            await pm.run(*job, working_dir=tmp_path)
+        assert len(nbprocs.runs(path)) == 3  # what was gathered is written by now
+        rule = nbprocs.Rule.regression(2.4)
+        async with nbprocs.ProcessMonitor(interval=None, runs=path, rules=[rule]) as mon:
+            mon.watch(pm)
+            (tmp_path / "nap").write_text("1000")
+            await pm.spawn(*job, working_dir=tmp_path, name="slow")
+            await pm.spawn("sleep", "1000", name="unknown")
+            async with asyncio.timeout(30):
+                while not (alerts := [alert for alert in mon.alerts() if alert.type is nbprocs.AlertType.REGRESSION]):
+                    await mon.sample()
+                    await asyncio.sleep(0.01)
+            assert [(alert.name, alert.limit) for alert in alerts] == [("slow", 2.4)]
+            assert "slower than its last runs" in alerts[0].message
+            assert mon.metrics("slow").slowdown > 2.4
+            assert mon.metrics("unknown").slowdown is None
+            kept = [alert for alert in nbprocs.replay(mon.frame(scope=None), rule) if alert.type is nbprocs.AlertType.REGRESSION]
+            assert [alert.id for alert in kept] == [alert.id for alert in alerts]
 
 
 # --- regressions -----------------------------------------------------------------------------------------------------------------

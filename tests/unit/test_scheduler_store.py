@@ -330,32 +330,6 @@ async def test_a_function_can_not_be_stored(path: Path) -> None:
             w.sch.schedule(print)
 
 
-async def test_a_disk_that_is_full_stops_the_queue_and_loses_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with World(SchedulerConfig(max_concurrent_tasks=1), store=path) as w:
-        store = w.sch._core.store
-        assert store is not None
-        handle = w.sch.schedule("x", name="a")
-        w.sch.schedule("x", name="b")
-        await w.settle()
-        pages = store.rows("PRAGMA page_count")[0][0]
-        store._db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(StoreError, match="full"):
-            for _ in range(10_000):
-                w.sch.schedule("x", "y" * 2000, hold=True)
-        count = len(w.sch.handles())
-        await w.finish("a")
-        await w.settle()
-        if w.sch.status().halted:
-            assert w.started == ["a"]
-            assert "stands still" in caplog.text
-        store._db.execute("PRAGMA max_page_count = 1000000")
-        await w.advance(3)
-        assert await handle == "a"
-        assert w.started == ["a", "b"]
-        assert w.sch.status().halted is None
-        assert len(store.rows("SELECT key FROM tasks")) == count
-
-
 async def test_forget(path: Path) -> None:
     async with World(store=path, gated=False) as w:
         handles = [w.sch.schedule("x") for _ in range(5)]

@@ -39,7 +39,20 @@ __all__ = ["Server"]
 LAST_GRACE = 0.7  # seconds between SIGTERM and SIGKILL when the kernel is gone: all must be over within two seconds
 GIVE_UP = 20.0  # seconds after which only what the system itself holds can be left
 STRAYS_EVERY = 0.5  # seconds at most between a child's end and the look for what it left behind
+_BLOCK = 512  # bytes: the unit of a rusage's blocks, whatever the disk's is
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def _high_water() -> int:
+    """The most memory that this process had since it began, in the unit of ``ru_maxrss``.
+
+    Not ``ru_maxrss`` itself: that one begins with what the kernel had when it forked this process, and no child would be above it.
+    """
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Server:
@@ -66,7 +79,7 @@ class Server:
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._blocked: set[int] = set()  # links whose peer does not read at the moment
         self._stray_look: Any = None
-        self._own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._own_peak = _high_water()
         self._done = False
 
     # -- the loop
@@ -353,7 +366,8 @@ class Server:
         if kid.link is not None:
             cpu = None if usage is None else usage.ru_utime + usage.ru_stime
             peak = None if usage is None else self._peak(usage.ru_maxrss)
-            kid.link.tell(wire.EXITED, kid.number, status, time.monotonic(), cpu, peak)
+            blocks = (None, None) if usage is None else (_BLOCK * usage.ru_inblock, _BLOCK * usage.ru_oublock)
+            kid.link.tell(wire.EXITED, kid.number, status, time.monotonic(), cpu, peak, *blocks)
         if self._stray_look is None:
             self._stray_look = self.timers.at(time.monotonic() + STRAYS_EVERY, self._look_for_strays)
 
@@ -376,7 +390,7 @@ class Server:
         """
         if peak <= self._own_peak:
             return None
-        self._own_peak = max(self._own_peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        self._own_peak = max(self._own_peak, _high_water())
         return peak * _PEAK_UNIT if peak > self._own_peak else None
 
     def _look_for_strays(self) -> None:

@@ -117,6 +117,8 @@ class Exited(NamedTuple):
     at: float
     cpu: float | None  # seconds
     peak: int | None  # bytes
+    read: int | None = None  # bytes from disk
+    written: int | None = None  # bytes to disk
 
 
 class Survivor(NamedTuple):
