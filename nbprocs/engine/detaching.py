@@ -235,20 +235,17 @@ class DetachedChild:
         elif event == "tree_ended":
             self._listener.tree_ended([Survivor(*one) for one in said["survivors"]])
         elif event == "exited":
-            self._exited(said["status"], said["at"], said["cpu"], said["peak"], said["reason"])
+            self._exited(wire.Exited(*said["report"]), said["reason"])
         elif event == "ended":
             self._over = True
             self._listener.drained()
 
-    def _exited(self, status: int | None, at: float, cpu: float | None, peak: int | None, reason: str | None) -> None:
+    def _exited(self, report: wire.Exited, reason: str | None) -> None:
         if self.exit is not None:
             return
         if reason is not None:
             self._listener.because(reason)
-        if status is None:
-            self.exit = Exit(exit_code=None, signal=None, at=at)
-        else:
-            self.exit = Exit.from_code(os.waitstatus_to_exitcode(status), at=at, peak_rss=peak, cpu_time=cpu)
+        self.exit = Exit.from_report(report)
         self._listener.exited(self.exit)
 
     async def _without_shim(self) -> None:
@@ -261,7 +258,8 @@ class DetachedChild:
         self._listener.grown({stream: record.size(stream) for stream in ("stdout", "stderr")})
         if self.exit is None:
             took = record.execution_time if record.execution_time is not None else 0.0
-            self._exited(record.status, self._began(record) + took, record.cpu, record.peak, record.reason)
+            at = self._began(record) + took
+            self._exited(wire.Exited(1, record.status, at, record.cpu, record.peak, record.read, record.written), record.reason)
         if not self._over:
             self._over = True
             self._listener.drained()

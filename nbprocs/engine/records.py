@@ -49,6 +49,8 @@ class DetachedRecord:
     execution_time: float | None = None
     cpu: float | None = None
     peak: int | None = None
+    read: int | None = None  # bytes from disk
+    written: int | None = None  # bytes to disk
     reason: str | None = None
     dropped: int = 0
     pty: bool = False
@@ -137,6 +139,8 @@ def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> 
         execution_time=fields.get("execution_time"),
         cpu=fields.get("cpu"),
         peak=fields.get("peak"),
+        read=fields.get("read"),
+        written=fields.get("written"),
         reason=fields.get("reason"),
         dropped=sum((fields.get("dropped") or {}).values()),
         pty=bool(fields.get("pty")),

@@ -14,7 +14,7 @@ import pytest
 
 import nbprocs
 from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess
-from nbprocs.engine import recorded, records
+from nbprocs.engine import recorded, records, shim
 from nbprocs.engine.shimlib import segments
 
 ROOT = Path(nbprocs.__file__).parents[1]

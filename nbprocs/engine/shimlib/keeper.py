@@ -11,7 +11,7 @@ It speaks what every shim speaks (nbprocs.engine.shimlib.status), and besides, e
 
 ``{"op": "follow"}`` → ``{"ok": true, …}`` and then, on the same connection, a line for each event: ``{"event": "output", "stdout": end,
     "stderr": end}``, ``{"event": "paused", "paused": bool}``, ``{"event": "ending", "reason"}``, ``{"event": "tree_ended", "survivors"}``,
-    ``{"event": "exited", "status", "at", "cpu", "peak"}`` and, last of all, ``{"event": "ended"}``.
+    ``{"event": "exited", "report": [as in wire.Exited], "reason"}`` and, last of all, ``{"event": "ended"}``.
 ``{"op": "output", "stream": "stdout", "offset": n, "size": n}`` → ``{"ok", "offset", "data" (base64), "end", "ended"}``
 ``{"op": "write", "data" (base64)}`` → ``{"ok": true}`` when all of it is in the pipe; ``{"op": "close_stdin"}``
 ``{"op": "end", "grace": seconds, "reason"}`` → ``{"ok", "survivors"}``: the whole tree, also where the process itself has ended
@@ -71,7 +71,7 @@ class Keeper(Server):
         self._followers: list[Any] = []
         self._telling: Any = None
         self._told = 0.0
-        self._exit: tuple[Any, ...] | None = None
+        self._exit: wire.Exited | None = None
         self._endings = 0
         self._over = False
         self._reason: str | None = None
@@ -134,8 +134,8 @@ class Keeper(Server):
                 self._child_started(pid)
             case (wire.REFUSED, _, step, number, text):
                 self._child_refused(step, number, text)
-            case (wire.EXITED, _, status, at, cpu, peak):
-                self._child_ended(status, at, cpu, peak)
+            case (wire.EXITED, *report):
+                self._child_ended(wire.Exited._make(report))
             case (wire.ENDING, _, reason):
                 self._endings += 1
                 self._blame(reason)
@@ -209,8 +209,8 @@ class Keeper(Server):
 
     # -- the end
 
-    def _child_ended(self, status: int | None, at: float, cpu: float | None, peak: int | None) -> None:
-        self._exit = (status, at, cpu, peak)
+    def _child_ended(self, report: wire.Exited) -> None:
+        self._exit = report
         self._close_input()
         if not self._readers:
             self._drained()
@@ -229,20 +229,21 @@ class Keeper(Server):
     def _drained(self) -> None:
         for log in self._logs.values():
             log.close()
-        status, at, cpu, peak = self._exit or (None, time.monotonic(), None, None)
+        report = self._exit or wire.Exited(NUMBER, None, time.monotonic(), None, None)
         self.record.write(
             state="ended",
-            status=status,
+            **{name: value for name, value in report._asdict().items() if name not in {"number", "at"}},
             ended=time.time(),
-            execution_time=at - self.began,
-            cpu=cpu,
-            peak=peak,
+            execution_time=report.at - self.began,
             reason=self._reason,
             dropped={stream: log.dropped for stream, log in self._logs.items()},
         )
         self._say_ends()
-        self._announce({"event": "exited", "status": status, "at": at, "cpu": cpu, "peak": peak, "reason": self._reason})
+        self._announce(self._exit_event())
         self._one_ending_less(0)
+
+    def _exit_event(self) -> dict[str, Any]:
+        return {"event": "exited", "report": self._exit, "reason": self._reason}
 
     def _one_ending_less(self, less: int = 1) -> None:
         """The result waits for endings under way: a wait must not return before the tree is gone."""
@@ -340,8 +341,7 @@ class Keeper(Server):
         with contextlib.suppress(OSError):
             os.utime(self._order_given["folder"])  # somebody looked
         if self._exit is not None and not self._readers:
-            status, at, cpu, peak = self._exit
-            reply.say({"event": "exited", "status": status, "at": at, "cpu": cpu, "peak": peak, "reason": self._reason})
+            reply.say(self._exit_event())
         if self._over:
             reply.say({"event": "ended"})
 
