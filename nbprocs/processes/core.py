@@ -46,7 +46,7 @@ from nbprocs.model import (
     allowed,
     ended_status,
 )
-from nbprocs.processes.spec import spec_of
+from nbprocs.processes.spec import opened, spec_of
 from nbprocs.terminal import Interleaved, tail_text
 
 __all__ = ["ProcessCore", "ProcessOwner"]
@@ -124,9 +124,11 @@ class ProcessCore:
     async def launch(self) -> None:
         """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
         config = self.config
-        spec = spec_of(config, token=f"{self._owner.launcher.token}.{self.id}", label=Label(id=self.id, name=self.name))
-        self.started = time.monotonic()
-        self._child = await self._owner.launcher.start(spec, self)
+        label = Label(id=self.id, name=self.name, command=None if config.title is None else config.display)
+        with opened(config, again=self.predecessor is not None) as files:
+            spec = spec_of(config, files, token=f"{self._owner.launcher.token}.{self.id}", label=label)
+            self.started = time.monotonic()
+            self._child = await self._owner.launcher.start(spec, self)
         self._move(ProcessStatus.RUNNING)
         self.home.watch()
         if config.timeout is not None and not self._child.keeps_time:
