@@ -30,6 +30,7 @@ class LoopbackLink:
 
     def __init__(self, bay, faults, tasks):
         self.bay, self.faults, self.tasks = bay, faults, tasks
+        self.broken = asyncio.Event()
         self.sign, self.is_listed, self.why = Sign.LISTENS, True, None
 
     async def call(self, op, *, limit, **given):
@@ -41,10 +42,30 @@ class LoopbackLink:
             await asyncio.sleep(faults.random.random() * 0.02)
         if faults.hit(faults.double) and op != "pull":
             self.tasks.start(self._again(op, given), name="doubled")
-        answer = await self.bay.call(op, **given)
+        answer = await self._answer(op, given)
         if faults.cut or faults.hit(faults.lose_answer):
             raise LinkDown("the answer was lost")
         return answer
+
+    async def _answer(self, op, given):
+        """What the bay says; nothing any more once the connection is cut."""
+        call, cut = self.tasks.start(self.bay.call(op, **given), name=op), self.tasks.start(self.broken.wait(), name="cut")
+        try:
+            await asyncio.wait({call, cut}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                raise LinkDown("cut")
+            return call.result()
+        finally:
+            for task in (call, cut):
+                task.cancel()
+
+    def cut(self):
+        self.faults.cut = True
+        self.broken.set()
+
+    def mend(self):
+        self.faults.cut = False
+        self.broken.clear()
 
     async def _again(self, op, given):
         await asyncio.sleep(self.faults.random.random() * 0.02)

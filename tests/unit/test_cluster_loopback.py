@@ -1,9 +1,18 @@
 """The kernel's and the worker's half together, without a cluster between them; with messages dropped, doubled and delayed."""
 
-import pytest
+import asyncio
+import subprocess
+import time
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbprocs.cluster.link import Sign
+from nbprocs.errors import WorkerLost
+from nbprocs.scheduler.backend import Ended, Job
 from nbprocs.testing.conformance import check_backend
-from tests.unit.cluster_kit import Faults, LoopbackBackend
+from tests.unit.cluster_kit import Faults, LoopbackBackend, loopback
 
 WORK = {"succeeds": ("true", ()), "fails": ("false", ()), "endless": ("sleep", ("1000",)), "refused": ("/no/such/program", ())}
 
@@ -18,3 +27,157 @@ async def test_it_is_a_backend_whatever_happens_to_messages(tmp_path, seed):
         return Faults(seed=seed, drop=0.1, lose_answer=0.1, double=0.2, late=0.3)
 
     await check_backend(lambda: LoopbackBackend(tmp_path, faults=faults), WORK)
+
+
+# -- whatever happens to messages
+
+PROGRAMS = {
+    "quick": "echo $N",
+    "loud": "i=0; while [ $i -lt 3000 ]; do echo line $i of $N; i=$((i+1)); done",
+    "fails": "echo $N >&2; exit 3",
+}
+
+
+class Reports:
+    """What was reported of one job; it must be one Ended, and at most one Started before it."""
+
+    def __init__(self):
+        self.events, self.ended = [], asyncio.Event()
+
+    def __call__(self, event):
+        self.events.append(event)
+        if isinstance(event, Ended):
+            self.ended.set()
+
+
+def local(program, number):
+    return subprocess.run(["sh", "-c", program], env={"N": str(number)}, capture_output=True, check=False)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    drop=st.sampled_from([0.0, 0.2]),
+    double=st.sampled_from([0.0, 0.5]),
+    programs=st.lists(st.sampled_from(sorted(PROGRAMS)), min_size=1, max_size=5),
+    cancelled=st.sets(st.integers(0, 4), max_size=2),
+)
+@settings(max_examples=15)
+async def test_one_end_each_and_the_same_bytes(tmp_path_factory, seed, drop, double, programs, cancelled):
+    def faults():
+        return Faults(seed=seed, drop=drop, lose_answer=drop, double=double, late=0.3)
+
+    backend = loopback(tmp_path_factory.mktemp("loop"), faults=faults)
+    jobs = []
+    for number, name in enumerate(programs):
+        reports = Reports()
+        job = Job(
+            id=f"q-{number}.1", task_id=f"q-{number}", name=name, command="sh", args=("-c", PROGRAMS[name]), env_vars={"N": str(number)}
+        )
+        backend.start(job, reports)
+        jobs.append(reports)
+    for number in cancelled & set(range(len(jobs))):
+        backend.cancel(f"q-{number}.1", grace=0.5)
+    async with asyncio.timeout(30):
+        for reports in jobs:
+            await reports.ended.wait()
+    await backend.aclose()
+    for number, (name, reports) in enumerate(zip(programs, jobs, strict=True)):
+        *before, ended = reports.events
+        assert isinstance(ended, Ended) and len(before) <= 1 and not any(isinstance(e, Ended) for e in before)
+        if not ended.stopped:
+            expected = local(PROGRAMS[name], number)
+            assert (ended.result.stdout, ended.result.stderr) == (expected.stdout, expected.stderr)
+            assert ended.result.exit_code == expected.returncode
+        else:
+            assert number in cancelled
+
+
+async def start(backend, command, *args, number=1, **options):
+    reports = Reports()
+    backend.start(Job(id=f"q-{number}.1", task_id=f"q-{number}", name="job", command=command, args=args, **options), reports)
+    while not reports.events:
+        await asyncio.sleep(0.01)
+    return reports
+
+
+async def test_a_worker_that_is_gone_is_told_by_name_and_no_sooner_than_nothing_of_it_runs(tmp_path):
+    backend = loopback(tmp_path, workers=1)
+    reports = await start(backend, "sleep", "1000")
+    link = backend.links["w0"]
+    link.cut()
+    await asyncio.sleep(0.09)
+    assert len(reports.events) == 1, "a cut on its own is nothing"
+    link.sign, link.is_listed = Sign.REFUSED, False
+    began = time.monotonic()
+    await reports.ended.wait()
+    error = reports.events[-1].error
+    assert isinstance(error, WorkerLost) and not error.expected and error.worker.startswith("w0")
+    assert 1.8 < time.monotonic() - began < 4
+    link.mend()
+    await backend.aclose()
+
+
+async def test_a_short_cut_loses_nothing(tmp_path):
+    backend = loopback(tmp_path, workers=1)
+    reports = await start(backend, "sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done")
+    backend.links["w0"].cut()
+    backend.links["w0"].sign = Sign.SILENT
+    await asyncio.sleep(0.09)
+    backend.links["w0"].mend()
+    await reports.ended.wait()
+    assert reports.events[-1].result.stdout == b"1\n2\n3\n4\n5\n"
+    await backend.aclose()
+
+
+async def test_a_worker_that_leaves_says_so_and_what_waited_there_goes_elsewhere(tmp_path):
+    backend = loopback(tmp_path, workers=1, slots=1)
+    running = await start(backend, "sleep", "1000")
+    waiting = Reports()
+    backend.start(Job(id="q-2.1", task_id="q-2", name="waits", command="echo", args=("there",)), waiting)
+    backend.add("w1")
+    leave = asyncio.get_running_loop().create_task(backend.bays["w0"].aclose(expected=True, why="it was retired"))
+    await running.ended.wait()
+    error = running.events[-1].error
+    assert isinstance(error, WorkerLost) and error.expected and "it was retired" in str(error)
+    await waiting.ended.wait()
+    assert waiting.events[-1].result.stdout == b"there\n"
+    await leave
+    await backend.aclose()
+
+
+async def test_another_session_of_the_same_queue_is_fenced_off(tmp_path):
+    first = loopback(tmp_path, workers=1, session="a")
+    reports = await start(first, "sleep", "1000")
+    bay = first.bays["w0"]
+    assert await bay.end_others("q-", but="b", since=time.time()) == 1
+    assert bay.live == 0
+    await reports.ended.wait()
+    error = reports.events[-1].error
+    assert isinstance(error, WorkerLost)
+    async with asyncio.timeout(5):
+        while not first.fleet.fenced:
+            await asyncio.sleep(0.01)
+    assert bay.join("a", prefix="q-", since=first.fleet.since, carrier="again") is None
+    assert bay.join("older", prefix="q-", since=first.fleet.since, carrier="x") is None
+    await first.aclose()
+
+
+async def test_files_arrive_in_parts_that_may_come_twice(tmp_path):
+    data = tmp_path / "data"
+    data.write_bytes(bytes(range(256)) * 10_000)
+    backend = loopback(tmp_path / "work", faults=lambda: Faults(seed=3, drop=0.2, lose_answer=0.2, double=0.5))
+    reports = await start(backend, "cmp", "data", str(data), files=(("data", str(data)),))
+    await reports.ended.wait()
+    assert reports.events[-1].error is None
+    await backend.aclose()
+
+
+async def test_a_stop_may_overtake_its_job(tmp_path):
+    backend = loopback(tmp_path, workers=1)
+    bay = backend.bays["w0"]
+    session = bay.sessions["s"]
+    session.stop("q-9.1", 1.0)
+    reports = await start(backend, "sleep", "1000", number=9)
+    await reports.ended.wait()
+    assert reports.events[-1].stopped and len(reports.events) == 1
+    await backend.aclose()

@@ -122,6 +122,21 @@ def test_an_orphan_of_an_earlier_kernel_is_named():
     assert str(orphan.pid) not in look("orphans")["orphans"].said
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads environments in /proc")
+def test_what_a_living_helper_holds_is_no_orphan_though_it_does_not_name_its_token(folders):
+    """As of a detached process."""
+    helper = folders / "nbprocs" / "engine" / "shim_main.py"
+    helper.parent.mkdir(parents=True)
+    helper.write_text(
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '1000']); print(p.pid, flush=True); sys.stdin.read(); p.kill(); p.wait()"
+    )
+    env = {**os.environ, TOKEN: "fedcba9876543210.x"}
+    with subprocess.Popen([sys.executable, str(helper)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        child = process.stdout.readline().strip()
+        assert f"{child} sleep" not in look("orphans")["orphans"].said
+        process.stdin.close()
+
+
 async def test_what_runs_under_a_living_kernel_is_no_orphan():
     async with nbprocs.ProcessManager() as pm:
         process = await pm.spawn("sleep", "1000")

@@ -15,7 +15,7 @@ import psutil
 from nbprocs.engine.asking import ask_all
 from nbprocs.engine.child import TOKEN
 from nbprocs.engine.places import runtime_folder, state_folder
-from nbprocs.engine.table import Row, environ_value, identify, scan
+from nbprocs.engine.table import Row, descendants, environ_value, identify, scan
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.recording import kernel_runs
 from nbprocs.redact import mask_command, one_line
@@ -116,12 +116,14 @@ def zombies() -> Iterator[Finding]:
 def orphans() -> Iterator[Finding]:
     """Processes that kernels of this user started with nbprocs and that nobody guards any more."""
     table = scan()
-    living = {word for words in _guards(table).values() for word in words}
+    guards = _guards(table)
+    living = {word for words in guards.values() for word in words}
+    guarded = {os.getpid(), *guards, *descendants(table, guards)}  # a detached one's helper does not name its token
     left = []
     for row in table.values():
-        tokens = () if row.gone or row.pid == os.getpid() else environ_value(row.pid, TOKEN).split(":")
+        tokens = () if row.gone or row.pid in guarded else environ_value(row.pid, TOKEN).split(":")
         heads = {token.partition(".")[0] for token in tokens if token}
-        if heads and not heads & living and not any(_GUARD.search(word) for word in _command(row.pid)[:8]):
+        if heads and not heads & living:
             left.append(row)
     if not left:
         yield Finding(area=_AREA, what="orphans", state=Verdict.OK, said="none")
