@@ -46,6 +46,7 @@ from nbprocs.model import (
     allowed,
     ended_status,
 )
+from nbprocs.processes.notices import tell_end
 from nbprocs.processes.spec import opened, spec_of
 from nbprocs.terminal import Interleaved, tail_text
 
@@ -99,6 +100,7 @@ class ProcessCore:
         self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
+        self._kills_before = 0  # for memory, by the system, that were counted before it started
         self._endings = 0  # how many stops are under way
         self._drained = False
         self.paused = False
@@ -128,6 +130,7 @@ class ProcessCore:
         with opened(config, again=self.predecessor is not None) as files:
             spec = spec_of(config, files, token=f"{self._owner.launcher.token}.{self.id}", label=label)
             self.started = time.monotonic()
+            self._kills_before = self._owner.oom.mark()
             self._child = await self._owner.launcher.start(spec, self)
         self._move(ProcessStatus.RUNNING)
         self.home.watch()
@@ -168,7 +171,8 @@ class ProcessCore:
         if self._timer is not None:
             self._timer.cancel()
         killed = how.signal == _SIGKILL or how.exit_code == 128 + _SIGKILL  # the second is a shell's word for the first
-        if self._reason is None and killed and self._owner.oom.explains():
+        bad = killed or how.exit_code not in self.config.success_codes
+        if self._reason is None and bad and self._owner.oom.explains(self._kills_before, killed=killed):
             self._reason = EndReason.OUT_OF_MEMORY
 
     def drained(self) -> None:
@@ -214,6 +218,7 @@ class ProcessCore:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._call(callback)
+        tell_end(self.result, self.config.notify, tasks=self._owner.tasks)
 
     def _call(self, callback: Callable[[ProcessCore], object]) -> None:
         call(f"a done callback of {self.name}", callback, self)

@@ -33,6 +33,7 @@ _OURS = frozenset(
         "title",
         "success_codes",
         "output_limit",
+        "notify",
     ]
 )
 _ENGINES = frozenset(f.name for f in fields(Spec))
