@@ -20,6 +20,7 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     errors
 #     model
 #     config
+#     notify
 #     checks   display   terminal
 #     redact
 #     guard
@@ -60,6 +61,7 @@ from nbprocs.model import (
     Stream,
     TaskPriority,
 )
+from nbprocs.notify import Notice, Notify
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import set_historian
@@ -253,9 +255,12 @@ def _show_live(model: object) -> None:
     live.publish(model)
 
 
-_shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-if getattr(_shell, "kernel", None) is not None:
+_kernel = getattr(sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None, "kernel", None)
+if _kernel is not None:
     set_view_factory(None, publish=_show_live)
+    _kernel.comm_manager.register_target(
+        "nbprocs.notify", lambda comm, _opened: importlib.import_module("nbprocs.widgets.notices").opened(comm)
+    )
 
 __all__ = [
     "After",
@@ -291,6 +296,8 @@ __all__ = [
     "NameInUse",
     "NotReady",
     "NotRerunnable",
+    "Notice",
+    "Notify",
     "NotifyAdmin",
     "OutOfMemory",
     "Outcome",

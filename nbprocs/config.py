@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_che
 
 from nbprocs.checks import data, flag, mapping, name, one_of, path, refuse, seconds, text, whole, word, words
 from nbprocs.guard import WrongType, WrongValue
+from nbprocs.notify.model import Notify, as_notify
 from nbprocs.redact import mask_command, mask_env, mask_text, readable
 
 __all__ = [
@@ -237,6 +238,7 @@ class Options(TypedDict, total=False):
     stop_scope: str
     success_codes: Iterable[int]
     output_limit: int | None
+    notify: object
     detach: bool
 
 
@@ -304,6 +306,9 @@ class ProcessConfig:
         _optional(functools.partial(whole, least=1)),
         label="Output in memory",
         help="bytes of output kept in memory a stream; more goes to a temporary file; None: the manager's",
+    )
+    notify: Notify | None = _option(
+        None, as_notify, label="Tell me", help="at its end: True (the notebook), a URL (Slack, ntfy, JSON), a callable, or a Notify"
     )
     detach: bool = _option(False, flag, label="Detach", help="it outlives the kernel, and the next one can adopt it")
 

@@ -19,7 +19,7 @@ _SENSITIVE = (
     r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth(?:orization)?|cookie|bearer)"
 )
 _NAME = rf"(?i)(?:^|[-_.]){_SENSITIVE}s?(?:$|[-_.])|(?:password|passwd|passphrase|apikey|secret|token)$"
-_COUNT = r"(?i)(?:max|min|num|n)[-_.]?(?:\w+[-_.])?tokens?$"  # how many tokens a language model may write is no secret
+_COUNT = r"(?i)(?:^|[-_.])(?:max|min|num|n)[-_.](?:\w+[-_.])?tokens$"  # how many tokens a language model may write is no secret
 _CAMEL = r"(?<=[a-z0-9])(?=[A-Z])"
 _ASSIGN = r"(?s)^(-{0,2}[\w.-]+)([=:])(.+)$"
 _VALUE = r"'[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s;&|]+"

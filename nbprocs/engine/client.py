@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShimChild", "ShimClient", "start_error"]
 
+_FEW = 24  # variables that a start may have of its own beside the environment that the shim knows
 _IDLE = 0.5  # seconds
 _READ = 4 << 10  # bytes at once: some sixty reports, then others on the loop get their turn
 LOST = "the process that starts and guards the children was killed meanwhile; try again"
@@ -101,13 +102,15 @@ class ShimClient:
     def start(self, child: ShimChild, order: Callable[[int], wire.StartOrder], env: Mapping[Any, Any], fds: Sequence[int]) -> None:
         """Have it started; ``born`` or ``refused`` tells. The descriptors are copied or kept: the caller closes its own."""
         frame = b""
-        if env is not self._environment and env != self._environment:
+        changes = None if env is self._environment else _changes(self._environment, env)
+        if changes is None and env is not self._environment:
             self._environments += 1
             frame = wire.pack(wire.ENVIRONMENT, self._environments, _as_bytes(env))
-        frame += wire.pack(wire.START, *order(self._environments))
+            self._environment = env
+        started = order(self._environments)
+        frame += wire.pack(wire.START, *(started._replace(changes=changes) if changes else started))
         was_idle = not self.shim.busy
         self._send(frame, tuple(fds))
-        self._environment = env
         self.waiting[child.number] = child
         if was_idle:
             self._owner.stir()
@@ -361,6 +364,17 @@ class _Told:
 
     def set_exception(self, _: BaseException) -> None:
         self.set_result(())
+
+
+def _changes(base: Mapping[Any, Any] | None, env: Mapping[Any, Any]) -> dict[bytes, bytes | None] | None:
+    """What is other in the second than in the first, if that is little: most starts differ in a few variables, and have a hundred."""
+    if base is None:
+        return None
+    changed = {name: value for name, value in env.items() if base.get(name) != value}
+    gone = base.keys() - env.keys()
+    if len(changed) + len(gone) > _FEW:
+        return None
+    return {**_as_bytes(changed), **dict.fromkeys(map(os.fsencode, gone))}
 
 
 def _as_bytes(env: Mapping[Any, Any]) -> dict[bytes, bytes]:

@@ -4,27 +4,54 @@ An out-of-memory kill looks like any other SIGKILL from outside; only the counte
 in ``memory.oom_control`` on v1).
 """
 
+from __future__ import annotations
+
+import time
+from collections import deque
+
 from nbprocs.engine.container import kill_counter, kills_in
 
 __all__ = ["OomWatch"]
 
+FRESH = 0.05  # seconds for which a count is good enough for the start of a process: a burst of starts reads once
+
 
 class OomWatch:
-    """Compares the counter with what it was: each kill explains one SIGKILL.
+    """Compares the counter with what it was: each kill explains one end, of a process that lived when it was counted.
 
-    The file is looked up once, and only it is read again: a killed process is to be running again within a fraction of a millisecond.
+    A kill that was counted before a process started can't have hit it. One that hit a descendant of ours makes its tree fail in some other
+    way: that end takes the kill, so that it does not explain a later SIGKILL by somebody else. The file is looked up once, and only it is
+    read again: a killed process is to be running again within a fraction of a millisecond.
     """
 
     def __init__(self) -> None:
         self._counter = kill_counter()
-        self._seen = None if self._counter is None else kills_in(self._counter)
+        self._count = 0
+        self._read_at = float("-inf")
+        self._explained: deque[int] = deque(maxlen=1000)  # the numbers of kills that explain an end
+        self._known = self._read()
 
-    def explains(self) -> bool:
-        """Whether a SIGKILL that just came was the system's, for memory. Each kill counts once."""
-        if self._seen is None or self._counter is None:
+    def _read(self) -> bool:
+        found = None if self._counter is None else kills_in(self._counter)
+        if found is not None:
+            self._count, self._read_at = found, time.monotonic()
+        return found is not None
+
+    def mark(self) -> int:
+        """The number of kills so far, for a process that is about to start."""
+        if self._known and time.monotonic() - self._read_at > FRESH:
+            self._read()
+        return self._count
+
+    def explains(self, mark: int, *, killed: bool) -> bool:
+        """Whether the end of a process that started at ``mark`` was the system's, for memory.
+
+        Ask at each end that is a failure and was not our doing; ``killed`` says whether SIGKILL ended it.
+        """
+        if not self._known or not self._read():
             return False
-        now = kills_in(self._counter)
-        if now is None or now <= self._seen:
+        number = next((kill for kill in range(self._count, mark, -1) if kill not in self._explained), None)
+        if number is None:
             return False
-        self._seen += 1
-        return True
+        self._explained.append(number)
+        return killed

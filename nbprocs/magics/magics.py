@@ -170,6 +170,7 @@ def _config(options: Namespace, body: str, shell: Any) -> ProcessConfig:
         env_vars=_environment(options.env),
         timeout=options.timeout,
         pty=options.pty,
+        notify=options.notify,
     )
 
 
@@ -205,6 +206,7 @@ class ProcessMagics(Magics):
     @argument("--cwd", "-C", help="the folder to run in")
     @argument("--env", "-e", action="append", default=[], help="NAME=value, or NAME to remove it; may be given several times")
     @argument("--pty", action="store_true", help="give it a terminal, for programs that only then show colours or progress")
+    @argument("--notify", nargs="?", const=True, metavar="URL", help="tell me at its end: the notebook, or a URL (Slack, ntfy, JSON)")
     @argument("--wait", "-w", action="store_true", help="let the cell take as long as the process, and fail if it fails")
     @argument("--send", "-s", default="", help="for python: variables of the notebook to send, as in --send model,rows")
     @argument("--out", "-o", help="a variable that gets the handle")

@@ -113,7 +113,7 @@ class Episodes:
     """
 
     def __init__(self, rules: Iterable[Rule], *, history: int = 10_000) -> None:
-        self.rules = tuple(rules)
+        self.rules: tuple[Rule, ...] = tuple(rules)
         self.closed: deque[Alert] = deque(maxlen=history)
         self._open: dict[tuple[AlertType, str], _Open] = {}
         self._phases: list[dict[str, Phase]] = [{} for _ in self.rules]

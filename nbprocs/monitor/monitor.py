@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from nbprocs.checks import flag, instance, seconds, whole
 from nbprocs.checks import name as check_name
+from nbprocs.config import Command, Word
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.home import Home, Tasks, hops, log
@@ -36,12 +37,12 @@ from nbprocs.monitor.history import Snapshot, Spill
 from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope
 from nbprocs.monitor.model import Alert, AlertThresholds, Rule
 from nbprocs.monitor.notify import AlertCallback, CallbackFailure, Callbacks
-from nbprocs.monitor.plots import plot
+from nbprocs.monitor.plots import PANELS, plot
 from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.prometheus import exposition
 from nbprocs.monitor.roster import Roster, look_up
 from nbprocs.monitor.sampler import Sample, Sampler
-from nbprocs.monitor.targets import Target
+from nbprocs.monitor.targets import Target, current_home
 from nbprocs.monitor.views import alert_frame, metrics_of, summary_frame, table_html, wide_frame
 from nbprocs.processes.events import Subscribers
 from nbprocs.processes.process import ManagedProcess
@@ -49,6 +50,9 @@ from nbprocs.processes.recording import past_for
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+    from nbprocs.monitor.record import Recording
 
 __all__ = ["ProcessMonitor"]
 
@@ -62,11 +66,9 @@ class ProcessMonitor(Displayable):
 
     Args:
         interval: seconds between two samples; None: only when ``sample()`` is called.
-        thresholds: the five limits. A process that fails raises PROCESS_DOWN in any case.
-        rules: more rules, with durations, hysteresis and severities of their own.
+        thresholds, rules: the five limits, and more rules. A process that fails raises PROCESS_DOWN in any case.
         members: keep a sample of each process of a tree too, not only of the tree.
-        history_bytes: memory for the samples, 106 bytes each; the oldest leave first.
-        spill: where they go then: a ``.csv`` file or a ``.parquet`` folder; None: nowhere.
+        history_bytes, spill: memory for the samples, 106 bytes each; the oldest leave first, for a ``.csv`` or a ``.parquet`` folder.
         background: live on the loop of the host thread, which a cell that blocks the kernel does not stop.
         runs: the history that tells how long commands used to take (Rule.regression): a path; None: the kernel's (set_runs), False: none.
         clock: monotonic seconds; for tests.
@@ -97,13 +99,13 @@ class ProcessMonitor(Displayable):
         gpu: Gpu | None = None,
         portable: bool = not ON_LINUX,
     ) -> None:
-        self.interval = seconds("interval", interval)
+        self.interval: float | None = seconds("interval", interval)
         if thresholds is not None:
             instance("thresholds", thresholds, AlertThresholds, "AlertThresholds or None")
-        self.thresholds = thresholds or AlertThresholds()
-        self.spill_lost = 0  # samples that could not be spilled
+        self.thresholds: AlertThresholds = thresholds or AlertThresholds()
+        self.spill_lost: int = 0  # samples that could not be spilled
         self._spill = None if spill is None else Spill(spill)
-        self._home: Home | None = Home.background() if background else _current()
+        self._home: Home | None = Home.background() if background else current_home()
         chosen = (*self.thresholds.rules(), *as_rules(rules))
         self._book = Book(
             chosen,
@@ -132,7 +134,7 @@ class ProcessMonitor(Displayable):
     def home(self) -> Home:
         """The loop it lives on."""
         if self._home is None:
-            self._home = _current() or Home.background()
+            self._home = current_home() or Home.background()
         return self._home
 
     def watch(self, target: Any, *, name: str | None = None) -> None:
@@ -208,7 +210,7 @@ class ProcessMonitor(Displayable):
 
     def _at_home(self, action: Callable[..., object], *args: Any) -> None:
         """On the home loop now, if this is its thread; else soon."""
-        if self.home.here and _current() is self.home:
+        if self.home.here and current_home() is self.home:
             self._do(action, *args)
         else:
             self.home.post(self._do, action, *args)
@@ -426,17 +428,17 @@ class ProcessMonitor(Displayable):
         """Samples that left memory."""
         return self._book.history.dropped
 
-    def plot(self, *, names: Iterable[str] | None = None, **options: Any) -> Any:
-        """Memory, CPU, alerts and ends over time as a matplotlib Figure, which a notebook shows. Options: ``title``, ``metrics``."""
+    def plot(self, *, names: Iterable[str] | None = None, title: str | None = None, metrics: Sequence[str] = PANELS) -> "Figure":
+        """Memory and CPU (or other metrics), alerts and ends over time as a matplotlib Figure, which a notebook shows."""
         chosen = None if names is None else list(names)
         alerts = [alert for alert in self.alerts() if chosen is None or alert.name in chosen]
-        return plot(self.frame(names=chosen), alerts, thresholds=self.thresholds, **options)
+        return plot(self.frame(names=chosen), alerts, thresholds=self.thresholds, title=title, metrics=metrics)
 
     def export_prometheus(self) -> str:
         """The latest samples and open alerts in Prometheus's text format."""
         return exposition(self._book.history.latest(), self.alerts(open_only=True))
 
-    def record(self, command: Any, *args: Any, interval: float | None = None, **options: Any) -> Any:
+    def record(self, command: Command, *args: Word, interval: float | None = None, **options: Any) -> "Recording":
         """Record one command: ``nbprocs.monitor.record`` with this monitor's interval, but at least ten samples a second."""
         from nbprocs.monitor.record import record  # noqa: PLC0415 - it needs this module
 
@@ -491,10 +493,3 @@ class ProcessMonitor(Displayable):
 
     def _html_(self) -> Html:
         return table_html(self._metrics()[:SUMMARY_MOST], self.alerts(open_only=True), heading=repr(self))
-
-
-def _current() -> Home | None:
-    try:
-        return Home.current()
-    except RuntimeError:
-        return None

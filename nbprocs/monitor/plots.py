@@ -17,8 +17,11 @@ from nbprocs.monitor.model import Alert, AlertSeverity, AlertThresholds
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
-__all__ = ["plot"]
+__all__ = ["PANELS", "plot"]
+
+PANELS = ("memory_usage_mb", "cpu_percent")
 
 NAMED = 7  # so many have a colour each
 TOP = 5  # of more than those so many
@@ -64,8 +67,8 @@ def plot(
     *,
     thresholds: AlertThresholds | None = None,
     title: str | None = None,
-    metrics: Sequence[str] = ("memory_usage_mb", "cpu_percent"),
-) -> Any:
+    metrics: Sequence[str] = PANELS,
+) -> "Figure":
     """Draw a frame of the monitor and the alerts of its time; returns a matplotlib Figure (``figure.savefig("talk.png")``).
 
     Takes about half a second for 100,000 samples: lines are thinned to what a screen can show, keeping every peak.
@@ -74,7 +77,7 @@ def plot(
     colours = _colours(frame, metrics[0])
     lanes = _lanes(frame, alerts, colours)
     heights = [3.0] * len(metrics) + ([0.45 + 0.3 * len(lanes)] if lanes else [])
-    figure = _figure_class()(figsize=(10, sum(heights) + 0.6), layout="constrained")
+    figure: Figure = _figure_class()(figsize=(10, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     asked = thresholds or AlertThresholds()
     for panel, metric in zip(axes, metrics, strict=False):

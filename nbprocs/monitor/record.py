@@ -1,18 +1,23 @@
 """One command, recorded from its first moment to its last: the frame of its whole tree, as psrecord plots it for one process."""
 
 import asyncio
-import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from nbprocs.checks import LONGEST, number
+from nbprocs.config import Command, Word
 from nbprocs.engine.home import Tasks
-from nbprocs.model import ProcessConfig, ProcessResult
+from nbprocs.model import ProcessResult
+from nbprocs.monitor.metrics import Scope
 from nbprocs.monitor.monitor import ProcessMonitor
+from nbprocs.monitor.plots import PANELS
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Recording", "record"]
 
@@ -29,7 +34,7 @@ class Recording:
     (3, 'failed')
     """
 
-    def __init__(self, command: Any, args: tuple[Any, ...], *, interval: float, options: dict[str, Any]) -> None:
+    def __init__(self, command: Command, args: tuple[Word, ...], *, interval: float, options: dict[str, Any]) -> None:
         self._command = command
         self._args = args
         self._options = options
@@ -47,17 +52,17 @@ class Recording:
         """Until the command ends."""
         return await self.process.wait()
 
-    def frame(self, **options: Any) -> "pd.DataFrame":
+    def frame(self, *, wide: str | None = None, scope: Scope | str | None = Scope.TREE) -> "pd.DataFrame":
         """The samples: ``ProcessMonitor.frame``."""
-        return self.monitor.frame(**options)
+        return self.monitor.frame(wide=wide, scope=scope)
 
     def summary(self) -> "pd.DataFrame":
         """``ProcessMonitor.summary``."""
         return self.monitor.summary()
 
-    def plot(self, **options: Any) -> Any:
+    def plot(self, *, title: str | None = None, metrics: Sequence[str] = PANELS) -> "Figure":
         """``ProcessMonitor.plot``."""
-        return self.monitor.plot(**options)
+        return self.monitor.plot(title=title, metrics=metrics)
 
     async def __aenter__(self) -> Self:
         self._manager = ProcessManager()
@@ -92,9 +97,7 @@ async def _end(manager: ProcessManager, monitor: ProcessMonitor) -> None:
     await monitor.aclose()
 
 
-def record(
-    command: str | os.PathLike[str] | ProcessConfig, *args: str | os.PathLike[str], interval: float = 0.1, **options: Any
-) -> Recording:
+def record(command: Command, *args: Word, interval: float = 0.1, **options: Any) -> Recording:
     """Samples of one command from its start to its end, in an async context.
 
     ``async with record("pip", "install", "x") as run: ...``, then ``run.frame()``, ``run.plot()``, ``run.result``. ``interval`` is in
@@ -105,4 +108,5 @@ def record(
     >>> run.result.exit_code, len(run.frame()) >= 2
     (0, True)
     """
+    number("interval", interval, above=0, most=LONGEST, what="a positive number of seconds")
     return Recording(command, args, interval=interval, options=options)

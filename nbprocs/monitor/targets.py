@@ -5,13 +5,14 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbprocs.engine.home import Home
 from nbprocs.engine.table import Identity
 from nbprocs.model import EndReason, ProcessInfo, ProcessStatus
 from nbprocs.monitor.history import Series
 from nbprocs.monitor.metrics import State
 from nbprocs.processes.process import ManagedProcess
 
-__all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "end_state", "failed"]
+__all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "current_home", "end_state", "failed"]
 
 WINDOW = 60.0  # seconds: the error rate is that of the outcomes of the last minute
 _KEPT = 10_000  # outcomes, at most, in the window
@@ -126,3 +127,11 @@ def end_state(info: ProcessInfo) -> State:
     if failed(info):
         return State.FAILED
     return State.COMPLETED if info.status is ProcessStatus.COMPLETED else State.TERMINATED
+
+
+def current_home() -> Home | None:
+    """The home of the loop that runs here; None where none does."""
+    try:
+        return Home.current()
+    except RuntimeError:
+        return None

@@ -26,6 +26,7 @@ from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.model import TaskPriority
+from nbprocs.notify import as_notify
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool import report
 from nbprocs.pool.codec import Codec
@@ -36,6 +37,7 @@ from nbprocs.pool.executor import PoolExecutor
 from nbprocs.pool.intake import How, Intake, setup_of, title_of
 from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
+from nbprocs.pool.notices import told_at_the_end
 from nbprocs.pool.python import Link, Listener, PythonLink
 from nbprocs.pool.speech import Speech
 from nbprocs.pool.task import TaskHandle
@@ -247,6 +249,7 @@ class ProcessPool(Displayable):
         timeout: float | Unset | None = UNSET,
         retries: RetryPolicy | int | None = None,
         progress: bool | str = False,
+        notify: object = None,
     ) -> AsyncGenerator[Any, None]:
         """Call the function with each item (of several iterables: with one item of each) and yield the results.
 
@@ -259,6 +262,7 @@ class ProcessPool(Displayable):
             retries: as in submit(); a chunk is tried again as a whole.
             priority: as in submit().
             progress: True, or a title, shows a tqdm bar.
+            notify: whom to tell when it has ended, with the number of results and the time: True, a URL, a callable, or a Notify.
 
         An exception of the function is raised when its turn comes, after the results before it; a dead worker fails its chunk. What is
         under way is cancelled when the iteration ends early (``async with contextlib.aclosing(pool.map(…))`` makes that happen at once).
@@ -271,8 +275,11 @@ class ProcessPool(Displayable):
         """
         self._intake.check_open()
         how = self._intake.how(priority, timeout, retries)
+        whom = as_notify("notify", notify)
         if isinstance(self.worker, CommandWorker):
-            return self._map_lines(function, how, ordered=ordered, progress=progress)
+            lines: Any = function
+            bar = progress_bar(progress, title=self.name, total=length_of((lines,)))
+            return self._map_lines(lines, how, ordered=ordered, bar=told_at_the_end(bar, whom, title=self.name))
         if not callable(function) or not iterables:
             raise TypeError("map() takes a function and at least one iterable")
         for i, items in enumerate(iterables):
@@ -300,11 +307,11 @@ class ProcessPool(Displayable):
             ordered=ordered,
             sizer=sizer,
             window=4 * workers,
-            bar=progress_bar(progress, title=title, total=total),
+            bar=told_at_the_end(progress_bar(progress, title=title, total=total), whom, title=title),
             finish=lambda: self._codec.retire(known),
         )
 
-    def _map_lines(self, lines: Any, how: How, *, ordered: bool, progress: bool | str) -> AsyncGenerator[Any, None]:
+    def _map_lines(self, lines: Any, how: How, *, ordered: bool, bar: Callable[[], Any]) -> AsyncGenerator[Any, None]:
         def submit(chunk: Sequence[Any], _start: int) -> TaskHandle[Any]:
             handle = self._intake.handle()
             self._intake.submit(handle, chunk[0], (), {}, how, listed=True)
@@ -316,7 +323,7 @@ class ProcessPool(Displayable):
             ordered=ordered,
             sizer=Sizer(1, total=None, workers=1),
             window=2 * (self._crew.size or self.config.most),
-            bar=progress_bar(progress, title=self.name, total=length_of((lines,))),
+            bar=bar,
             finish=lambda: None,
         )
 

@@ -19,7 +19,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -47,7 +47,8 @@ from nbprocs.model import (
     allowed,
     ended_status,
 )
-from nbprocs.processes.spec import spec_of
+from nbprocs.processes.notices import tell_end
+from nbprocs.processes.spec import opened, spec_of
 from nbprocs.terminal import Interleaved, tail_text
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class ProcessCore:
         self.stdout, self.stderr = logs_of(on_disk=config.detach, memory_limit=config.output_limit or DEFAULT_MEMORY)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
+        self._kills_before = 0  # for memory, by the system, that were counted before it started
         self._endings = 0  # how many stops are under way
         self._drained = False
         self.paused = False
@@ -124,16 +126,18 @@ class ProcessCore:
 
     # -- start: called by the manager, on the home loop
 
-    @property
-    def spec(self) -> Spec:
-        """What the engine is told of it. Raises ValueError for an option that is not to be had here."""
-        return spec_of(self.config, token=f"{self._owner.launcher.token}.{self.id}", label=Label(id=self.id, name=self.name))
+    def spec(self, files: Mapping[str, int]) -> Spec:
+        """What the engine is told of it, with the open files. Raises ValueError for an option that is not to be had here."""
+        label = Label(id=self.id, name=self.name, command=None if self.config.title is None else self.config.display)
+        return spec_of(self.config, files, token=f"{self._owner.launcher.token}.{self.id}", label=label)
 
     async def launch(self) -> None:
         """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
-        spec = self.spec
-        self.started = time.monotonic()
-        child = await self._owner.launcher.start(spec, self)
+        with opened(self.config, again=self.predecessor is not None) as files:
+            spec = self.spec(files)
+            self.started = time.monotonic()
+            self._kills_before = self._owner.oom.mark()
+            child = await self._owner.launcher.start(spec, self)
         self.became(child)
         if spec.timeout is not None and not child.keeps_time:
             self._timer = self.home.loop.call_later(spec.timeout, self._out_of_time)
@@ -193,7 +197,8 @@ class ProcessCore:
         if self._timer is not None:
             self._timer.cancel()
         killed = how.signal == _SIGKILL or how.exit_code == 128 + _SIGKILL  # the second is a shell's word for the first
-        if self._reason is None and killed and self._owner.oom.explains():
+        bad = killed or how.exit_code not in self.config.success_codes
+        if self._reason is None and bad and self._owner.oom.explains(self._kills_before, killed=killed):
             self._reason = EndReason.OUT_OF_MEMORY
 
     def drained(self) -> None:
@@ -239,6 +244,7 @@ class ProcessCore:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._call(callback)
+        tell_end(self.result, self.config.notify, tasks=self._owner.tasks)
 
     def _call(self, callback: Callable[[ProcessCore], object]) -> None:
         call(f"a done callback of {self.name}", callback, self)

@@ -70,7 +70,7 @@ async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | 
 
 async def start(core: ProcessCore, owner: ProcessOwner) -> None:
     """Start it, detached, and be told of it from then on. A start that is cancelled is waited for, and then undone by whoever cancelled."""
-    launching = owner.tasks.start(launch(core.spec, core.config, restart=core.restart_policy), name=f"detach {core.name}")
+    launching = owner.tasks.start(launch(_spec(core), core.config, restart=core.restart_policy), name=f"detach {core.name}")
     try:
         await asyncio.wait({launching})
     except asyncio.CancelledError:
@@ -80,6 +80,13 @@ async def start(core: ProcessCore, owner: ProcessOwner) -> None:
         raise
     await take_up(core, launching.result(), owner)
     owner.heard(EventKind.STARTED, core)
+
+
+def _spec(core: ProcessCore) -> Spec:
+    config = core.config
+    if config.stdout is not None or config.stderr is not None or not isinstance(config.stdin, (bool, bytes)):
+        raise ValueError("a detached process can't have files of this kernel: leave stdin=, stdout=, stderr= away, or let a shell redirect")
+    return core.spec({})
 
 
 async def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> None:
@@ -157,6 +164,8 @@ def _as_json(config: ProcessConfig) -> dict[str, Any]:
     if isinstance(found.get("stdin"), bytes):
         lost.append("stdin")
         found["stdin"] = False
+    if not isinstance(found.get("notify", True), (bool, str)):
+        del found["notify"]  # a callable belongs to its kernel
     return {**{name: _plain(value) for name, value in found.items()}, "lost": lost}
 
 

@@ -27,6 +27,7 @@ from nbprocs.errors import Closed, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessResult, Stream
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.events import EventStream
+from nbprocs.processes.notices import told_of_the_last
 from nbprocs.processes.process import face_of
 from nbprocs.processes.recording import RecordsRuns
 from nbprocs.processes.registry import Registry, Slots
@@ -217,7 +218,8 @@ class ManagerCore:
     @hops
     async def run(self, config: ProcessConfig, given: bytes | None, *, wait: bool, retry: RetryPolicy | None, check: bool) -> ProcessResult:
         """See ProcessManager.run; ``given`` is its input."""
-        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check)
+        config, told = (config, None) if retry is None else told_of_the_last(config, tasks=self.tasks)
+        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check, told=told)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
         process = await self._start(config, Launch(), wait=wait)

@@ -56,8 +56,13 @@ async def feed(process: ProcessCore, data: bytes) -> None:
         await Talk(process).close_stdin()
 
 
-async def tries(once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPolicy | None, check: bool) -> ProcessResult:
-    """Run once, and again by the policy; the result, or the error of the last try if ``check`` says so."""
+Told = Callable[[ProcessResult], None] | None
+
+
+async def tries(
+    once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPolicy | None, check: bool, told: Told = None
+) -> ProcessResult:
+    """Run once, and again by the policy; the result, or the error of the last try if ``check`` says so; ``told`` of the last one's."""
     began = time.monotonic()
     for attempt in itertools.count(1):
         result = None
@@ -72,11 +77,15 @@ async def tries(once: Callable[[], Awaitable[ProcessResult]], *, retry: RetryPol
         delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
         if delay is not None:
             await asyncio.sleep(delay)
-        elif check or result is None:
+            continue
+        if told is not None and result is not None:
+            told(result)
+        if check or result is None:
             raise error
-        else:
-            break
+        return result
     assert result is not None  # noqa: S101 - for the type checker
+    if told is not None:
+        told(result)
     return result
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbprocs.checks import LONGEST, flag, function, instance, number
 from nbprocs.checks import text as check_text
 from nbprocs.display import Displayable, Html, text
-from nbprocs.engine.home import Tasks, hops
+from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, ProcessFailed, RestartsExhausted, UnknownProcess, error_from_result
 from nbprocs.model import EventKind, ProcessEvent, ProcessStatus
 from nbprocs.policy import RetryPolicy
@@ -90,11 +90,11 @@ class ErrorHandler(Displayable):
         if settle != math.inf:  # for jobs: until it has ended
             number("settle", settle, least=0, most=LONGEST, what="a number of seconds, 0 or more")
         number("callback_timeout", callback_timeout, above=0, most=LONGEST, what="a positive number of seconds")
-        self.home = manager_core(manager).home
+        self.home: Home = manager_core(manager).home
         self._manager = manager
         self._automatic = flag("automatic", automatic)
         self._tasks = Tasks(manager_core(manager).home)
-        self.journal = Journal()
+        self.journal: Journal = Journal()
         self._around = Surroundings(manager=manager, pool=pool, journal=self.journal, settle=settle, clock=clock, sleep=sleep)
         self._rules = Rules()
         self._callbacks = Callbacks(tasks=self._tasks, journal=self.journal, timeout=callback_timeout)

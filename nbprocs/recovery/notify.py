@@ -1,24 +1,24 @@
 """Telling somebody: a callback, a logging record, and a webhook. What is sent holds masked commands only."""
 
 import asyncio
-import inspect
-import json
+import functools
+import itertools
 import logging
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from nbprocs.errors import ProcessError, last_output
 from nbprocs.model import ProcessResult, signal_name
+from nbprocs.monitor.probes import in_thread
+from nbprocs.notify import Notice
 from nbprocs.policy import RetryPolicy
-from nbprocs.redact import mask_text
+from nbprocs.redact import mask_text, one_line
 
-__all__ = ["Notification", "announce", "notification", "post", "post_with_retries"]
+__all__ = ["Notification", "announce", "as_notice", "notification", "post_with_retries"]
 
 log = logging.getLogger("nbprocs.admin")
 Notification = Mapping[str, Any]
-_ANSWER_LIMIT = 1024  # bytes of a webhook's answer that are read
 
 
 def notification(
@@ -54,39 +54,35 @@ def announce(told: Notification) -> None:
     log.error("%s (%s): %s", told["name"] or told["id"], told["command"], told["message"], extra={"nbprocs": dict(told)})
 
 
-async def call(callback: Callable[[Notification], object], told: Notification, *, timeout: float) -> None:
-    """The callback, sync or async; an async one gets ``timeout`` seconds and TimeoutError after that."""
-    answer = callback(told)
-    if inspect.isawaitable(answer):
-        async with asyncio.timeout(timeout):
-            await answer
-
-
-def post(url: str, told: Notification, *, timeout: float) -> int:
-    """POST it as JSON; the status of the answer. Blocks for up to ``timeout`` seconds without progress. Raises OSError, ValueError."""
-    if not url.startswith(("http://", "https://")):
-        msg = f"a webhook must begin with http:// or https://, not {mask_text(url)!r}"
-        raise ValueError(msg)
-    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-        url, data=json.dumps(dict(told)).encode(), headers={"Content-Type": "application/json", "User-Agent": "nbprocs"}, method="POST"
+def as_notice(told: Notification) -> Notice:
+    """The same as the notebook, Slack and ntfy are told."""
+    return Notice(
+        title=one_line(f"{told['name'] or told['id']}: {told['message']}", limit=200),
+        body="\n".join(told["last_lines"]),
+        level="error",
+        process_id=told["id"],
+        name=told["name"],
+        kind="recovery",
+        exit_code=told["exit_code"],
+        signal=told["signal"],
+        seconds=told["duration"],
     )
-    with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310 - the scheme was checked
-        answer.read(_ANSWER_LIMIT)
-        return int(answer.status)
 
 
 async def post_with_retries(url: str, told: Notification, *, timeout: float, policy: RetryPolicy) -> int:
-    """POST in a thread, and again by the policy; raises the last error. Each try takes at most ``timeout`` seconds."""
-    attempt = 0
+    """POST in a thread of its own, and again by the policy; raises the last Undelivered. Each try takes at most ``timeout`` seconds."""
+    from nbprocs.notify.webhook import Undelivered, payload, post  # noqa: PLC0415 - ssl and urllib: `import nbprocs` stays light
+
+    where, message = payload(url, as_notice(told), plain=told)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    while True:
-        attempt += 1
+    for attempt in itertools.count(1):
         try:
-            async with asyncio.timeout(timeout):
-                return await asyncio.to_thread(post, url, told, timeout=timeout)
-        except (OSError, TimeoutError) as error:
+            async with asyncio.timeout(2 * timeout):  # a name look-up has no deadline of its own
+                return int(await in_thread(functools.partial(post, where, message, timeout=timeout)))
+        except (Undelivered, TimeoutError) as error:
             delay = policy.decide(error, attempt=attempt, elapsed=loop.time() - began)
-            if delay is None:
+            if delay is None or not getattr(error, "again", True):
                 raise
-            await asyncio.sleep(delay)
+        await asyncio.sleep(delay)
+    raise AssertionError  # pragma: no cover - the policy ends it

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from nbprocs.checks import LONGEST, function, instance, number, text, whole
+from nbprocs.checks import LONGEST, function, instance, number, whole
 from nbprocs.errors import ProcessError, RestartsExhausted
-from nbprocs.guard import attempt, finish, text_of
+from nbprocs.guard import attempt, finish, repr_of, text_of
+from nbprocs.notify import publish
+from nbprocs.notify.model import url_of
 from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
 from nbprocs.pool.model import PoolConfig, PoolMetrics
 from nbprocs.processes.manager import ProcessManager
@@ -243,10 +245,11 @@ def _workers(pool: Scalable) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifyAdmin:
-    """Tells somebody: always a logging record (logger ``nbprocs.admin``), and a callback and a webhook if given.
+    """Tells somebody: always a logging record (logger ``nbprocs.admin``) and the notebook, and a callback and a webhook if given.
 
-    The webhook gets a POST with JSON: id, name, command (masked), exit_code, signal, duration, error, message, last_lines, attempts,
-    at. Tried again by ``retry``. The outcome is a failure if the callback raised or the webhook could not be reached.
+    A webhook of Slack or ntfy gets what these show (as ``Notify`` has it), any other a POST with JSON: id, name, command (masked),
+    exit_code, signal, duration, error, message, last_lines, attempts, at. Tried again by ``retry`` where that may help. The outcome is a
+    failure if the callback raised or the webhook could not be reached.
 
     >>> NotifyAdmin(webhook="https://example.org/hook").timeout
     10.0
@@ -264,24 +267,27 @@ class NotifyAdmin:
         if self.callback is not None:
             function("callback", self.callback)
         if self.webhook is not None:
-            text("webhook", self.webhook)
+            url_of("webhook", self.webhook)
 
     async def __call__(self, incident: Incident) -> Outcome:
         """Tell them all; one that fails keeps no other from being told."""
         told = incident.told()
         notify.announce(told)
+        publish(notify.as_notice(told))
         done, failed = ["logged"], []
         if self.callback is not None:
-            try:
-                await notify.call(self.callback, told, timeout=self.timeout)
+            answer, error = attempt(self.callback, told)
+            if error is None and inspect.isawaitable(answer):
+                _, error = await finish(answer, timeout=self.timeout)
+            if error is None:
                 done.append("callback called")
-            except Exception as error:  # noqa: BLE001 - it is reported in the outcome
-                failed.append(f"callback failed: {error!r}")
+            else:
+                failed.append(f"callback failed: {repr_of(error)}")
         if self.webhook is not None:
             try:
                 status = await notify.post_with_retries(self.webhook, told, timeout=self.timeout, policy=self.retry)
                 done.append(f"webhook answered {status}")
-            except (OSError, ValueError, TimeoutError) as error:
+            except (OSError, TimeoutError) as error:
                 failed.append(f"webhook failed: {error or type(error).__name__}")
         return Outcome(action=RecoveryStrategy.NOTIFY_ADMIN.value, ok=not failed, detail=", ".join(done + failed))
 
@@ -303,7 +309,7 @@ class _Composed:
     __slots__ = ("steps",)
 
     def __init__(self, *steps: "RecoveryStrategy | Strategy") -> None:
-        self.steps = tuple(as_strategy(step) for step in steps)
+        self.steps: tuple[Any, ...] = tuple(as_strategy(step) for step in steps)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.steps))})"

@@ -29,7 +29,8 @@ _ERROR = 2_000  # characters
 _BEFORE = 1_024  # bytes before the tail that are looked at for secrets
 LOG = 16 << 20  # bytes of a stream that are kept where the whole output is asked for
 _FIELDS = [f.name for f in dataclasses.fields(ProcessConfig) if f.name not in {"name", "working_dir", "env_vars"}]
-_what_runs = operator.attrgetter(*_FIELDS)
+_MAPPINGS = [f.name for f in dataclasses.fields(ProcessConfig) if f.name in _FIELDS and "Mapping" in str(f.type)]  # can't be hashed
+_what_runs = operator.attrgetter(*(name for name in _FIELDS if name not in _MAPPINGS))
 
 Environ = Mapping[Any, Any]
 
@@ -104,6 +105,7 @@ class RowMaker:
         self._environs: OrderedDict[int, tuple[Environ, dict[str, str | None], list[str]]] = OrderedDict()
         self._commands: OrderedDict[Any, _Command] = OrderedDict()
         self._contexts: OrderedDict[str, int] = OrderedDict()
+        self._plain: tuple[str, Any, int] = ("\0", None, 0)  # the latest context that tells folder and revision alone
         self._scheduled: OrderedDict[str, tuple[Scheduled, dict[str, dict[str, Any]]]] = OrderedDict()  # by task
 
     def written(self) -> None:
@@ -175,11 +177,11 @@ class RowMaker:
     def _command(self, config: ProcessConfig, secrets: list[str]) -> tuple[int, list[str], Scrubber]:
         """Its key, its words as kept, and what takes its secrets out of text."""
         asked = _what_runs(config)
+        known, kept = None, not any(getattr(config, name) for name in _MAPPINGS)
         try:
-            known = self._commands.get(asked)
-            kept = True
-        except TypeError:  # a list or a mapping among the options
-            known, kept = None, False
+            known = self._commands.get(asked) if kept else None
+        except TypeError:  # an open file among the options, say
+            kept = False
         if known is None:
             about, hidden = config_json(config)
             known = _Command(about, Scrubber(hidden).clean(config.display), hidden)
@@ -222,6 +224,8 @@ class RowMaker:
         if changed:
             about["changed"] = changed
             log.warning("%s changed between scheduling and start of %s", ", ".join(changed), scrub.clean(config.display))
+        if not (inputs or kernel or changed or about["env"]) and git is self._plain[1] and folder == self._plain[0]:
+            return self._plain[2]  # the frequent case: nothing but the folder and its revision, as of the run before
         text = json.dumps({name: value for name, value in about.items() if value}, sort_keys=True, ensure_ascii=False)
         known = self._contexts.get(text)
         if known is None:
@@ -232,6 +236,8 @@ class RowMaker:
                 self._contexts[text] = known
                 if len(self._contexts) > _CACHED:
                     self._contexts.popitem(last=False)
+        if not (inputs or kernel or changed or about["env"] or scrub.knows(folder)):
+            self._plain = folder, git, known
         return known
 
 

@@ -12,6 +12,7 @@ from nbprocs.redact import MASK, is_secret_name, mask_env, mask_text, mask_words
 
 __all__ = ["Scrubber", "config_json", "short_env"]
 
+_TELLING = frozenset(" \t\n=:@")
 _SHORTEST = 4  # characters of a value that is looked for in text: "1" would be found everywhere
 WORDS = 256  # of a command that are kept
 CHARACTERS = 32_768  # of a command, and of an environment's difference
@@ -38,7 +39,8 @@ class Scrubber:
         for value in self._values:
             if value in text:
                 text = text.replace(value, MASK)
-        return mask_text(text) if text else text
+        # A word that stands alone holds no option, assignment, header or login: most names need none of the patterns.
+        return mask_text(text) if _TELLING.intersection(text) else text
 
 
 def secret_values(env: Mapping[str, str | None]) -> list[str]:

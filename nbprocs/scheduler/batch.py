@@ -16,12 +16,12 @@ from nbprocs.scheduler.runner import Runner
 from nbprocs.scheduler.system import folder
 from nbprocs.scheduler.writer import task_row
 
-__all__ = ["Batch"]
+__all__ = ["TaskBatch"]
 
 _NORMAL = 1  # TaskPriority.NORMAL
 
 
-class Batch:
+class TaskBatch:
     """The tasks of one call, checked as a whole before any of them is scheduled."""
 
     def __init__(self, core: Core, options: Mapping[str, Any]) -> None:

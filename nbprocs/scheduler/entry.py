@@ -46,7 +46,7 @@ class TaskOptions:
 DEFAULTS = TaskOptions()
 
 
-class Place(Protocol):
+class QueuePlace(Protocol):
     """Where an entry waits: a lane of the queue."""
 
     def drop(self) -> None:
@@ -103,7 +103,7 @@ class Entry:
         self.on_wall = False
         self.state = TaskState.QUEUED
         self.ticket = 0  # goes up whenever its place in a heap becomes void
-        self.lane: Place | None = None
+        self.lane: QueuePlace | None = None
         self.needs: dict[int, tuple[Entry, Condition]] | None = None  # what it still waits for
         self.dependents: dict[int, Entry] | None = None
         self.retries = 0

@@ -106,10 +106,8 @@ def known(core: Core, existing: Entry | None, key: str, if_exists: str) -> Entry
 def options_of(core: Core, command: Any, given: Mapping[str, Any]) -> TaskOptions:
     """The options, checked; raises as ``schedule``."""
     made = make_options(command if isinstance(command, ProcessConfig) else None, **given)
-    if made.config is not None and _is_function(command):
-        raise TypeError(
-            f"a function has no process of its own: {', '.join(sorted(made.config.changed().keys() - {'command'}))} can't be set"
-        )
+    if made.config is not None and _is_function(command) and (wrong := made.config.changed().keys() - {"command", "notify"}):
+        raise TypeError(f"a function has no process of its own: {', '.join(sorted(wrong))} can't be set")
     room, queue = core.runner.room, core.runner.queue
     for name, amount in made.resources:
         room.declare(name)

@@ -59,6 +59,7 @@ class TaskKeywords(TypedDict, total=False):
     stop_scope: str
     success_codes: Iterable[int]
     output_limit: int | None
+    notify: object
     detach: bool
 
 

@@ -4,7 +4,7 @@ import math
 
 from nbprocs.scheduler.lanes import Track
 
-__all__ = ["Group", "Resource", "fits"]
+__all__ = ["GroupLimit", "Resource", "fits"]
 
 _ROUNDING = 1e-9
 
@@ -18,7 +18,7 @@ def fits(amount: float, capacity: float) -> bool:
     return amount <= capacity * (1 + _ROUNDING) + _ROUNDING
 
 
-class Group:
+class GroupLimit:
     """Tasks with a limit and a pause of their own."""
 
     __slots__ = ("limit", "name", "parked", "paused", "running")

@@ -96,12 +96,13 @@ class LocalBackend:
             env_vars={**self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0)), **job.env_vars},
             timeout=job.timeout,
             shell=job.shell,
+            name=job.name if job.named else None,
             **job.options,
         )
         try:
-            process = await self.manager.spawn(config, name=job.name if job.named else None)
-        except NameInUse:  # tasks may share a name, and with processes; live processes don't
             process = await self.manager.spawn(config)
+        except NameInUse:  # tasks may share a name, and with processes; live processes don't
+            process = await self.manager.spawn(config, name=None)
         self._running[job.id] = process
         report(Started(pid=process.pid, host=self._host, process=process))
         if job.id in self._cancelled:

@@ -203,6 +203,8 @@ def _stored(config: ProcessConfig, secrets: tuple[str, ...]) -> dict[str, Any]:
             changed[name] = {"path": str(value)}
         elif value is not None and not isinstance(value, (str, bool)):
             raise TypeError(f"{name}={value!r} can't be stored: no later kernel has that open file; give a path or bytes")
+    if config.notify is not None:
+        changed["notify"] = config.notify.stored()
     if "env_vars" in changed:
         changed["env_vars"] = {key: value for key, value in changed["env_vars"].items() if key not in secrets}
     return changed

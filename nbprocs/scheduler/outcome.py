@@ -10,11 +10,11 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.errors import DependencyFailed, TaskCancelled, TaskInterrupted
 from nbprocs.scheduler.model import Attempt, TaskState
 
-__all__ = ["Run", "TaskOutcome", "attempt_of", "error_of", "job_of", "skip_reason"]
+__all__ = ["RunningAttempt", "TaskOutcome", "attempt_of", "error_of", "job_of", "skip_reason"]
 
 
 @dataclass(slots=True)
-class Run:
+class RunningAttempt:
     """An attempt under way."""
 
     id: str
@@ -39,11 +39,12 @@ class TaskOutcome:
     base: float | None = None  # of a series: which of its times the run stands for, on the series' clock
 
 
-def job_of(entry: Entry, run: Run, *, task_id: str, timeout: float | None, env: dict[str, str | None]) -> Job:
+def job_of(entry: Entry, run: RunningAttempt, *, task_id: str, timeout: float | None, env: dict[str, str | None]) -> Job:
     """What a backend is given to run. ``env`` tells its slot; what the task asked for goes before that."""
     options = entry.options
     config = {} if options.config is None else options.config.changed()
     config.pop("command", None)
+    config.pop("notify", None)  # the task's end is told, not each attempt's
     return Job(
         id=run.id,
         task_id=task_id,
@@ -65,7 +66,7 @@ def job_of(entry: Entry, run: Run, *, task_id: str, timeout: float | None, env: 
     )
 
 
-def attempt_of(entry: Entry, run: Run, ended: Ended, *, task_id: str, wall: float, elapsed: float) -> Attempt:
+def attempt_of(entry: Entry, run: RunningAttempt, ended: Ended, *, task_id: str, wall: float, elapsed: float) -> Attempt:
     """The row of an attempt that has just ended."""
     result = ended.result if isinstance(ended.result, ProcessResult) else None
     error = ended.error if isinstance(ended.error, ProcessError) else None  # another one is the user's: nothing of it is asked

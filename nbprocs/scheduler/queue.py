@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from nbprocs.scheduler.backend import Shape
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.lanes import Order, Track
-from nbprocs.scheduler.limits import Group, Resource, fits
+from nbprocs.scheduler.limits import GroupLimit, Resource, fits
 from nbprocs.scheduler.model import Condition, GroupStatus, Now, ResourceStatus, TaskState
 
 __all__ = ["TaskQueue"]
@@ -51,7 +51,7 @@ class TaskQueue:
         self.paused = False
         self.entries: dict[int, Entry] = {}  # all that are not final
         self.counts = dict.fromkeys(TaskState, 0)
-        self._groups = {name: Group(name, limit) for name, limit in (groups or {}).items()}
+        self._groups = {name: GroupLimit(name, limit) for name, limit in (groups or {}).items()}
         self._resources = {name: Resource(name, capacity) for name, capacity in (resources or {}).items()}
         self._tracks: dict[tuple[object, ...], Track] = {}
         self._open: list[tuple[Order, int, int, Track]] = []  # tracks that may have something to start, by their first task
@@ -257,11 +257,11 @@ class TaskQueue:
 
     # -- limits
 
-    def group(self, name: str) -> Group:
+    def group(self, name: str) -> GroupLimit:
         """The group of that name; made without a limit if it is new."""
         found = self._groups.get(name)
         if found is None:
-            found = self._groups[name] = Group(name, None)
+            found = self._groups[name] = GroupLimit(name, None)
         return found
 
     def resource(self, name: str) -> Resource:

@@ -29,10 +29,11 @@ from nbprocs.scheduler.estimate import Durations
 from nbprocs.scheduler.fence import Fence
 from nbprocs.scheduler.joining import check_joiners
 from nbprocs.scheduler.model import Attempt, Condition, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
-from nbprocs.scheduler.outcome import Run, TaskOutcome, attempt_of, error_of, job_of, skip_reason
+from nbprocs.scheduler.notices import tell_end, wake
+from nbprocs.scheduler.outcome import RunningAttempt, TaskOutcome, attempt_of, error_of, job_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
-from nbprocs.scheduler.settings import Settings
+from nbprocs.scheduler.settings import QueueSettings
 from nbprocs.scheduler.slots import SlotNumbers
 from nbprocs.scheduler.times import next_run
 from nbprocs.scheduler.tries import Tries, base_of
@@ -69,7 +70,7 @@ class Runner:
         self.home: Home | None = None
         self.queue = TaskQueue(groups=config.groups, resources=config.resources)
         self.room = Room(backend, self.queue, config.max_concurrent_tasks)
-        self.settings = Settings(writer.store, config)
+        self.settings = QueueSettings(writer.store, config)
         self.durations = Durations()
         self.attempts: deque[Attempt] = deque(maxlen=config.history)
         self.finished: OrderedDict[int, Entry] = OrderedDict()
@@ -140,7 +141,7 @@ class Runner:
             log.warning("the last ends of tasks are not on disk, so the next scheduler of this store runs these tasks again: %s", error)
         self._tell()
         for entry in self.queue:
-            self._wake(entry)
+            wake(entry)
         self.joiners.fail(Closed("the scheduler was closed while it was awaited"))
         self.emit(TaskEventKind.CLOSED)
 
@@ -269,7 +270,7 @@ class Runner:
                 outcome.base = base_of(entry, options.recurrence, now)
         slot, units = self._slots.take(options.resources, {r.name: r.capacity for r in self.queue.resources()} if options.resources else {})
         number = next(self._runs)
-        run = entry.run = Run(
+        run = entry.run = RunningAttempt(
             id=f"{self.prefix}{entry.key}.{number}",
             number=outcome.attempts[-1].attempt + 1 if outcome.attempts else 1,
             started=now.wall,
@@ -287,7 +288,7 @@ class Runner:
 
     # -- ends
 
-    def _heard(self, entry: Entry, run: Run, event: Started | Ended) -> None:
+    def _heard(self, entry: Entry, run: RunningAttempt, event: Started | Ended) -> None:
         now = self.clock()
         if isinstance(event, Started):
             self._began(entry, run, event, now)
@@ -313,7 +314,7 @@ class Runner:
             self._judge(entry, attempt, event.error, now)
         self.want()
 
-    def _began(self, entry: Entry, run: Run, event: Started, now: Now) -> None:
+    def _began(self, entry: Entry, run: RunningAttempt, event: Started, now: Now) -> None:
         """It runs: this is its start, not the hand-over. Where is noted too: on another machine it may outlive this kernel."""
         run.seen, run.started, run.elapsed = event, now.wall, now.elapsed
         self.writer.change(entry, started=now.wall, pid=event.pid, host=event.host, worker=event.worker)
@@ -410,19 +411,14 @@ class Runner:
         """Now that it is on disk: wake who awaits."""
         told, self._told = self._told, []
         for entry in told:
-            self._wake(entry)
+            wake(entry)
+            tell_end(entry, task_id=self.task_id(entry), home=self.home)
             if self.subscribers and entry.state.final:
                 self.emit(TaskEventKind.ENDED, entry)
 
     def told(self, entry: Entry) -> bool:
         """Whether its end is on disk, so that it may be told."""
         return entry.state.final and entry not in self._told
-
-    @staticmethod
-    def _wake(entry: Entry) -> None:
-        waiters, entry.waiters = entry.waiters, None
-        if waiters is not None:
-            waiters.wake(None)
 
     # -- control
 
@@ -444,7 +440,7 @@ class Runner:
         self.writer.flush()
 
     def _end_run(self, entry: Entry, intent: str) -> None:
-        run: Run | None = entry.run
+        run: RunningAttempt | None = entry.run
         if run is not None:
             run.intent = run.intent or intent
             self._backend(entry).cancel(run.id, grace=self.config.grace)
@@ -454,7 +450,7 @@ class Runner:
         if halt is None or self._halt or not halt.reached(failed=self.failures, ended=self.failures + self.successes):
             return
         self._halt = f"{self.failures} of {self.failures + self.successes} ended tasks failed"
-        self.writer.setting(Settings.key("halted"), {"value": self._halt, "config": None})
+        self.writer.setting(QueueSettings.key("halted"), {"value": self._halt, "config": None})
         if halt.now:
             for entry in list(self._running.values()):
                 self._end_run(entry, "halted")

@@ -17,7 +17,7 @@ from nbprocs.model import ProcessResult
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.scheduler import intake, views
 from nbprocs.scheduler.backend import Backend
-from nbprocs.scheduler.batch import Batch
+from nbprocs.scheduler.batch import TaskBatch
 from nbprocs.scheduler.calls import Pool, PoolBackend
 from nbprocs.scheduler.core import Core
 from nbprocs.scheduler.frames import attempts_frame, tasks_frame
@@ -206,7 +206,7 @@ class TaskScheduler(Displayable):
         core.bind()
         with core.lock:
             asked, common = learned_many(core, tasks, options)
-            batch = Batch(core, common)
+            batch = TaskBatch(core, common)
             handed = batch.prepare(asked)
             if core.store is not None:
                 core.store.insert_many(batch.rows())

@@ -13,10 +13,10 @@ from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
 from nbprocs.scheduler.store import Store
 
-__all__ = ["Settings"]
+__all__ = ["QueueSettings"]
 
 
-class Settings:
+class QueueSettings:
     """Names and values in the store. Without a store all of it does nothing."""
 
     def __init__(self, store: Store | None, config: SchedulerConfig) -> None:

@@ -12,7 +12,7 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
 from nbprocs.scheduler.frames import stored_rows
 from nbprocs.scheduler.model import Attempt, Eta, Now, ScheduledTask, SchedulerStatus, TaskState, priority_name
-from nbprocs.scheduler.outcome import Run, TaskOutcome, attempt_of
+from nbprocs.scheduler.outcome import RunningAttempt, TaskOutcome, attempt_of
 from nbprocs.scheduler.times import to_datetime
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def attempts(core: Core) -> list[Attempt]:
     return [*past, *(_running(entry, run, runner.task_id(entry), now) for entry, run in under_way if run is not None)]
 
 
-def _running(entry: Entry, run: Run, task_id: str, now: Now) -> Attempt:
+def _running(entry: Entry, run: RunningAttempt, task_id: str, now: Now) -> Attempt:
     """The row of an attempt under way."""
     made: Attempt = attempt_of(entry, run, Ended(), task_id=task_id, wall=now.wall, elapsed=now.elapsed)
     return replace(made, ended=None, outcome="running")

@@ -99,6 +99,49 @@ def test_schedule_durable(bench) -> None:
     bench.row("durable schedule_many(), by CPU time", ours=_schedule_many_durable, floor=100_000, unit="tasks/s")
 
 
+LIVES = 2_000
+
+
+async def _whole_life_durable() -> None:
+    """Scheduled one by one, each on disk when schedule() returns; started, ended, its end on disk. No process: the queue alone."""
+    with queue_file() as path:
+        async with TaskScheduler(SchedulerConfig(max_concurrent_tasks=4), store=path, backend=FakeBackend()) as sch:
+            for n in range(LIVES):
+                sch.schedule("true", str(n))
+            assert (await sch.join()).succeeded == LIVES
+
+
+def _whole_life_huey() -> None:
+    """The same with huey's SQLite storage (WAL, synchronous off: less than ours promises): enqueued, taken, called, its result stored."""
+    import huey
+
+    with queue_file() as path:
+        queue = huey.SqliteHuey(filename=str(path))
+
+        @queue.task()
+        def job(number: int) -> int:
+            return number
+
+        for n in range(LIVES):
+            job(n)
+        while (task := queue.dequeue()) is not None:
+            queue.execute(task)
+        queue.storage.close()
+
+
+def test_whole_life_durable(bench) -> None:
+    """Celery's SQLite transport (kombu, SQLAlchemy) was measured first and left out: a third of huey's rate for put, get and ack alone."""
+    pytest.importorskip("huey")
+    bench.row(
+        f"{LIVES:,} durable tasks, from schedule() to their end on disk, without processes",
+        ours=_whole_life_durable,
+        peers={"huey (SQLite)": _whole_life_huey},
+        at_least={"huey (SQLite)": 3.0},
+        work=LIVES,
+        unit="tasks/s",
+    )
+
+
 # --- a million of them ------------------------------------------------------------------------------------------------------
 
 RESIDENT = f"""
@@ -229,7 +272,7 @@ def test_running(bench) -> None:
     peers = {"pm.run": _bare_run}
     if shutil.which("parallel"):
         peers["GNU parallel"] = _gnu_parallel
-    targets = {"pm.run": 0.8, "GNU parallel": 3.0}
+    targets = {"pm.run": 0.9, "GNU parallel": 3.0}
     bench.row(
         f"{RUNS:,} × true, 4 at a time",
         ours=_scheduled,

@@ -193,3 +193,38 @@ def test_what_the_system_refuses_is_ours(number):
     assert isinstance(error, (StartupFailed, ResourceExhausted))
     assert error.name == "web"
     assert error.hint or number == 99999
+
+    async def test_a_kill_for_memory_is_credited_to_whom_it_hit(self, pm, tmp_path, monkeypatch):
+        """Not to one that started later, nor to one that somebody else kills after a tree has lost a member."""
+        counter = tmp_path / "memory.events"
+
+        def count(kills):
+            counter.write_text(f"oom {kills}\noom_kill {kills}\n")
+
+        async def killed(process):
+            os.kill(process.pid, signal.SIGKILL)
+            return (await process.wait()).reason
+
+        count(0)
+        monkeypatch.setattr(oom, "kill_counter", lambda: counter)
+        monkeypatch.setattr(oom, "FRESH", 0.0)
+        pm.oom = oom.OomWatch()
+        old = await pm.spawn(*SLEEPER, name="old")
+        count(1)  # somebody who is none of ours
+        later = await pm.spawn(*SLEEPER, name="later")
+        assert await killed(later) is None
+        driver = await pm.spawn("sh", "-c", "read line; exit 1", stdin=True, name="driver")
+        count(2)  # a helper of the driver's, which fails for it
+        await driver.send_line("")
+        assert (await driver.wait()).reason is None
+        assert await killed(old) is EndReason.OUT_OF_MEMORY  # the first kill: it lived then, and nobody else has taken that one
+        pair = [await pm.spawn(*SLEEPER), await pm.spawn(*SLEEPER)]
+        count(4)
+        assert [await killed(process) for process in pair] == [EndReason.OUT_OF_MEMORY] * 2
+        bystander = await pm.spawn(*SLEEPER)
+        fine = await pm.spawn("sh", "-c", "read line", stdin=True)
+        count(5)
+        await fine.send_line("")
+        assert (await fine.wait()).ok  # takes nothing
+        assert await killed(bystander) is EndReason.OUT_OF_MEMORY
+        assert await killed(await pm.spawn(*SLEEPER)) is None

@@ -35,7 +35,6 @@ from nbprocs.recovery import (
     Sequence,
     StepKind,
 )
-from nbprocs.recovery.notify import post
 from nbprocs.recovery.strategies import as_strategy
 from tests.children import SLEEPER, python_child
 
@@ -285,7 +284,7 @@ class TestNotify:
 
     def test_only_http(self):
         with pytest.raises(ValueError, match="http"):
-            post("file:///etc/passwd", {}, timeout=1)
+            NotifyAdmin(webhook="file:///etc/passwd")
 
 
 class TestCompose:

@@ -111,7 +111,18 @@ def test_environments():
 
 
 @pytest.mark.parametrize(
-    ("name", "secret"), [("PWD", False), ("max_tokens", False), ("apiKey", True), ("MYSQL_PWD", True), ("tokenizer", False)]
+    ("name", "secret"),
+    [
+        ("PWD", False),
+        ("max_tokens", False),
+        ("apiKey", True),
+        ("MYSQL_PWD", True),
+        ("tokenizer", False),
+        ("RUN_TOKEN", True),
+        ("ADMIN_TOKEN", True),
+        ("MAX_TOKEN", True),
+        ("max_new_tokens", False),
+    ],
 )
 def test_names(name, secret):
     assert is_secret_name(name) is secret

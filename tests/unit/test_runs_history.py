@@ -1,6 +1,7 @@
 """A run history: what is recorded of a run, and how it is found again."""
 
 import asyncio
+import gc
 import json
 import os
 import sqlite3
@@ -13,6 +14,7 @@ import pytest
 
 import nbprocs
 from nbprocs.processes.recording import kernel_runs
+from nbprocs.runs import rows
 from nbprocs.runs.history import RunHistory
 from nbprocs.runs.secrets import Scrubber
 
@@ -138,6 +140,7 @@ async def test_a_frame(path):
     assert str(frame["started"].dtype).startswith("datetime64")
     assert (frame["ended"] >= frame["started"]).all()
     assert list(nbprocs.runs(path).frame(limit=1).index) == ["echo 2"]
+    assert gc.isenabled()
     assert len(nbprocs.runs(path).filter(name="none").frame()) == 0
 
 
@@ -322,6 +325,17 @@ async def test_export_is_prov_json(path, tmp_path):
     for relation in ("used", "wasGeneratedBy", "wasAssociatedWith"):
         for each in document[relation].values():
             assert set(each.values()) - {"input", "code"} <= known
+
+
+async def test_a_command_is_looked_at_once(path, monkeypatch):
+    """Masking and writing down a config takes longer than all else that a row costs."""
+    asked = []
+    real = rows.config_json
+    monkeypatch.setattr(rows, "config_json", lambda config: asked.append(config) or real(config))
+    async with nbprocs.ProcessManager(runs=path) as pm:
+        for _ in range(5):
+            await pm.run("true")
+    assert len(asked) == 1
 
 
 # --- many ------------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,11 @@ class Refusal(Exception):
 
 def launch(order: StartOrder, fds: Sequence[int], environment: Mapping[bytes, bytes]) -> int:
     """Start it and return its pid; raises Refusal, and nothing was left behind. The descriptors stay the caller's."""
-    env = {**environment, TOKEN: order.token} if order.token else environment
+    env = environment
+    if order.changes:
+        env = {name: value for name, value in {**environment, **order.changes}.items() if value is not None}
+    if order.token:
+        env = {**env, TOKEN: order.token}
     moved: list[int] = []
     try:
         if order.inherit:

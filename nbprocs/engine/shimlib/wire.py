@@ -107,6 +107,7 @@ class StartOrder(NamedTuple):
     options: dict[str, Any] | None  # umask, nice, rlimits, user, group, extra_groups: None where nothing was asked for
     stop: tuple[int, bool, float, float | None]  # signal, leader first, grace, timeout
     label: tuple[str, str, str | None]  # id, name, masked command
+    changes: dict[bytes, bytes | None] | None = None  # of the environment, for this start alone; None removes a variable
 
 
 class Exited(NamedTuple):
