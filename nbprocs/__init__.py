@@ -261,6 +261,9 @@ if _kernel is not None:
     _kernel.comm_manager.register_target(
         "nbprocs.notify", lambda comm, _opened: importlib.import_module("nbprocs.widgets.notices").opened(comm)
     )
+    _kernel.comm_manager.register_target(
+        "nbprocs.panel", lambda comm, opened: importlib.import_module("nbprocs.widgets.panel").asked(comm, opened)
+    )
 
 __all__ = [
     "After",

@@ -236,7 +236,7 @@ async def test_what_a_detached_process_cannot_have_is_refused(home, pm, option):
         with open(os.devnull) as file, pytest.raises(StartupFailed, match="files"):
             await pm.spawn("true", detach=True, stdin=file)
     else:
-        with pytest.raises(StartupFailed, match="detached|kernel"):
+        with pytest.raises(StartupFailed, match="detached"):
             await pm.spawn("true", detach=True, **option)
 
 
