@@ -34,7 +34,7 @@ class Task:
     priority: int
     timeout: float | None
     policy: RetryPolicy | None
-    future: "TaskHandle[Any] | BlockableFuture[Any] | None"  # None once it is settled
+    future: "asyncio.Future[Any] | BlockableFuture[Any] | None"  # None once it is settled
     star: bool | None = None  # None: one call; else a chunk of them, with one argument (False) or several (True)
     listed: bool = False  # the result is wanted as that of a chunk of one
     state: TaskState = TaskState.QUEUED

@@ -19,7 +19,6 @@ What can't be answered: ``{"v": 1, "ok": false, "error": …}``.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
@@ -98,6 +97,8 @@ class Status:
 
     def answer(self, line: bytes, reply: _Asker) -> None:
         """Carry out a request; the answer may come later."""
+        import json  # noqa: PLC0415 - half a megabyte: only where somebody asks
+
         try:
             request = json.loads(line)
             version, operation = request["v"], request["op"]
@@ -204,6 +205,8 @@ class _Asker:
 
     def say(self, answer: dict[str, Any]) -> None:
         """One line; dropped if the other side has hung up."""
+        import json  # noqa: PLC0415 - as above
+
         if self.sock.fileno() >= 0:
             self._unsent += json.dumps(answer).encode("ascii", "backslashreplace") + b"\n"
             self._send()
