@@ -395,7 +395,9 @@ def _classified(result: ProcessResult, *, took: str, fields: dict[str, Any]) -> 
         hint = "a segmentation fault is a bug in the program; SIGKILL from outside is often the out-of-memory killer"
         return ProcessCrashed(f"{result.name} was ended by {signal_name(result.signal)} {took}", hint=hint, **fields)
     if result.exit_code is None:
-        hint = "something else in this kernel waited for it first, such as os.wait() or a SIGCHLD handler of another library"
+        hint = (
+            "the helper process that waits for the children was killed meanwhile; on other event loops, another library waited for it first"
+        )
         return ProcessFailed(f"{result.name} ended {took}, and its exit status is not known", hint=hint, **fields)
     hint = "its last output should say why; run(…, check=False) returns the result instead of raising"
     if result.exit_code > _SHELL_SIGNAL:

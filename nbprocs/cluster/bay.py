@@ -22,6 +22,7 @@ from nbprocs.cluster.calls import invoke
 from nbprocs.cluster.files import Shelf
 from nbprocs.cluster.run import Run, RunState
 from nbprocs.cluster.session import Session
+from nbprocs.cluster.usage import Usage
 from nbprocs.cluster.wire import PROTOCOL, Facts
 from nbprocs.engine.container import usable_cpus
 from nbprocs.engine.home import Home, Tasks
@@ -75,6 +76,7 @@ class Bay:
         self._ends: dict[Session, asyncio.Task[None]] = {}  # of sessions that nobody wants any more
         self._pool_ends: asyncio.Task[None] | None = None
         self._gpus = Gpus(gpus)
+        self._usages, self._looking = Usage(), asyncio.Lock()
         self._keepers: dict[str, tuple[str, float]] = {}  # prefix -> the session that may have it, and since when
         self._fenced: OrderedDict[str, None] = OrderedDict()
         self._leaving: tuple[bool, str] | None = None
@@ -214,6 +216,11 @@ class Bay:
         number, items = await session.window.pull(ack, wait=wait, room=room)
         return {"number": number, "items": items}
 
+    async def _usage(self, session: Session) -> dict[str, Any]:
+        pids = {run.id: run.process.pid for run in session.running if run.process is not None and run.process.pid is not None}
+        async with self._looking:
+            return {"runs": await asyncio.to_thread(self._usages.look, pids)}
+
     async def _bye(self, session: Session) -> dict[str, Any]:
         await session.end(grace=_GRACE)
         self._drop(session)
@@ -242,7 +249,8 @@ class Bay:
         return len(ended)
 
     _ops: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {  # noqa: RUF012 - never changed
-        "hello": _hello, "put": _put, "blob": _blob, "stop": _stop, "signal": _signal, "pull": _pull, "bye": _bye, "end": _end,
+        "hello": _hello, "put": _put, "blob": _blob, "stop": _stop, "signal": _signal, "pull": _pull, "usage": _usage,
+        "bye": _bye, "end": _end,
     }  # fmt: skip
 
     # -- its end

@@ -412,6 +412,16 @@ class DaskBackend:
 
         return workers_frame(self._fleet)
 
+    @hops
+    async def processes(self) -> pd.DataFrame:
+        """What runs on the workers, indexed by task: name, worker, host, pid, memory, cpu, started. Measured now, of whole trees.
+
+        ``memory`` in bytes; ``cpu`` in percent of a core since the last look, 0 at the first. Nothing is measured while nobody asks.
+        """
+        from nbprocs.cluster.frames import processes_frame  # noqa: PLC0415 - imports pandas
+
+        return processes_frame(await self._workers.look())
+
     def __repr__(self) -> str:
         capacity = self._told
         state = "closed" if self._closed else f"{capacity.slots} slots" if capacity.slots else f"waits for {capacity.why}"

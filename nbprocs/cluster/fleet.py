@@ -33,6 +33,7 @@ from nbprocs.scheduler.slots import GPU
 __all__ = ["Fleet"]
 
 _CLOSING = 10.0  # seconds for the ends of all jobs
+_LOOK = 3.0  # seconds
 _GOODBYE = 2.0  # seconds for a last word to a worker
 
 
@@ -182,10 +183,22 @@ class Fleet:
         """How many have not ended."""
         return len(self._jobs)
 
-    def on(self, address: str) -> int:
-        """How many are on a worker."""
-        place = self.ledger.places.get(address)
-        return 0 if place is None else len(place.jobs)
+    async def look(self) -> list[tuple[Job, RemoteProcess]]:
+        """The processes that run, with what their trees take now. Takes at most 3 s; of a worker that does not answer the last figures."""
+        looks = [self._tasks.start(self._look(peer), name=f"look at {peer.address}") for peer in self.peers.values()]
+        if looks:
+            await asyncio.wait(looks)
+        return [(running.job, running.process) for running in self._jobs.values() if running.process is not None]
+
+    async def _look(self, peer: Peer) -> None:
+        try:
+            answer = await peer.link.call("usage", session=self.session, life=peer.life, limit=_LOOK)
+        except LinkDown:
+            return
+        for job_id, memory, cpu in answer.get("runs", ()):
+            running = self._jobs.get(job_id)
+            if running is not None and running.process is not None:
+                running.process.memory, running.process.cpu = memory, cpu
 
     # -- workers
 
@@ -300,8 +313,6 @@ class Fleet:
             self._started(peer, running, *rest[1:])
         elif kind == "output" and running.process is not None:
             running.process.feed(*rest[1:])
-        elif kind == "sample" and running.process is not None:
-            running.process.memory, running.process.cpu = rest[1:]
         elif kind == "ended":
             self._ended(peer, job.id, running, rest[1])
 

@@ -1,13 +1,16 @@
-"""The workers of a cluster as a DataFrame."""
+"""The workers of a cluster, and what runs there, as DataFrames."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.fleet import Fleet
+from nbprocs.cluster.remote import RemoteProcess
+from nbprocs.scheduler.backend import Job
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["workers_frame"]
+__all__ = ["processes_frame", "workers_frame"]
 
 _KINDS = {
     "name": "string", "host": "string", "slots": "Int64", "running": "Int64", "memory": "Int64", "gpus": "Int64", "pid": "Int64",
@@ -39,3 +42,18 @@ def workers_frame(fleet: Fleet | None) -> "pd.DataFrame":
         )
     frame = pd.DataFrame(rows, columns=list(_KINDS), index=pd.Index([peer.address for peer in peers], name="worker", dtype="string"))
     return frame.astype(_KINDS)
+
+
+_RUNNING = {
+    "name": "string", "worker": "string", "host": "string", "pid": "Int64", "memory": "Int64", "cpu": "float64",
+    "started": "datetime64[us, UTC]",
+}  # fmt: skip
+
+
+def processes_frame(running: Sequence[tuple[Job, RemoteProcess]]) -> "pd.DataFrame":
+    """A row a process."""
+    import pandas as pd  # noqa: PLC0415 - as above
+
+    rows = [(job.name, p.worker, p.host, p.pid, p.memory, p.cpu, p.created_at) for job, p in running]
+    index = pd.Index([job.task_id for job, _ in running], name="task", dtype="string")
+    return pd.DataFrame(rows, columns=list(_RUNNING), index=index).astype(_RUNNING)

@@ -10,11 +10,10 @@
     pull(session, ack, wait, room)            → (number, items)            the same batch again until its number comes back as ack
     end(prefix, but, since)                   → how many sessions were ended: the fence
     bye(session)                              → {}                         all of this session ends
-    fetch(session, id, stream, offset, size)  → (offset, data)
+    usage(session)                            → {"runs": [(id, memory, cpu), …]}: bytes and percent of each job's tree
 
 Every operation may arrive twice, late or not at all: each is idempotent. Items of a pull: ``("slots", n)``, ``("started", id, pid,
-created)``, ``("output", id, stream, offset, data)``, ``("ended", id, outcome)``, ``("sample", id, memory, cpu)``, ``("leaving", expected,
-why)``.
+created)``, ``("output", id, stream, offset, data)``, ``("ended", id, outcome)``, ``("leaving", expected, why)``.
 """
 
 import pickle

@@ -12,6 +12,7 @@ import time
 
 __all__ = ["Ambient"]
 
+_LONGEST = 0.02  # seconds that a look counts at most: a busy machine makes every look seem long
 _RARELY = 100  # times as long as a look takes, until the next one: a hundredth of the time at most goes into it
 _RLIMIT_LOCKS = 10  # the shim's tags live there
 _LINES = (b"Umask:", b"Cpus_allowed:")
@@ -33,7 +34,7 @@ class Ambient:
         if now >= self._until:
             with contextlib.suppress(OSError):  # no descriptors left: as it was
                 self._slow = (_umask_and_affinity(), os.getpriority(os.PRIO_PROCESS, 0), _limits())
-            self._until = now + (time.monotonic() - now) * _RARELY
+            self._until = now + min((time.monotonic() - now) * _RARELY, _LONGEST)
         return (_users(), self._slow)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShimChild", "ShimClient", "start_error"]
 
+_TRIES, _SOON = 20, 0.01  # looks, and seconds between them, until it is known why a shim ended that never said a word
 _FEW = 24  # variables that a start may have of its own beside the environment that the shim knows
 _IDLE = 0.5  # seconds
 _READ = 4 << 10  # bytes at once: some sixty reports, then others on the loop get their turn
@@ -95,7 +96,6 @@ class ShimClient:
         except BaseException:
             self._socket.close()
             raise
-        owner.stir()
 
     # -- out
 
@@ -109,11 +109,8 @@ class ShimClient:
             self._environment = env
         started = order(self._environments)
         frame += wire.pack(wire.START, *(started._replace(changes=changes) if changes else started))
-        was_idle = not self.shim.busy
         self._send(frame, tuple(fds))
         self.waiting[child.number] = child
-        if was_idle:
-            self._owner.stir()
 
     def say(self, *message: Any) -> None:
         """An order without an answer."""
@@ -243,11 +240,16 @@ class ShimClient:
 
     def lost(self) -> None:
         """The shim is gone: its children live on, another one looks after them."""
-        if self.closed:
-            return
+        if not self.closed:
+            self._close()
+            self._hand_over(_TRIES)
+
+    def _hand_over(self, tries: int) -> None:
         loop = self._loop()
-        self._close()
         if loop is None:
+            return
+        if tries and not self._owner.judged(self.shim):
+            loop.call_later(_SOON, self._hand_over, tries - 1)
             return
         waiting, children, asked = self.waiting, self.children, self.asked
         self.waiting, self.children, self.asked = {}, {}, {}

@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Poller", "poller_of"]
+__all__ = ["Nursery", "Poller", "nursery_of", "poller_of"]
 
 Callback = Callable[[int], object]
 _AT_ONCE = 4  # descriptors a turn of the loop
+_YOUTH = 0.002  # seconds
 _IN_A_ROW = 4  # calls for the only one that is ready, while it says that there may be more
 
 
@@ -99,6 +100,38 @@ class _Readers:
 
     def abandon(self) -> None:
         """Nothing is kept."""
+
+
+class Nursery:
+    """Children too young to be worth an epoll: one that ends within some milliseconds is read once, at its end."""
+
+    def __init__(self) -> None:
+        self._young: list[Callable[[], object]] = []
+        self._since: list[Callable[[], object]] = []
+
+    def add(self, grown: Callable[[], object]) -> None:
+        """Call it when two to four milliseconds have gone by. Only on the running loop."""
+        if not self._young and not self._since:
+            asyncio.get_running_loop().call_later(_YOUTH, self._turn)
+        self._young.append(grown)
+
+    def _turn(self) -> None:
+        grown, self._since, self._young = self._since, self._young, []
+        if self._since:
+            asyncio.get_running_loop().call_later(_YOUTH, self._turn)
+        for callback in grown:
+            callback()
+
+
+_nurseries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Nursery] = weakref.WeakKeyDictionary()
+
+
+def nursery_of(loop: asyncio.AbstractEventLoop) -> Nursery:
+    """The nursery of a loop; made when it is first asked for."""
+    nursery = _nurseries.get(loop)
+    if nursery is None:
+        nursery = _nurseries[loop] = Nursery()
+    return nursery
 
 
 _epolls: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Epoll] = weakref.WeakKeyDictionary()

@@ -28,7 +28,7 @@ from typing import Any
 from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
 from nbprocs.engine.client import ShimClient
 from nbprocs.engine.options import folder_of, options_of
-from nbprocs.engine.poller import poller_of
+from nbprocs.engine.poller import nursery_of, poller_of
 from nbprocs.engine.shim import shims
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.table import Identity, present, read_row
@@ -62,7 +62,7 @@ class PosixChild:
         self._identity: Identity | None = None
         self._drain: asyncio.TimerHandle | None = None
         self._born: asyncio.Future[None] = self._loop.create_future()
-        self._taken_in = False
+        self._taken_in = self._watched = False
         self._report: wire.Exited | None = None
         self._reaped_at: float | None = None
         self._began = time.monotonic()
@@ -169,10 +169,17 @@ class PosixChild:
     def begin(self) -> None:
         """It was taken in: from here on its output and its exit are told."""
         self._taken_in = True
-        for fd in tuple(self._readers):
-            self._poller.add(fd, self._readable)
         if self._report is not None:
             self._exited(self._report)
+        elif self._readers:
+            nursery_of(self._loop).add(self.watch_output)
+
+    def watch_output(self) -> None:
+        """Read what it writes from now on; what has come by now is in the pipes."""
+        if self.exit is None:
+            for fd in tuple(self._readers):
+                self._poller.add(fd, self._readable)
+            self._watched = True
 
     def _let_go_of_pipes(self) -> None:
         for fd in self._readers:
@@ -305,6 +312,8 @@ class PosixChild:
             self._empty(fd)
         if self._readers:
             self._drain = self._loop.call_later(DRAIN, self._late)
+            for fd in () if self._watched else tuple(self._readers):
+                self._poller.add(fd, self._readable)
 
     def _late(self) -> None:
         """Somebody else holds its pipes still. The loop may have been blocked until now: what has come is read before they are closed."""

@@ -131,6 +131,7 @@ class Shims:
         self.base = wire.new_base()
         self.strays: dict[int, tuple[int, float, str]] = {}  # pid → (pid, start, masked command): told by a shim
         self.unusable = ""  # why this kernel can have none
+        self._greeted = False  # whether any was ever heard of
         self._numbers = itertools.count(1)
         self._ambient = Ambient() if os.name == "posix" else None
         self._shims: list[Shim] = []
@@ -243,6 +244,7 @@ class Shims:
         if client is None:
             client = found[shim] = ShimClient(loop, shim, self)
             shim.clients.append(client)
+            self.stir()  # while there are clients the thread looks by itself: a write for each start would cost a switch of threads
         return client
 
     def _retire(self, shim: Shim) -> None:
@@ -313,7 +315,7 @@ class Shims:
         for operation, *fields in unpacker.feed(data):
             match operation:
                 case wire.HELLO:
-                    shim.greeted = True
+                    shim.greeted = self._greeted = True
                     self._serve(shim)
                 case wire.PONG:
                     shim.pinged = None
@@ -373,8 +375,9 @@ class Shims:
         with self._lock:
             if shim not in self._shims:
                 return
-            if not shim.greeted and shim.process.poll() is not None and not any(client.children for client in shim.clients):
-                self.unusable = f"{interpreter()} can't run nbprocs' helper (exit status {shim.process.returncode})"
+            end = time.monotonic() + 0.1
+            while not self.judged(shim) and time.monotonic() < end:
+                time.sleep(0.001)
             bereaved = shim.busy
             self._drop(shim)
             if bereaved and not self.unusable:
@@ -390,6 +393,15 @@ class Shims:
                     os.unlink(shim.path)
             for client in list(shim.clients):
                 client.post(client.lost)
+
+    def judged(self, shim: Shim) -> bool:
+        """Whether it is known why a shim ended; one that never got anywhere, by an error of its own, means that there can be none."""
+        if self._greeted:
+            return True
+        status = shim.process.poll()
+        if status is not None and status > 0:  # a signal is somebody else's doing
+            self.unusable = f"{interpreter()} can't run nbprocs' helper (exit status {status})"
+        return status is not None
 
     def forget(self) -> None:
         """In a forked child: the children are the parent's affair, and the sockets must close with the parent."""

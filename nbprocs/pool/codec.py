@@ -52,13 +52,12 @@ class Function:
 class Codec:
     """The functions of one pool. Usable from any thread."""
 
-    def __init__(self, *, on_reload: Callable[[], object] = lambda: None) -> None:
-        """``on_reload`` is called, in the submitting thread and before the call goes out, when a module has got new code."""
+    def __init__(self) -> None:
         self._functions: dict[int, Function] = {}
         self._fresh = Freshness()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._on_reload = on_reload
+        self.on_reload: Callable[[], object] = lambda: None  # called in the submitting thread, before the call goes out
         self.retired: set[int] = set()  # numbers that no call will use any more: workers may forget them
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Function | None, Any, Buffers]:
@@ -82,7 +81,7 @@ class Codec:
     def look(self) -> None:
         """Notice reloaded modules. It is part of call() and snapshot()."""
         if self._fresh.lost():
-            self._on_reload()
+            self.on_reload()
 
     def snapshot(self, function: Callable[..., Any]) -> Function:
         """The function as it is now, for many calls; retire it afterwards. Raises what pickling raises."""
@@ -104,7 +103,8 @@ class Codec:
         with self._lock:
             guards: list[Guard] = []
             if by_name(function):
-                guards.append(_still_named(function))
+                if not isinstance(function, BuiltinFunctionType):  # those of C have no other code
+                    guards.append(_still_named(function))
             elif not isinstance(function, FunctionType) or not _guard_function(function, guards, set()):
                 self._functions.pop(id(function), None)
                 return None

@@ -13,13 +13,13 @@ from nbprocs.engine.table import read_row
 from nbprocs.errors import CommunicationError, tail_text
 from nbprocs.guard import text_of
 from nbprocs.model import ProcessConfig
-from nbprocs.pool.python import Listener, Sent
+from nbprocs.pool.connection import ConnectionEvents, Sent
 from nbprocs.pool.worker_main import ERROR, READY, VALUE
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.redact import mask_command
 
-__all__ = ["CommandLink", "CommandWorker", "End", "answer_in"]
+__all__ = ["CommandConnection", "CommandWorker", "End", "answer_in"]
 
 End = int | str | re.Pattern[str] | Callable[[list[str]], bool]
 _READ = 1 << 20
@@ -102,14 +102,14 @@ def answer_in(lines: list[str], end: End) -> list[str] | None:
     return None
 
 
-class CommandLink:
+class CommandConnection:
     """The parent's side of one such worker: asks, and reads until the answer is whole. One question at a time."""
 
     deepest = 1
 
-    def __init__(self, kind: CommandWorker, listener: Listener, tasks: Tasks) -> None:
+    def __init__(self, kind: CommandWorker, events: ConnectionEvents, tasks: Tasks) -> None:
         self._kind = kind
-        self._listener = listener
+        self._events = events
         self._tasks = tasks
         self._process: ManagedProcess | None = None
         self._claimed = (0, 0.0)
@@ -127,7 +127,7 @@ class CommandLink:
             name=name,
         )
         self._process = await manager.spawn(config)
-        manager_core(manager).home.post(self._listener.answers, [(READY, 0, 0, self._process.pid)])
+        manager_core(manager).home.post(self._events.answers, [(READY, 0, 0, self._process.pid)])
         return self._process
 
     def dispatch(self, sent: Iterable[Sent]) -> None:
@@ -145,7 +145,7 @@ class CommandLink:
         except BaseException as error:  # noqa: BLE001 - whatever the user's ``end`` raises is this question's alone
             answer = (ERROR, error if isinstance(error, Exception) else CommunicationError(f"the end of an answer: {text_of(error)}"))
         if answer is not None:
-            self._listener.answers([(answer[0], number, time.monotonic_ns() - began, answer[1])])
+            self._events.answers([(answer[0], number, time.monotonic_ns() - began, answer[1])])
 
     async def _answer(self, question: str) -> tuple[Any, ...] | None:
         """(VALUE, text), (ERROR, exception), or None when the program ended: its end is the pool's to judge."""
@@ -166,7 +166,7 @@ class CommandLink:
             answer = answer_in(complete, kind.end)
             if kind.errors and b"\n" in (wrote := err.read(errors_from, _READ)[1]):
                 said = tail_text(wrote)
-                self._listener.spent("it answered with an error")
+                self._events.spent("it answered with an error")
                 return ERROR, CommunicationError(
                     f"{process.name} answered {question!r} with an error: {said}", name=process.name, last_output=said
                 )
@@ -176,9 +176,9 @@ class CommandLink:
                 return None
             await process_core(process).more_output(seen)
 
-    def withdraw(self, numbers: list[int]) -> None:  # noqa: ARG002 - Link's
+    def withdraw(self, numbers: list[int]) -> None:  # noqa: ARG002 - Connection's
         """It never holds more than the one that it answers."""
-        self._listener.returned([])
+        self._events.returned([])
 
     def claimed(self) -> tuple[int, float]:
         """What is sent has started."""
@@ -188,7 +188,7 @@ class CommandLink:
         """There is no question that every program answers: alive and not stopped is all that can be known."""
         row = None if self._process is None or self._process.pid is None else read_row(self._process.pid)
         if row is None or row.state not in "Tt":
-            self._listener.pong()
+            self._events.pong()
 
     def drain(self) -> None:
         """Answers are taken as they come."""

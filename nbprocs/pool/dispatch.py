@@ -2,27 +2,27 @@
 
 ::
 
-    submit ─► queue (by priority, then arrival) ─plan()─► lane of a worker: running, prefetched, prefetched …
+    submit ─► queue (by priority, then arrival) ─plan()─► window of a worker: running, prefetched, prefetched …
                 ▲   ▲                                          │
                 │   └──── withdrawn by us (stolen back) ◄──────┤
-                └──────── never started, worker dead ◄─────────┤    lost(): the claimed one is its victim
-                                                               └──► answered: the desk takes it out
+                └──────── never started, worker dead ◄─────────┤    lost(): the claimed one fails
+                                                               └──► answered: answered()
 
-A worker runs its lane in order, and claims a task before it runs it. So of a dead worker's lane everything after the last claimed number
+A worker runs its window in order, and claims a task before it runs it. So of a dead worker's window all behind the last claimed number
 was never started, and goes back to the *front* of the queue without counting as a try.
 """
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["DEEPEST", "Dispatcher", "Lane", "Pace", "Queue", "Queued"]
+__all__ = ["DEEPEST", "Dispatcher", "Pace", "Queue", "Queued", "Window"]
 
-DEEPEST = 256  # tasks in a lane at most
-WORTH = 0.002  # seconds of work that a lane may hold: enough to hide the way there and back, too little to be missed
-SHORT = 0.02  # seconds; behind tasks shorter than this one more may wait in a lane, so that its worker does not wait for us
-STALE = 0.005  # seconds after which what a lane holds is taken back, if it could run elsewhere
+DEEPEST = 256  # tasks in a window at most
+WORTH = 0.004  # seconds of work that a window may hold: enough to hide the way there and back, too little to be missed
+SHORT = 0.02  # seconds; behind tasks shorter than this one more may wait in a window, so that its worker does not wait for us
+STALE = 0.005  # seconds after which what a window holds is taken back, if it could run elsewhere
 _WEIGHT = 1 / 16  # of the newest duration in the running mean
 
 
@@ -99,7 +99,7 @@ class Queue(Generic[T]):
 
 
 class Pace:
-    """How long tasks take of late, and so how many a lane may hold."""
+    """How long tasks take of late, and so how many a window may hold."""
 
     __slots__ = ("mean",)
 
@@ -115,19 +115,19 @@ class Pace:
             self.mean += (seconds - self.mean) * weight
 
     def depth(self, deepest: int = DEEPEST) -> int:
-        """Tasks that a lane may hold now: one, until tasks are known to be short."""
+        """Tasks that a window may hold now: one, until tasks are known to be short."""
         if self.mean is None or self.mean > SHORT:
             return 1
         return max(2, min(deepest, 1 + int(WORTH / max(self.mean, 1e-6))))
 
 
-class Lane(Generic[T]):
+class Window(Generic[T]):
     """One worker as the dispatcher sees it: what it was sent and has not answered, by number, in order."""
 
-    __slots__ = ("budget", "deepest", "filled_at", "key", "next", "open", "sent", "stuck", "withdrawing")
+    __slots__ = ("budget", "deepest", "filled_at", "next", "open", "owner", "sent", "stuck", "withdrawing")
 
-    def __init__(self, key: Hashable, *, deepest: int = DEEPEST, budget: int | None = None) -> None:
-        self.key = key
+    def __init__(self, owner: Any, *, deepest: int = DEEPEST, budget: int | None = None) -> None:
+        self.owner = owner
         self.deepest = deepest
         self.budget = budget  # tasks that it may still be given; None: any number
         self.sent: dict[int, T] = {}
@@ -137,110 +137,126 @@ class Lane(Generic[T]):
         self.stuck = False  # what it runs is long: nothing new behind that until it answers
         self.filled_at = 0.0  # when it was last given tasks
 
-    def put(self, tasks: list[T]) -> int:
-        """Append; returns the number of the first."""
-        first = self.next
-        self.sent.update(zip(range(first, first + len(tasks)), tasks, strict=True))
-        self.next += len(tasks)
-        if self.budget is not None:
-            self.budget -= len(tasks)
-        return first
-
 
 class Dispatcher(Generic[T]):
-    """The queue, the lanes, and the rules between them."""
+    """The queue, the windows, and the rules between them."""
 
     def __init__(self) -> None:
         self.queue: Queue[T] = Queue()
-        self.lanes: dict[Hashable, Lane[T]] = {}
+        self.windows: dict[Window[T], None] = {}  # of ready workers
+        self.running = 0  # tasks in windows
         self.pace = Pace()
+        self._idle: dict[Window[T], None] = {}  # empty ones; the one that became so last is the last
+        self._room: dict[Window[T], None] = {}  # those that may have room: plan() looks at no others
 
-    @property
-    def running(self) -> int:
-        """Tasks in lanes."""
-        return sum(len(lane.sent) for lane in self.lanes.values())
-
-    def add(self, lane: Lane[T]) -> None:
+    def add(self, window: Window[T]) -> None:
         """A worker is ready."""
-        self.lanes[lane.key] = lane
+        self.windows[window] = self._idle[window] = self._room[window] = None
 
-    def plan(self, now: float) -> list[tuple[Lane[T], int, list[T]]]:
-        """Take from the queue what should be sent now: (lane, number of the first, tasks).
+    def remove(self, window: Window[T]) -> None:
+        """Its worker leaves, or is dead."""
+        window.open = False
+        for known in (self.windows, self._idle, self._room):
+            known.pop(window, None)
 
-        Empty lanes first, the one used last before the others, so that those not needed stay idle and may leave. A deep lane is refilled
-        when it is half empty: fewer and larger writes. What little there is is shared evenly: no worker holds a task that another one
-        could start.
+    def reopen(self, window: Window[T]) -> None:
+        """It gets tasks again."""
+        window.open = True
+        self._room[window] = None
+
+    def plan(self, now: float) -> list[tuple[Window[T], int, list[T]]]:
+        """Take from the queue what should be sent now: (window, number of the first, tasks).
+
+        Empty windows first, the one used last before the others, so that those not needed stay idle and may leave. A deep window is
+        refilled when it is half empty: fewer and larger writes. What little there is is shared evenly: no worker holds a task that another
+        one could start.
         """
         if not self.queue:
             return []
         depth = self.pace.depth()
         free = []
-        for lane in self.lanes.values():
-            limit, held = min(depth, lane.deepest), len(lane.sent)
-            if held < limit and held <= limit // 2 and lane.open and not (lane.withdrawing or lane.stuck):
-                free.append(lane)
-        free.sort(key=lambda lane: (len(lane.sent), -lane.filled_at))
+        for window in list(self._room):
+            limit, held = min(depth, window.deepest), len(window.sent)
+            if held < limit and held <= limit // 2 and window.open and not (window.withdrawing or window.stuck):
+                free.append(window)
+            else:
+                del self._room[window]  # until something happens to it
+        if len(free) > 1:
+            free.sort(key=lambda window: (len(window.sent), -window.filled_at))
         found = []
-        for index, lane in enumerate(free):
+        for index, window in enumerate(free):
             share = math.ceil(len(self.queue) / (len(free) - index))
-            room = min(depth, lane.deepest) - len(lane.sent)
-            count = min(share, room, room if lane.budget is None else lane.budget)
+            room = min(depth, window.deepest) - len(window.sent)
+            count = min(share, room, room if window.budget is None else window.budget)
             if count > 0 and (tasks := self.queue.take(count)):
-                lane.filled_at = now
-                found.append((lane, lane.put(tasks), tasks))
+                found.append((window, self._put(window, tasks, now), tasks))
         return found
 
-    def direct(self, task: T, now: float) -> tuple[Lane[T], int] | None:
-        """A lone task for an idle worker, past the queue: (lane, number). None if others wait or nobody is idle."""
+    def direct(self, task: T, now: float) -> tuple[Window[T], int] | None:
+        """A lone task for an idle worker, past the queue: (window, number). None if others wait or nobody is idle."""
         if self.queue:
             return None
-        best: Lane[T] | None = None
-        for lane in self.lanes.values():
-            if (
-                not lane.sent
-                and lane.open
-                and not lane.withdrawing
-                and lane.budget != 0
-                and (best is None or lane.filled_at > best.filled_at)
-            ):
-                best = lane
-        if best is None:
-            return None
-        best.filled_at = now
-        return best, best.put([task])
+        for window in reversed(self._idle):
+            if window.open and not window.withdrawing and window.budget != 0:
+                return window, self._put(window, [task], now)
+        return None
 
-    def stale(self, now: float) -> list[tuple[Lane[T], list[int]]]:
-        """What to take back from lanes that do not get on: (lane, numbers that may not have started).
+    def _put(self, window: Window[T], tasks: list[T], now: float) -> int:
+        """Append; returns the number of the first."""
+        first = window.next
+        window.next = first + len(tasks)
+        window.sent.update(zip(range(first, window.next), tasks, strict=True))
+        window.filled_at = now
+        if window.budget is not None:
+            window.budget -= len(tasks)
+        self.running += len(tasks)
+        self._idle.pop(window, None)
+        return first
+
+    def answered(self, window: Window[T], count: int) -> None:
+        """So many of its tasks were answered; the caller has taken them out of ``sent``."""
+        self.running -= count
+        window.stuck = False
+        if window in self.windows:
+            self._room[window] = None
+            if not window.sent:
+                self._idle[window] = None
+
+    def stale(self, now: float) -> list[tuple[Window[T], list[int]]]:
+        """What to take back from windows that do not get on: (window, numbers that may not have started).
 
         Only where it helps: another worker has nothing to do, or something more urgent waits. Call it every ``STALE`` seconds while a
-        lane holds more than one, and when a worker runs out of work. The first of a lane is taken to be running; the worker has the last
-        word.
+        window holds more than one, and when a worker runs out of work. The first of a window is taken to be running; the worker has the
+        last word.
         """
         top = self.queue.top
-        idle = top is None and any(lane.open and not lane.sent for lane in self.lanes.values())
-        found = []
-        for lane in self.lanes.values():
-            if len(lane.sent) > 1 and not lane.withdrawing and now - lane.filled_at >= STALE:
-                waiting = list(lane.sent.items())[1:]
+        idle = top is None and any(window.open for window in self._idle)
+        found: list[tuple[Window[T], list[int]]] = []
+        if top is None and not idle:
+            return found
+        for window in self.windows:
+            if len(window.sent) > 1 and not window.withdrawing and now - window.filled_at >= STALE:
+                waiting = list(window.sent.items())[1:]
                 if idle or (top is not None and any(task.priority < top for _, task in waiting)):
-                    found.append((lane, [number for number, _ in waiting]))
+                    found.append((window, [number for number, _ in waiting]))
         return found
 
-    def returned(self, lane: Lane[T], numbers: Iterable[int]) -> None:
+    def returned(self, window: Window[T], numbers: Iterable[int]) -> None:
         """The worker gave these back unstarted: to the front of the queue, cancelled ones to nowhere."""
-        lane.withdrawing = False
-        tasks = [task for number in numbers if (task := lane.sent.pop(number, None)) is not None]
-        if lane.budget is not None:
-            lane.budget += len(tasks)
-        lane.stuck = bool(lane.sent)
+        window.withdrawing = False
+        tasks = [task for number in numbers if (task := window.sent.pop(number, None)) is not None]
+        if window.budget is not None:
+            window.budget += len(tasks)
+        self.answered(window, len(tasks))
+        window.stuck = bool(window.sent)
         self.queue.give_back(task for task in tasks if not task.dropped)
 
-    def lost(self, lane: Lane[T], claimed: int) -> list[T]:
+    def lost(self, window: Window[T], claimed: int) -> list[T]:
         """The worker is dead: returns the tasks that it had claimed (one at most, unless an answer was torn), requeues the others."""
-        self.lanes.pop(lane.key, None)
-        lane.open = False
-        victims = [task for number, task in lane.sent.items() if number <= claimed]
-        unstarted = [task for number, task in lane.sent.items() if number > claimed and not task.dropped]
-        lane.sent.clear()
+        self.remove(window)
+        failed = [task for number, task in window.sent.items() if number <= claimed]
+        unstarted = [task for number, task in window.sent.items() if number > claimed and not task.dropped]
+        self.running -= len(window.sent)
+        window.sent.clear()
         self.queue.give_back(unstarted)
-        return victims
+        return failed

@@ -12,13 +12,13 @@ from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, CommunicationError
 from nbprocs.pool.task import BlockableFuture
 
-__all__ = ["Backend", "PoolExecutor"]
+__all__ = ["ExecutorBackend", "PoolExecutor"]
 
 T = TypeVar("T")
 _CHUNKED = Callable[[BlockableFuture[Any], list[Any]], None]
 
 
-class Backend(Protocol):
+class ExecutorBackend(Protocol):
     """What the executor needs of the pool; a fake of it serves the tests."""
 
     @property
@@ -53,8 +53,9 @@ class PoolExecutor(concurrent.futures.Executor):
     >>> await pool.aclose()
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: ExecutorBackend, *, owner: object = None) -> None:
         self._backend = backend
+        self._owner = owner  # the pool ends when nobody holds it
         self._lock = threading.Lock()
         self._pending: set[BlockableFuture[Any]] = set()
         self._shut = False

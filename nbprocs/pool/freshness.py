@@ -1,10 +1,10 @@
 """Whether a module of this process has got other code than its workers may have imported.
 
-Two looks, each as often as its cost allows, called for every task::
+Three looks, each as often as its cost allows, called for every task::
 
     at most every 50 µs      the user's own modules: the same object and the same ``__spec__``?  importlib.reload makes a new one
-    at most 5 % of the time  their files: is one newer, and is anything in its module another object?  %autoreload patches in place
-                             and the ``__spec__`` of all other modules
+    at most every 0.5 ms     their files: is one newer, and is anything in its module another object?  %autoreload patches in place
+    at most 1 % of the time  the ``__spec__`` of all other modules
 
 A reload takes longer than the first interval, and an edit with the cell that follows it longer than the second. A file that was changed but
 not loaded again changes nothing here: this process goes on with its old code, and so do its workers.
@@ -23,7 +23,8 @@ from nbprocs.pool.worker_main import ATOMS
 __all__ = ["Freshness"]
 
 _QUICK = 50e-6  # seconds
-_SHARE = 20  # the full look rests so many times as long as it took
+_FILES = 500e-6  # seconds, or twenty times what that look took
+_SHARE = 100  # the look at all other modules rests so many times as long as it took
 _LONG_TEXT = 200  # characters
 _OURS = ("nbprocs", "nbprocs.")
 
@@ -36,7 +37,7 @@ class Freshness:
         self._own: dict[str, _Loaded] = {}  # modules of the user's
         self._others: dict[str, _Loaded] = {}
         self._count = -1  # of sys.modules
-        self._quick_at = self._full_at = 0.0
+        self._quick_at = self._files_at = self._full_at = 0.0
 
     def lost(self) -> bool:
         """True once for each change: workers that live now may hold old code."""
@@ -45,10 +46,15 @@ class Freshness:
             return False
         with self._lock:
             found = _reloaded(self._own)
-            if now >= self._full_at:
-                found = any([_patched(self._own), _reloaded(self._others), found])
+            if now >= self._files_at:
+                found = _patched(self._own) or found
                 end = time.monotonic()
-                self._full_at = end + _SHARE * (end - now)
+                self._files_at = end + max(_FILES, 20 * (end - now))
+            if now >= self._full_at:
+                began = time.monotonic()
+                found = _reloaded(self._others) or found
+                end = time.monotonic()
+                self._full_at = end + _SHARE * (end - began)
             if len(sys.modules) != self._count:
                 self._register()
             self._quick_at = time.monotonic() + _QUICK

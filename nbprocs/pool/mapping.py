@@ -5,18 +5,34 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypedDict
 
+from nbprocs.config import Unset
 from nbprocs.engine.home import Home
+from nbprocs.model import TaskPriority
+from nbprocs.policy import RetryPolicy
 from nbprocs.pool.task import TaskHandle
 
-__all__ = ["Sizer", "Submit", "chunks_of", "length_of", "mapped", "progress_bar"]
+__all__ = ["MapOptions", "Sizer", "Submit", "chunks_of", "length_of", "mapped", "progress_bar"]
 
 _AIM = 0.03  # seconds of work in a chunk: long beside its overhead, short enough to share out evenly
 _GROWTH = 8  # a chunk is at most so many times larger than the one before
 _LARGEST = 50_000  # items
 
 Submit = Callable[[Sequence[Any], int], TaskHandle[tuple[list[Any], BaseException | None]]]
+
+
+class MapOptions(TypedDict, total=False):
+    """The options of ``ProcessPool.map``, which explains them."""
+
+    ordered: bool
+    chunksize: int | None
+    priority: TaskPriority
+    timeout: float | timedelta | Unset | None
+    retries: RetryPolicy | int | None
+    progress: bool | str
+    notify: object
 
 
 class Sizer:

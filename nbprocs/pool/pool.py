@@ -5,50 +5,56 @@
     submit / run / map / executor      any thread, any loop
             │  Codec: the call as bytes
             ▼
-        inbox ──► Desk ──► Dispatcher     tasks: queue, lanes, retries, outcomes        (home loop)
-                   │ ▲
-                   ▼ │
-                  Crew ──► Member ──► Link ──► worker process                           (home loop)
+       Submission ─► Core ─► Dispatcher, TaskTable      tasks: queue, windows, retries, outcomes     (home loop)
+                      │
+                      └────► Workers ─► WorkerHandle ─► Connection ─► worker process                  (home loop)
 
 This module is the public face; what it decides and does is in the modules named in the drawing.
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, Unpack, overload
 
 from nbprocs import checks
 from nbprocs.config import UNSET, Unset
 from nbprocs.display import Displayable, Html
-from nbprocs.engine.home import Home, Tasks, hops
+from nbprocs.engine.home import Home, hops
 from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.model import TaskPriority
 from nbprocs.notify import as_notify
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool import report
 from nbprocs.pool.codec import Codec
-from nbprocs.pool.command import CommandLink, CommandWorker
-from nbprocs.pool.crew import Crew
-from nbprocs.pool.desk import Desk
+from nbprocs.pool.command import CommandWorker
+from nbprocs.pool.core import Core
 from nbprocs.pool.executor import PoolExecutor
-from nbprocs.pool.intake import How, Intake, setup_of, title_of
-from nbprocs.pool.mapping import Sizer, length_of, mapped, progress_bar
+from nbprocs.pool.kinds import connections, is_a, setup_of, title_of
+from nbprocs.pool.mapping import MapOptions, Sizer, length_of, mapped, progress_bar
 from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.notices import told_at_the_end
-from nbprocs.pool.python import Link, Listener, PythonLink
 from nbprocs.pool.speech import Speech
-from nbprocs.pool.task import TaskHandle
-from nbprocs.processes.manager import ProcessManager, manager_core
+from nbprocs.pool.submission import How, Submission
+from nbprocs.pool.task import TaskHandle, stands_for
+from nbprocs.processes.manager import ProcessManager
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["ProcessPool"]
 
+A = TypeVar("A")
+B = TypeVar("B")
 T = TypeVar("T")
+P = ParamSpec("P")
+Limit: TypeAlias = float | timedelta | Unset | None
+Retries: TypeAlias = RetryPolicy | int | None
 
 _names = itertools.count(1)
 _HISTORY = 100  # ended workers that a pool's own manager remembers with their output
@@ -82,46 +88,38 @@ class ProcessPool(Displayable):
         background: bool = False,
         name: str | None = None,
     ) -> None:
-        config = PoolConfig() if config is None else _is(PoolConfig, "config", config)
+        config = PoolConfig() if config is None else is_a(PoolConfig, "config", config)
         self.name = f"pool-{next(_names)}" if name is None else checks.name("name", name)
-        self.worker = PythonWorker() if worker is None else _is((PythonWorker, CommandWorker), "worker", worker)
+        self.worker = PythonWorker() if worker is None else is_a((PythonWorker, CommandWorker), "worker", worker)
         if manager is not None:
-            _is(ProcessManager, "manager", manager)
+            is_a(ProcessManager, "manager", manager)
         checks.flag("background", background)
-        setup = setup_of(self.worker)
-        self._own_manager = manager is None
+        own = manager is None
         self.manager = manager or ProcessManager(background=background, history=_HISTORY)
-        self._home = manager_core(self.manager).home
-        self._codec = Codec(on_reload=self._reloaded)
-        self._desk = Desk(self._home, Speech(self.worker), history=config.history, most=config.most)
-        self._tasks = Tasks(self._home)
-        tasks = Tasks(self._home)
-        make_link = self._link_maker(setup, tasks)
-        self._crew = self._desk.crew = Crew(self.manager, self._desk, config, name=self.name, tasks=tasks, make_link=make_link)
-        self._intake = Intake(self._desk, self._crew, self._codec, self.worker, name=self.name)
-        self._closing: asyncio.Task[None] | None = None
-
-    def _link_maker(self, setup: bytes | None, tasks: Tasks) -> Callable[[Listener], Link]:
-        kind = self.worker
-        if isinstance(kind, CommandWorker):
-            return lambda listener: CommandLink(kind, listener, tasks)
-        most = self._desk.most
-        return lambda listener: PythonLink(kind, self._codec, listener, setup=setup, most=most)
+        codec = Codec()
+        make = connections(self.worker, codec, setup_of(self.worker), most=config.most)
+        core = Core(self.manager, config, name=self.name, speech=Speech(self.worker), make_connection=make, own_manager=own)
+        self._core = core
+        self._submission = submission = Submission(core, codec, self.worker)
+        codec.on_reload = lambda: submission.do(core.workers.renew)
+        self._codec = codec
+        self._finalizer = weakref.finalize(self, _forget, core)
+        self._finalizer.atexit = False
 
     @property
     def home(self) -> Home:
         """The home of the loop that the pool lives on."""
-        return self._home
+        return self._core.home
 
     @property
     def config(self) -> PoolConfig:
         """What it was made with."""
-        return self._crew.config
+        return self._core.workers.config
 
     @property
     def closed(self) -> bool:
         """True from the beginning of aclose() on."""
-        return self._intake.closed
+        return self._submission.closed
 
     # -- life
 
@@ -132,12 +130,10 @@ class ProcessPool(Displayable):
         Raises StartupFailed (or what a start can raise) if one of them can't be started or set up; the pool is closed then and nothing is
         left running. Takes at most ``start_timeout`` seconds and what stopping takes.
         """
-        self._intake.check_open()
-        self._crew.begin()
-        members = list(self._crew.members.values())
-        if members:
-            await asyncio.wait({member.ready for member in members})
-        if not self._crew.closing and (error := next((member.error for member in members if member.error is not None), None)):
+        self._submission.check_open()
+        self._core.workers.begin()
+        error = await self._core.workers.all_started()
+        if error is not None and not self._core.workers.closing:
             await self.aclose()
             if isinstance(error, ProcessError):
                 raise error
@@ -160,8 +156,8 @@ class ProcessPool(Displayable):
     @hops
     async def join(self) -> None:
         """Wait until no task is queued, running or waiting to be tried again. Takes as long as they do."""
-        self._intake.take_inbox()
-        await self._desk.join()
+        self._submission.take_inbox()
+        await self._core.join()
 
     @hops
     async def aclose(self) -> None:
@@ -170,33 +166,35 @@ class ProcessPool(Displayable):
         Tasks that have not ended fail with Closed (``join()`` first if they should not). On return no process is left; free workers get
         up to 2 s for their exit handlers, busy ones are killed. Cancelling the wait does not call it off.
         """
-        if self._closing is None:
-            self._intake.closed = True
-            self._closing = self._tasks.start(self._close(), name=f"close {self.name}")
-        await asyncio.wait({self._closing})
-        self._closing.result()
-
-    async def _close(self) -> None:
-        self._intake.take_inbox()
-        self._crew.closing = True
-        closed = Closed(f"{self.name} was closed before the task was started", name=self.name)
-        self._desk.abandon(closed)
-        await self._crew.aclose()
-        self._desk.abandon(closed)  # what the workers had not started
-        self._desk.close()
-        if self._own_manager:
-            await self.manager.aclose(grace=0.5)
+        self._submission.closed = True
+        self._submission.take_inbox()
+        await self._core.aclose()
+        self._finalizer.detach()  # it holds the core
 
     # -- tasks
 
+    # With options of ours a call's own arguments are not checked: no type can tell them apart.
+
+    @overload
     def submit(
+        self, function: str, /, *, priority: TaskPriority = ..., timeout: Limit = ..., retries: Retries = ...
+    ) -> TaskHandle[str]: ...
+    @overload
+    def submit(self, function: Callable[..., T], /, *args: Any, timeout: Limit, **options: Any) -> TaskHandle[T]: ...
+    @overload
+    def submit(self, function: Callable[..., T], /, *args: Any, priority: TaskPriority, **options: Any) -> TaskHandle[T]: ...
+    @overload
+    def submit(self, function: Callable[..., T], /, *args: Any, retries: Retries, **options: Any) -> TaskHandle[T]: ...
+    @overload
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
+    def submit(  # type: ignore[misc]  # no type can tell our options from the function's own
         self,
         function: Callable[..., Any] | str,
         /,
         *args: Any,
         priority: TaskPriority = TaskPriority.NORMAL,
-        timeout: float | Unset | None = UNSET,
-        retries: RetryPolicy | int | None = None,
+        timeout: Limit = UNSET,
+        retries: Retries = None,
         **kwargs: Any,
     ) -> TaskHandle[Any]:
         """Queue one call and return its handle at once. From any thread.
@@ -214,20 +212,42 @@ class ProcessPool(Displayable):
         ProcessCrashed, ProcessFailed or OutOfMemory if the worker died of it, CommunicationError if call or result don't pickle, Closed.
         Raises Closed itself, and ValueError for a timeout that is not positive.
         """
-        if not callable(function) and not (isinstance(function, str) and isinstance(self.worker, CommandWorker)):
-            checks.refuse(TypeError, "function", "a callable, or a line of text for a CommandWorker", function)
-        how = self._intake.default
-        if priority is not TaskPriority.NORMAL or timeout is not UNSET or retries is not None:
-            how = self._intake.how(priority, timeout, retries)
-        handle = self._intake.handle()
+        how = self._how(function, priority, timeout, retries)
+        handle = self._submission.handle()
         try:
-            self._intake.submit(handle, function, args, kwargs, how)
+            stands_for(handle, self._submission.submit(handle, function, args, kwargs, how))
         except BaseException:  # closed, or interrupted while it was pickled
             handle.cancel()
             raise
         return handle
 
-    async def run(self, function: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
+    def _how(self, function: Any, priority: TaskPriority, timeout: Any, retries: Retries) -> How:
+        if not callable(function) and not (isinstance(function, str) and isinstance(self.worker, CommandWorker)):
+            checks.refuse(TypeError, "function", "a callable, or a line of text for a CommandWorker", function)
+        if priority is TaskPriority.NORMAL and timeout is UNSET and retries is None:
+            return self._submission.default
+        return self._submission.how(priority, timeout, retries)
+
+    @overload
+    async def run(self, line: str, /, *, priority: TaskPriority = ..., timeout: Limit = ..., retries: Retries = ...) -> str: ...
+    @overload
+    async def run(self, function: Callable[..., T], /, *args: Any, timeout: Limit, **options: Any) -> T: ...
+    @overload
+    async def run(self, function: Callable[..., T], /, *args: Any, priority: TaskPriority, **options: Any) -> T: ...
+    @overload
+    async def run(self, function: Callable[..., T], /, *args: Any, retries: Retries, **options: Any) -> T: ...
+    @overload
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def run(  # type: ignore[misc]  # no type can tell our options from the function's own
+        self,
+        function: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        priority: TaskPriority = TaskPriority.NORMAL,
+        timeout: Limit = UNSET,
+        retries: Retries = None,
+        **kwargs: Any,
+    ) -> Any:
         """submit() and wait for the result. When the wait is cancelled, so is the task.
 
         >>> async with ProcessPool() as pool:
@@ -235,9 +255,38 @@ class ProcessPool(Displayable):
         >>> result
         7
         """
-        with Home.current():
-            return await self.submit(function, *args, **options)
+        how = self._how(function, priority, timeout, retries)
+        with Home.current() as caller:
+            if caller is not self._core.home:
+                return await self.submit(function, *args, priority=priority, timeout=timeout, retries=retries, **kwargs)
+            future: asyncio.Future[Any] = caller.loop.create_future()  # a plain one: what awaits it is woken without a call into Python
+            task = self._submission.submit(future, function, args, kwargs, how)
+            try:
+                return await future
+            except asyncio.CancelledError:
+                if future.cancelled():
+                    self._submission.give_up(task)
+                raise
 
+    @overload
+    def map(self, function: Callable[[A], T], items: Iterable[A], /, **options: Unpack[MapOptions]) -> AsyncGenerator[T, None]: ...
+    @overload
+    def map(
+        self, function: Callable[[A, B], T], first: Iterable[A], second: Iterable[B], /, **options: Unpack[MapOptions]
+    ) -> AsyncGenerator[T, None]: ...
+    @overload
+    def map(
+        self,
+        function: Callable[..., T],
+        first: Iterable[Any],
+        second: Iterable[Any],
+        third: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[T, None]: ...
+    @overload
+    def map(self, lines: Iterable[str], /, **options: Unpack[MapOptions]) -> AsyncGenerator[str, None]: ...
     def map(
         self,
         function: Callable[..., Any] | Iterable[str],
@@ -246,8 +295,8 @@ class ProcessPool(Displayable):
         ordered: bool = True,
         chunksize: int | None = None,
         priority: TaskPriority = TaskPriority.NORMAL,
-        timeout: float | Unset | None = UNSET,
-        retries: RetryPolicy | int | None = None,
+        timeout: Limit = UNSET,
+        retries: Retries = None,
         progress: bool | str = False,
         notify: object = None,
     ) -> AsyncGenerator[Any, None]:
@@ -273,8 +322,8 @@ class ProcessPool(Displayable):
         >>> squares
         [0, 1, 4, 9, 16]
         """
-        self._intake.check_open()
-        how = self._intake.how(priority, timeout, retries)
+        self._submission.check_open()
+        how = self._submission.how(priority, timeout, retries)
         whom = as_notify("notify", notify)
         if isinstance(self.worker, CommandWorker):
             lines: Any = function
@@ -289,16 +338,17 @@ class ProcessPool(Displayable):
             checks.whole("chunksize", chunksize, least=1)
         careful = retries is not None or (timeout is not UNSET and timeout is not None)
         total = length_of(iterables)
-        workers = self._crew.size or self.config.most
+        workers = self._core.workers.limit
         sizer = Sizer(chunksize or (1 if careful else None), total=total, workers=workers)
         star = len(iterables) > 1
         items = zip(*iterables) if star else iterables[0]  # noqa: B905 - the shortest ends it, as with the built-in map
-        known = self._intake.snapshot(function)
+        known = self._submission.snapshot(function)
         title = title_of(function)
 
         def submit(chunk: Sequence[Any], start: int) -> TaskHandle[Any]:
-            handle = self._intake.handle()
-            self._intake.submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
+            handle = self._submission.handle()
+            task = self._submission.submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
+            stands_for(handle, task)
             return handle
 
         return mapped(
@@ -313,8 +363,8 @@ class ProcessPool(Displayable):
 
     def _map_lines(self, lines: Any, how: How, *, ordered: bool, bar: Callable[[], Any]) -> AsyncGenerator[Any, None]:
         def submit(chunk: Sequence[Any], _start: int) -> TaskHandle[Any]:
-            handle = self._intake.handle()
-            self._intake.submit(handle, chunk[0], (), {}, how, listed=True)
+            handle = self._submission.handle()
+            stands_for(handle, self._submission.submit(handle, chunk[0], (), {}, how, listed=True))
             return handle
 
         return mapped(
@@ -322,7 +372,7 @@ class ProcessPool(Displayable):
             iter(lines),
             ordered=ordered,
             sizer=Sizer(1, total=None, workers=1),
-            window=2 * (self._crew.size or self.config.most),
+            window=2 * self._core.workers.limit,
             bar=bar,
             finish=lambda: None,
         )
@@ -335,12 +385,9 @@ class ProcessPool(Displayable):
         Where the pool lives on the kernel's own loop, wait for its futures with ``asyncio.wrap_future`` or ``loop.run_in_executor``; to
         block for them use ``background=True``.
         """
-        return PoolExecutor(self._intake)
+        return PoolExecutor(self._submission, owner=self)
 
     # -- size and code
-
-    def _reloaded(self) -> None:
-        self._intake.do(self._crew.renew)
 
     def resize(self, workers: int | None) -> None:
         """Have exactly so many workers from now on; None: again as many as the load needs, between minimum and maximum. From any thread.
@@ -351,18 +398,11 @@ class ProcessPool(Displayable):
             checks.whole("workers", workers)
         if workers is not None and not max(1, self.config.min_processes) <= workers <= self.config.most:
             raise ValueError(f"{self.name} may have from {max(1, self.config.min_processes)} to {self.config.most} workers, not {workers}")
-        self._home.post(self._resize, workers)
-
-    def _resize(self, workers: int | None) -> None:
-        if not self._crew.closing:
-            self._crew.size = workers
-            if workers is not None:
-                self._crew.begin()
-            self._crew.resize(workers)
+        self._core.home.post(self._core.workers.resize, workers)
 
     def renew(self) -> None:
         """Replace every worker by a fresh one, each when it is free: after a module was changed on disk, say. From any thread."""
-        self._home.post(self._crew.renew)
+        self._core.home.post(self._core.workers.renew)
 
     # -- looking
 
@@ -376,7 +416,7 @@ class ProcessPool(Displayable):
         ...     await pool.ping() < 60
         True
         """
-        return await self._crew.ping()
+        return await self._core.workers.ping()
 
     def metrics(self) -> PoolMetrics:
         """The pool's figures now.
@@ -386,7 +426,7 @@ class ProcessPool(Displayable):
         ...     pool.metrics().total_tasks_completed
         1
         """
-        return self._look(lambda: report.metrics(self._desk, self._crew))
+        return self._look(lambda: report.metrics(self._core))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The workers that are there now, the oldest first; ``frame("workers")`` remembers the others, too.
@@ -395,7 +435,7 @@ class ProcessPool(Displayable):
         ...     [worker.state.value for worker in pool.workers()]
         ['idle']
         """
-        return self._look(lambda: report.workers(self._crew))
+        return self._look(lambda: report.workers(self._core))
 
     def frame(self, what: Literal["tasks", "workers"] = "tasks") -> "pd.DataFrame":
         """Tasks (the last ``history`` ended ones, those at work, those that wait) or workers as a DataFrame.
@@ -410,7 +450,7 @@ class ProcessPool(Displayable):
         """
         if what not in ("tasks", "workers"):
             raise ValueError(f"there are frames of 'tasks' and of 'workers', not of {what!r}")
-        return self._look(lambda: report.worker_frame(self._crew) if what == "workers" else report.task_frame(self._desk))
+        return self._look(lambda: report.worker_frame(self._core) if what == "workers" else report.task_frame(self._core))
 
     def _look(self, read: Callable[[], T]) -> T:
         """A read from another thread may meet a change; it is made again then."""
@@ -418,7 +458,7 @@ class ProcessPool(Displayable):
             try:
                 return read()
             except RuntimeError:  # a container changed size while it was read
-                if self._home.here:
+                if self._core.home.here:
                     raise
                 time.sleep(0)
 
@@ -429,9 +469,7 @@ class ProcessPool(Displayable):
         return report.html(repr(self), self.workers())
 
 
-def _is(kind: type[Any] | tuple[type[Any], ...], argument: str, value: Any) -> Any:
-    """The value, if it is one of these. Raises TypeError."""
-    if not isinstance(value, kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        checks.refuse(TypeError, argument, " or ".join(f"a {one.__name__}" for one in kinds), value)
-    return value
+def _forget(core: Core) -> None:
+    """Nobody holds the pool any more; called by the garbage collector, on any thread."""
+    with contextlib.suppress(Closed):  # its loop is gone, and the workers with it
+        core.home.post(core.forget)

@@ -3,21 +3,21 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nbprocs.engine.channel import Channel, SharedPage
 from nbprocs.model import ProcessConfig
 from nbprocs.pool import worker_main as child
 from nbprocs.pool.codec import Codec
+from nbprocs.pool.connection import ConnectionEvents, Sent
 from nbprocs.pool.dispatch import DEEPEST
+from nbprocs.pool.following import Follower
 from nbprocs.pool.model import PythonWorker
-from nbprocs.pool.settings import Settings
-from nbprocs.pool.task import Task
 from nbprocs.pool.wire import Decoder, frame
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 
-__all__ = ["Link", "Listener", "PythonLink", "Sent"]
+__all__ = ["PythonConnection"]
 
 # The child's sys.modules gets worker_main.py under a private name, and its __main__ stays empty, as it is in a fresh interpreter.
 _BOOT = (
@@ -26,72 +26,21 @@ _BOOT = (
 )
 _OUTPUT = 1 << 20  # bytes of a worker's output kept in memory, a stream
 
-Sent = tuple[int, Task]
 
-
-class Listener(Protocol):
-    """Who is told what a worker says; all calls come on the home loop."""
-
-    def answers(self, messages: list[Any]) -> None:
-        """(kind, number, nanoseconds, payload[, buffers]) each, kinds as in nbprocs.pool.worker_main."""
-
-    def returned(self, numbers: list[int]) -> None:
-        """These were withdrawn unstarted."""
-
-    def pong(self) -> None:
-        """It answered a ping."""
-
-    def spent(self, reason: str) -> None:
-        """It should get no more tasks."""
-
-    def hung_up(self) -> None:
-        """It closed its socket, or sent what is no frame."""
-
-
-class Link(Protocol):
-    """What the pool asks of a worker, whatever its kind."""
-
-    deepest: int  # tasks that it can hold at once
-
-    async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
-        """Start it. Raises what ``manager.spawn`` raises; nothing is left open then."""
-
-    def dispatch(self, sent: Iterable[Sent]) -> None:
-        """Hand tasks over, with their numbers in the lane."""
-
-    def withdraw(self, numbers: list[int]) -> None:
-        """Ask for those back that have not started; ``returned`` tells."""
-
-    def claimed(self) -> tuple[int, float]:
-        """Number of the task that it started last, and when (time.monotonic()); known also when it is dead."""
-
-    def ping(self) -> None:
-        """Ask for a sign of life; ``pong`` tells."""
-
-    def drain(self) -> None:
-        """Deliver now what it has answered already."""
-
-    def quit(self) -> None:
-        """Ask it to leave by itself."""
-
-    def close(self) -> None:
-        """Give everything back. Idempotent. The process is somebody else's business."""
-
-
-class PythonLink:
-    """See the drawing in nbprocs.pool.worker_main."""
+class PythonConnection:
+    """The parent's end of what nbprocs.pool.worker_main draws."""
 
     deepest = DEEPEST
 
-    def __init__(self, kind: PythonWorker, codec: Codec, listener: Listener, *, setup: bytes | None, most: int) -> None:
+    def __init__(self, kind: PythonWorker, codec: Codec, events: ConnectionEvents, *, setup: bytes | None, most: int) -> None:
         """``setup`` is the pickled (initialiser, arguments), or None; ``most`` the number of workers that share the CPUs."""
         self._most = most
         self._kind = kind
         self._codec = codec
-        self._listener = listener
+        self._events = events
         self._setup = setup
         self._known: set[int] = set()
-        self._settings = Settings(follow=kind.follow)
+        self._settings = Follower(follow=kind.follow)
         self._data: Channel | None = None
         self._control: Channel | None = None
         self._page: SharedPage | None = None
@@ -99,9 +48,9 @@ class PythonLink:
 
     async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
         """Start the interpreter and send it what it needs; it says READY (or BROKEN) when it has done so."""
-        loop, listener = manager_core(manager).home.loop, self._listener
+        loop, events = manager_core(manager).home.loop, self._events
         try:
-            self._data = Channel(loop, Decoder(), on_messages=listener.answers, on_end=listener.hung_up)
+            self._data = Channel(loop, Decoder(), on_messages=events.answers, on_end=events.hung_up)
             self._control = Channel(loop, Decoder(4096), on_messages=self._controlled, on_end=_nothing)
             self._page = SharedPage()
             ends = (self._data.child_fd, self._control.child_fd, self._page.child_fd)
@@ -127,9 +76,9 @@ class PythonLink:
     def _controlled(self, messages: list[Any]) -> None:
         for kind, payload in messages:
             if kind == child.PING:
-                self._listener.pong()
+                self._events.pong()
             else:
-                self._listener.returned(payload)
+                self._events.returned(payload)
 
     # -- tasks
 

@@ -6,11 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from nbprocs.display import Html, table, text
-from nbprocs.pool.crew import Crew
-from nbprocs.pool.desk import Desk
-from nbprocs.pool.member import Member
+from nbprocs.pool.core import Core
 from nbprocs.pool.model import PoolMetrics, WorkerInfo
 from nbprocs.pool.task import Task
+from nbprocs.pool.worker import WorkerHandle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,38 +19,41 @@ __all__ = ["html", "metrics", "summary", "task_frame", "worker_frame", "workers"
 _SHOWN = 50  # workers in the static table
 
 
-def metrics(desk: Desk, crew: Crew) -> PoolMetrics:
+def metrics(core: Core) -> PoolMetrics:
     """The figures now."""
-    members = list(crew.members.values())
+    table, workers, dispatcher = core.table, core.workers, core.dispatcher
+    live = list(workers.live.values())
+    starting = sum(worker.ready_at is None for worker in live)
     return PoolMetrics(
-        total_tasks_completed=desk.completed,
-        total_tasks_failed=desk.failed,
-        total_tasks_cancelled=desk.cancelled,
-        total_retries=desk.retries,
-        average_execution_time=desk.seconds / desk.completed if desk.completed else 0.0,
-        total_processes_created=crew.created,
-        total_processes_destroyed=crew.destroyed,
-        total_processes_crashed=crew.crashed,
-        current_active_processes=sum(member.ready_at is not None for member in members),
-        current_starting_processes=sum(member.ready_at is None for member in members),
-        current_busy_processes=sum(bool(member.lane.sent) for member in members),
-        current_queued_tasks=len(desk.dispatcher.queue) + len(desk.delayed),
-        current_running_tasks=desk.dispatcher.running,
+        total_tasks_completed=table.completed,
+        total_tasks_failed=table.failed,
+        total_tasks_cancelled=table.cancelled,
+        total_retries=table.retries,
+        average_execution_time=table.seconds / table.completed if table.completed else 0.0,
+        total_processes_created=workers.created,
+        total_processes_destroyed=workers.destroyed,
+        total_processes_crashed=workers.crashed,
+        current_active_processes=len(live) - starting,
+        current_starting_processes=starting,
+        current_busy_processes=sum(bool(worker.window.sent) for worker in live),
+        current_queued_tasks=len(dispatcher.queue) + len(table.delayed),
+        current_running_tasks=dispatcher.running,
     )
 
 
-def _tasks(desk: Desk) -> list[Task]:
+def _tasks(core: Core) -> list[Task]:
     """The remembered ones, then those at work, then those that wait."""
-    lanes = [task for lane in list(desk.dispatcher.lanes.values()) for task in list(lane.sent.values()) if not task.dropped]
-    return [*desk.ended.copy(), *lanes, *desk.limbo, *desk.delayed, *desk.dispatcher.queue]
+    table, dispatcher = core.table, core.dispatcher
+    sent = [task for window in list(dispatcher.windows) for task in list(window.sent.values()) if not task.dropped]
+    return [*table.ended.copy(), *sent, *table.dying, *table.delayed, *dispatcher.queue]
 
 
-def task_frame(desk: Desk) -> "pd.DataFrame":
+def task_frame(core: Core) -> "pd.DataFrame":
     """A row a task, indexed by its number; see ProcessPool.frame."""
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
     when = _Clock()
-    found = _tasks(desk)
+    found = _tasks(core)
     rows = [
         (
             task.title,
@@ -75,33 +77,33 @@ def task_frame(desk: Desk) -> "pd.DataFrame":
     return frame.astype({**words, **times, "seconds": "float64", "attempts": "int64", "priority": "int64"}).sort_index()
 
 
-def workers(crew: Crew) -> tuple[WorkerInfo, ...]:
+def workers(core: Core) -> tuple[WorkerInfo, ...]:
     """Those that are there, the oldest first."""
     when = _Clock()
-    return tuple(_info(member, when) for member in crew.members.values())
+    return tuple(_info(worker, when) for worker in core.workers.live.values())
 
 
-def _info(member: Member, when: "_Clock") -> WorkerInfo:
+def _info(worker: WorkerHandle, when: "_Clock") -> WorkerInfo:
     return WorkerInfo(
-        name=member.name,
-        pid=member.process.pid if member.process else None,
-        state=member.state,
-        created_at=when.date(member.born),
-        ready_at=when(member.ready_at),
-        ended_at=when(member.ended_at),
-        done=member.done,
-        tasks=tuple(task.title for task in member.lane.sent.values()),
-        memory=member.memory,
-        reason=member.reason or None,
+        name=worker.name,
+        pid=worker.process.pid if worker.process else None,
+        state=worker.state,
+        created_at=when.date(worker.born),
+        ready_at=when(worker.ready_at),
+        ended_at=when(worker.ended_at),
+        done=worker.done,
+        tasks=tuple(task.title for task in worker.window.sent.values()),
+        memory=worker.memory,
+        reason=worker.reason or None,
     )
 
 
-def worker_frame(crew: Crew) -> "pd.DataFrame":
+def worker_frame(core: Core) -> "pd.DataFrame":
     """A row a worker, indexed by name; see ProcessPool.frame."""
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
     when = _Clock()
-    found = [_info(member, when) for member in (*crew.past, *crew.members.values())]
+    found = [_info(worker, when) for worker in (*core.workers.past, *core.workers.live.values())]
     rows = [
         (info.state.value, info.pid, info.created_at, info.ready_at, info.ended_at, info.done, len(info.tasks), info.reason)
         for info in found

@@ -1,35 +1,35 @@
-"""When a pool hires, replaces and lets go. Pure functions of figures; the times are given, in seconds."""
+"""When a pool starts workers, replaces them and lets them go. Pure functions of figures; the times are given, in seconds."""
 
 from dataclasses import dataclass
 
 from nbprocs.pool.model import PoolConfig
 
-__all__ = ["Brake", "Health", "hires", "hung", "leave_reason"]
+__all__ = ["Brake", "Health", "hung", "leave_reason", "missing"]
 
-HIRE_COST = 0.05  # seconds: what a new worker costs in start-up; less work than that is not worth one
+START_COST = 0.05  # seconds: what a new worker costs in start-up; less work than that is not worth one
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0  # seconds between starts when workers die before they did anything
 _KILLED = 1 / 16  # of a death
 _FREE_DEATHS = 3  # in a row that are replaced at once
 
 
-def hires(config: PoolConfig, *, target: int, workers: int, starting: int, queued: int, mean: float | None, waiting: float) -> int:
+def missing(config: PoolConfig, *, target: int, workers: int, starting: int, queued: int, mean: float | None, waiting: float) -> int:
     """How many workers to start now.
 
     ``target`` is the least number wanted (the minimum, or what resize() asked for), ``workers`` those that work or start, ``mean`` the
     duration of a task (None if not known), ``waiting`` how long the oldest queued task has waited.
 
-    >>> hires(PoolConfig(max_processes=4), target=1, workers=1, starting=0, queued=10, mean=1.0, waiting=0.0)
+    >>> missing(PoolConfig(max_processes=4), target=1, workers=1, starting=0, queued=10, mean=1.0, waiting=0.0)
     3
-    >>> hires(PoolConfig(max_processes=4), target=1, workers=1, starting=0, queued=10, mean=0.000_01, waiting=0.0)
+    >>> missing(PoolConfig(max_processes=4), target=1, workers=1, starting=0, queued=10, mean=0.000_01, waiting=0.0)
     0
     """
-    missing = max(0, target - workers)
+    least = max(0, target - workers)
     room = config.most - workers
-    if not queued or room <= missing:
-        return missing
-    if workers and waiting < HIRE_COST and (mean is None or queued * mean / workers < HIRE_COST):
-        return missing
-    return max(missing, min(room, queued - starting))
+    if not queued or room <= least:
+        return least
+    if workers and waiting < START_COST and (mean is None or queued * mean / workers < START_COST):
+        return least
+    return max(least, min(room, queued - starting))
 
 
 def leave_reason(

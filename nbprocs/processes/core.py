@@ -115,6 +115,8 @@ class ProcessCore:
         self.expected: dict[Stream, int] = {}  # where the next search of expect() begins
         self.restart_policy: RestartPolicy | None = None  # for the record of a detached one
         self._face: weakref.ref[Any] | None = None
+        self._held: object | None = None  # the face, while the manager knows the process: views hang on it
+        self._known = True
 
     def face(self, make: Callable[[ProcessCore], F]) -> F:
         """What a user holds, made by ``make`` when nobody holds one: the same object for as long as somebody does."""
@@ -122,7 +124,12 @@ class ProcessCore:
         if face is None:
             face = make(self)
             self._face = weakref.ref(face)
+            self._held = face if self._known else None
         return face
+
+    def forget_face(self) -> None:
+        """The manager has forgotten it: from now on the face lives as long as somebody else holds it, and no cycle keeps the output."""
+        self._known, self._held = False, None
 
     # -- start: called by the manager, on the home loop
 

@@ -32,8 +32,6 @@ class ManagedProcess(Displayable):
     >>> await pm.aclose()
     """
 
-    __slots__ = ("__weakref__", "_core", "_talk")
-
     def __init__(self, core: ProcessCore) -> None:
         self._core = core
         self._talk = Talk(core)

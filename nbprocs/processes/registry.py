@@ -127,6 +127,7 @@ class Registry:
 
     def discard(self, process: ProcessCore) -> None:
         """A start that failed: no trace stays."""
+        process.forget_face()
         self._live.pop(process.id, None)
         if self._names.get(process.name) is process:
             del self._names[process.name]
@@ -171,6 +172,7 @@ class Registry:
         if self._names.get(process.name) is process:
             del self._names[process.name]
         process.predecessor = None  # else a lineage would keep all its ancestors
+        process.forget_face()
         return process
 
     def names(self) -> tuple[str, ...]:

@@ -89,6 +89,16 @@ async def tries(
     return result
 
 
+_STEPS = {  # what a start may fail at besides the program itself, and what to do
+    "umask": "it is a number from 0 to 0o777",
+    "nice": "only root may make a process nicer to itself",
+    "rlimits": "a hard limit can't be raised, and a soft one not above the hard one",
+    "user": "only root may start a process as another user",
+    "group": "only root may start a process as another group",
+    "extra_groups": "only root may choose the groups of a process",
+}
+
+
 def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ProcessCore) -> ProcessError:
     """Ours for what the system, or Python in front of it, said of a start."""
     fields: dict[str, Any] = {"process_id": process.id, "name": process.name}
@@ -103,6 +113,10 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Pro
         )
     if not config.command.strip():
         return StartupFailed("could not start a process: the command is empty", command=command, hint="name a program", **fields)
+    step = getattr(cause, "step", "program")
+    if step in _STEPS:
+        why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+        return StartupFailed(f"could not start {command}: {step}= was refused: {why}", command=command, hint=_STEPS[step], **fields)
     if isinstance(cause, OSError):
         if isinstance(cause, PermissionError) and os.path.isdir(config.command):
             cause = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), config.command)

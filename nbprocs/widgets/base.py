@@ -118,6 +118,7 @@ class View(anywidget.AnyWidget):
         self._parts: dict[str, Part] = dict(parts)
         self._fixed = tuple(parts)
         self._viewers: dict[str, None] = {}
+        self._mounted: dict[str, set[str]] = {}  # front ends that show a part which was mounted later
         self._focused: dict[str, float] = {}
         self._wanting: set[str] = set()
         self._number = 0
@@ -192,6 +193,8 @@ class View(anywidget.AnyWidget):
     def _goodbye(self, viewer: str) -> None:
         self._viewers.pop(viewer, None)
         self._focused.pop(viewer, None)
+        for name in list(self._mounted):
+            self._op_unmount(name, viewer)
         if not self._viewers:
             self._detach()
 
@@ -262,8 +265,19 @@ class View(anywidget.AnyWidget):
         if part not in self._parts:
             msg = f"no part {plain(part)}"
             raise BadMessage(msg)
+        if part not in self._fixed and view in self._viewers:
+            self._mounted.setdefault(part, set()).add(view)
         self.speak()
         self._send_snapshot(view, {part: self._parts[part]})
+
+    @op(part=text(100), view=text(100))
+    def _op_unmount(self, part: str = "", view: str = "") -> None:
+        """A front end shows that part no more; the last one ends it."""
+        viewers = self._mounted.get(part, set())
+        viewers.discard(view)
+        if not viewers:
+            self._mounted.pop(part, None)
+            self.unmount(part)
 
     @op(on=flag, view=text(100))
     def _op_focus(self, *, on: bool = False, view: str = "") -> None:

@@ -17,6 +17,7 @@ LOOK_EVERY = 0.5  # seconds: a pool tells no events (a hundred thousand tasks a 
 RATES = 60  # points of the throughput's sparkline
 _TITLES = 3  # tasks named for each worker
 _WORKERS = 200
+COLUMNS = ("state", "pid", "born", "done", "held", "titles", "why")  # of a row; held: tasks that it has, titles: the first ones' names
 
 
 class PoolPart(Part):
@@ -82,7 +83,13 @@ class PoolPart(Part):
 
     def snapshot(self) -> Delta:
         """Everything."""
-        content = {"rows": list(self._rows.items()), "figures": self._figures, "rates": list(self._rates), "now": time.time()}
+        content = {
+            "columns": COLUMNS,
+            "rows": list(self._rows.items()),
+            "figures": self._figures,
+            "rates": list(self._rates),
+            "now": time.time(),
+        }
         return Delta(content=content, size=400 + 120 * len(self._rows))
 
     def delta(self) -> Delta | None:
@@ -137,7 +144,7 @@ class PoolPart(Part):
 
 
 def _row(worker: WorkerInfo) -> list[Any]:
-    """State, pid, birth, tasks done, tasks held, the first ones' names, why it leaves."""
+    """The cells of COLUMNS."""
     return [
         worker.state.value,
         worker.pid,

@@ -20,7 +20,7 @@ import traitlets
 
 from nbprocs.widgets.assets import SCRIPT, STYLE
 
-__all__ = ["Hub", "hub"]
+__all__ = ["Hub", "connect"]
 
 _lock = threading.Lock()
 _hub: "Hub | None" = None
@@ -33,10 +33,11 @@ class Hub(anywidget.AnyWidget):
     _esm = traitlets.Unicode(SCRIPT).tag(sync=True)
     _css = traitlets.Unicode(STYLE).tag(sync=True)
     role = traitlets.Unicode("hub").tag(sync=True)
+    specs = traitlets.Dict().tag(sync=True)  # of the views, by uid: a page that begins need not ask first, which saves it a round trip
 
-    def __init__(self) -> None:
+    def __init__(self, first: Any) -> None:
         self._views: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        super().__init__()
+        super().__init__(specs={first.spec["uid"]: dict(first.spec)})
         self.on_msg(self._received)
 
     def add(self, view: Any) -> None:
@@ -46,7 +47,11 @@ class Hub(anywidget.AnyWidget):
             return
         self._views[uid] = view
         view.outlets.append(self._outlet(uid))
+        self.specs = self._specs()
         self._tell({"views": {uid: dict(view.spec)}})
+
+    def _specs(self) -> dict[str, Any]:
+        return {uid: dict(view.spec) for uid, view in list(self._views.items())}
 
     def close(self) -> None:
         """End all views on all pages; the next one that is shown makes a new hub."""
@@ -66,7 +71,7 @@ class Hub(anywidget.AnyWidget):
         if not isinstance(content, dict):
             return
         if content.get("do") == "hub":
-            self._tell({"views": {uid: dict(view.spec) for uid, view in list(self._views.items())}})
+            self._tell({"views": self._specs()})
             return
         uid = content.pop("v", None)
         view = self._views.get(uid) if isinstance(uid, str) else None
@@ -76,10 +81,10 @@ class Hub(anywidget.AnyWidget):
             self._tell({"closed": True, "v": uid[:80]})
 
 
-def hub() -> Hub:
-    """The kernel's hub; a new one where somebody closed it (``Widget.close_all()``)."""
+def connect(view: Any) -> None:
+    """Let a view speak through the kernel's hub; a new one where somebody closed it (``Widget.close_all()``)."""
     global _hub  # noqa: PLW0603 - one per kernel, like the script that it carries
     with _lock:
         if _hub is None or _hub.comm is None:
-            _hub = Hub()
-        return _hub
+            _hub = Hub(view)
+        _hub.add(view)

@@ -18,7 +18,7 @@ from nbprocs.display import set_view_factory
 from nbprocs.engine.home import Home
 from nbprocs.errors import Closed
 from nbprocs.widgets.base import Part, View, held_by
-from nbprocs.widgets.hub import hub
+from nbprocs.widgets.hub import connect
 
 __all__ = ["Keeper", "in_kernel", "install", "mode", "publish", "view_bundle", "view_of"]
 
@@ -125,7 +125,7 @@ def publish(shown: Any) -> None:
             cell.copy().run(write, update=True)
 
     if view is not None and how == "live":
-        hub().add(view)
+        connect(view)
     write(update=False)
     if view is not None and how != "static":
         parts = list(view.parts.values())

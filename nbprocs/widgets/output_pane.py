@@ -9,6 +9,7 @@ waiting bytes are skipped, which is said where they would have been; they can st
 """
 
 import asyncio
+import pathlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
 from nbprocs.processes.process import process_core
 from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.python_line import spawn_line
 from nbprocs.widgets.record import ending, process_html, status_word
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, number, op, text
 
@@ -120,6 +122,7 @@ class PanePart(Part):
         self._seen = dict.fromkeys(Stream, 0)
         self._watchers: list[Any] = []
         self._head: dict[str, Any] = {}
+        self._line = spawn_line(process.config)
 
     def _log(self, stream: Stream) -> Any:
         return self._process.stdout if stream is Stream.STDOUT else self._process.stderr
@@ -175,7 +178,10 @@ class PanePart(Part):
             "start": round(info.created_at.timestamp(), 2),
             "took": None if info.status.live else round(info.execution_time, 3),
             "end": plain(ending(info)),
-            "stdin": bool(info.config.stdin or info.config.pty) and info.status.live,
+            "stdin": info.config.stdin is True and info.status.live,
+            "pty": bool(info.config.pty),
+            "cwd": str(pathlib.Path(info.config.working_dir or ".").absolute()),
+            "py": self._line,
             "dropped": info.dropped_bytes,
         }
 
@@ -269,6 +275,12 @@ class PanePart(Part):
     async def send(self, text: str, *, newline: bool = True) -> None:
         """Write to its stdin."""
         await (self._process.send_line(text) if newline else self._process.send(text))
+
+    @op(rows=number(2, 500), columns=number(10, 1000))
+    def resize(self, rows: float, columns: float) -> None:
+        """Tell a program on a pseudo-terminal how large it is."""
+        if self._process.config.pty and self._process.status.live:
+            self._process.resize(int(rows), int(columns))
 
     @op()
     async def close_stdin(self) -> None:

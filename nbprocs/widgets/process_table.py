@@ -55,7 +55,7 @@ def _cells(info: ProcessInfo, reading: Reading | None) -> list[Any]:
         plain(info.last_line, limit=200),
         measures[0],
         measures[1],
-        bool(info.config.stdin or info.config.pty) and live,
+        info.config.stdin is True and live,
     ]
 
 

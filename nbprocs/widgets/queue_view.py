@@ -20,6 +20,7 @@ ENDED = 50  # rows of tasks that have ended, the latest
 BARS = 200  # in the timeline
 STATUS_EVERY = 0.5  # seconds: figures of a busy queue change at most this often
 _SELECTED = 2000
+COLUMNS = ("name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why")  # of a row
 _FINAL = {state.value for state in TaskState if state.final}
 
 
@@ -71,7 +72,7 @@ class QueuePart(Part):
         return time.time() if process is None else process.created_at.timestamp()
 
     def _put(self, task: ScheduledTask) -> list[Any]:
-        """The row of a task, as the front ends get it."""
+        """The row of a task, as the front ends get it: the cells of COLUMNS."""
         if task.state.final and task.id not in self._ended:
             self._ended.append(task.id)
         row = [
@@ -136,6 +137,7 @@ class QueuePart(Part):
     def snapshot(self) -> Delta:
         """Rows, bars and figures."""
         content = {
+            "columns": COLUMNS,
             "rows": list(self._rows.items()),
             "bars": list(self._bars),
             "status": self._sent_status,

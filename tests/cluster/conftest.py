@@ -12,6 +12,18 @@ from nbprocs.testing.leaks import spare
 from tests.cluster.real import RealCluster
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _process_wide():
+    """What Dask and multiprocessing start once and keep for as long as the interpreter lives."""
+    from multiprocessing import resource_tracker
+
+    from distributed.utils import offload
+
+    asyncio.run(offload(int))
+    resource_tracker.ensure_running()
+    spare(resource_tracker._resource_tracker._pid)
+
+
 @pytest.fixture(scope="session")
 def _shared(tmp_path_factory):
     with RealCluster(tmp_path_factory.mktemp("dask")).start_scheduler() as cluster:

@@ -92,14 +92,11 @@ class RealCluster:
     def close(self):
         left = self.tree()
         for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(5)
+            process.kill()
+            process.wait(5)
+        deadline = time.monotonic() + 2  # what a worker leaves behind is ended by its shim
+        while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in left):
+            time.sleep(0.02)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

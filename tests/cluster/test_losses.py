@@ -249,7 +249,8 @@ async def test_a_kernel_that_computes_loses_nothing(fresh, mark):
 # -- what can't work says so
 
 
-async def test_an_address_where_nobody_is():
+async def test_an_address_where_nobody_is(monkeypatch):
+    monkeypatch.setattr("nbprocs.cluster.dask._CONNECT", 2.0)
     began = time.monotonic()
     async with TaskScheduler(backend=DaskBackend("tcp://127.0.0.1:1")) as sch:
         with pytest.raises(StartupFailed, match=r"no Dask scheduler answers at tcp://127.0.0.1:1"):

@@ -84,7 +84,7 @@ async def test_lines_asked_for_before_the_start_come_before_the_end(direct):
 
 
 async def test_pause_and_resume_travel(direct):
-    task = direct.schedule("sh", "-c", "echo $$; sleep 1000")
+    task = direct.schedule("sh", "-c", "echo $$; exec sleep 1000")
     pid = int(await anext(aiter(task.lines())))
     assert task.process.pid == pid
 
@@ -105,6 +105,24 @@ async def test_a_pipe_full_of_bytes_arrives_in_order(sch):
     code = "import sys; sys.stdout.buffer.write(b''.join(b'%07d\\n' % i for i in range(1_000_000)))"
     result = await sch.schedule("python3", "-c", code)
     assert result.stdout == b"".join(b"%07d\n" % i for i in range(1_000_000))
+
+
+async def test_what_runs_there_is_measured_when_somebody_looks(cluster):
+    backend = DaskBackend(cluster.address)
+    async with TaskScheduler(backend=backend) as sch:
+        code = "print('up', flush=True)\nblob = b'x' * (64 << 20)\nwhile True: pass"
+        task = sch.schedule("sh", "-c", f'python3 -c "{code}"; true')
+        assert await anext(aiter(task.lines())) == "up"
+        async with asyncio.timeout(20):
+            while True:
+                row = (await backend.processes()).loc[task.id]
+                if row["memory"] > 64 << 20 and row["cpu"] > 1:
+                    break
+                await asyncio.sleep(0.05)
+        assert row["pid"] == task.process.pid and row["worker"].split()[0] in ("alice", "bob")
+        task.cancel()
+        await task.wait()
+        assert (await backend.processes()).empty
 
 
 # -- functions

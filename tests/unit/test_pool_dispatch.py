@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbprocs.pool.dispatch import DEEPEST, SHORT, STALE, WORTH, Dispatcher, Lane, Pace
+from nbprocs.pool.dispatch import DEEPEST, SHORT, STALE, WORTH, Dispatcher, Pace, Window
 
 
 @dataclass(eq=False)
@@ -19,12 +19,12 @@ class Job:
     log: list = field(default_factory=list)
 
 
-def dispatcher(lanes=2, *, mean=None, **options):
+def dispatcher(windows=2, *, mean=None, **options):
     made = Dispatcher()
     if mean is not None:
         made.pace.note(mean)
-    for key in range(lanes):
-        made.add(Lane(key, **options))
+    for key in range(windows):
+        made.add(Window(key, **options))
     return made
 
 
@@ -37,10 +37,11 @@ def push(made, tasks):
         made.queue.push(task)
 
 
-def answered(lane, number):
-    """An answer came: what the desk does, for many at once."""
-    lane.stuck = False
-    return lane.sent.pop(number, None)
+def answered(made, window, number):
+    """An answer came: what the pool does, for many at once."""
+    task = window.sent.pop(number, None)
+    made.answered(window, int(task is not None))
+    return task
 
 
 def test_higher_priority_first_then_arrival():
@@ -58,7 +59,7 @@ def test_unknown_durations_one_task_a_worker():
     assert len(made.queue) == 8
 
 
-def test_short_tasks_fill_the_lanes_evenly():
+def test_short_tasks_fill_the_windows_evenly():
     made = dispatcher(2, mean=0.000_1)
     push(made, jobs(10))
     assert sorted(len(tasks) for _, _, tasks in made.plan(0.0)) == [5, 5]
@@ -95,17 +96,17 @@ def test_what_waits_behind_a_long_task_is_taken_back_when_another_worker_is_idle
     push(made, jobs(10))
     (a, first, tasks), (b, _, _) = made.plan(0.0)
     for number in list(b.sent):
-        answered(b, number)
+        answered(made, b, number)
     assert made.stale(STALE / 2) == []  # too early to tell
-    ((lane, numbers),) = made.stale(STALE)
-    assert lane is a
+    ((window, numbers),) = made.stale(STALE)
+    assert window is a
     assert numbers == list(a.sent)[1:]
-    lane.withdrawing = True
+    window.withdrawing = True
     assert made.stale(1.0) == []
-    made.returned(lane, numbers)
+    made.returned(window, numbers)
     assert list(a.sent) == [first]
     assert [t.name for t in made.queue] == [t.name for t in tasks[1:]]
-    assert {lane.key for lane, _, _ in made.plan(1.0)} == {b.key}
+    assert {window.owner for window, _, _ in made.plan(1.0)} == {b.owner}
 
 
 def test_nothing_is_taken_back_while_everybody_is_busy():
@@ -127,21 +128,21 @@ def test_a_dead_workers_unstarted_tasks_go_to_the_front():
     made = dispatcher(1, mean=0.000_1)
     tasks = jobs(5)
     push(made, tasks)
-    ((lane, _, _),) = made.plan(0.0)
+    ((window, _, _),) = made.plan(0.0)
     push(made, jobs(1))
-    answered(lane, 1)
-    assert made.lost(lane, 2) == [tasks[1]]
+    answered(made, window, 1)
+    assert made.lost(window, 2) == [tasks[1]]
     assert list(made.queue)[:3] == tasks[2:]
-    assert made.lanes == {}
+    assert made.windows == {}
 
 
 def test_a_worker_gets_no_more_than_its_budget():
     made = dispatcher(1, mean=0.000_1, budget=3)
     push(made, jobs(10))
-    ((lane, _, tasks),) = made.plan(0.0)
+    ((window, _, tasks),) = made.plan(0.0)
     assert len(tasks) == 3
-    for number in list(lane.sent):
-        answered(lane, number)
+    for number in list(window.sent):
+        answered(made, window, number)
     assert made.plan(1.0) == []
     assert made.direct(Job(99), 1.0) is None
 
@@ -151,7 +152,7 @@ def test_a_lone_task_skips_the_queue_only_if_nobody_waits():
     assert made.direct(Job(0), 0.0) is not None
     assert made.direct(Job(1), 0.0) is None
     push(made, jobs(1))
-    answered(made.lanes[0], 1)
+    answered(made, next(iter(made.windows)), 1)
     assert made.direct(Job(2), 0.0) is None
 
 
@@ -163,7 +164,7 @@ class Machine(RuleBasedStateMachine):
         self.made = Dispatcher()
         self.now = 0.0
         self.count = 0
-        self.workers = {}  # key -> (lane, claimed number, numbers it has and did not claim yet)
+        self.workers = {}  # key -> (window, claimed number, numbers it has and did not claim yet)
         self.keys = 0
         self.alive = set()  # jobs that have not ended
         self.started = {}  # job -> times claimed
@@ -175,17 +176,17 @@ class Machine(RuleBasedStateMachine):
             job = Job(self.count, priority=priority)
             self.alive.add(job)
             if (found := self.made.direct(job, self.now)) is not None:
-                lane, number = found
-                self.workers[lane.key][2].append(number)
+                window, number = found
+                self.workers[window.owner][2].append(number)
             else:
                 self.made.queue.push(job)
 
     @rule(deepest=st.sampled_from([1, 4, DEEPEST]), budget=st.none() | st.integers(1, 5))
     def hire(self, deepest, budget):
         self.keys += 1
-        lane = Lane(self.keys, deepest=deepest, budget=budget)
-        self.workers[self.keys] = [lane, 0, []]
-        self.made.add(lane)
+        window = Window(self.keys, deepest=deepest, budget=budget)
+        self.workers[self.keys] = [window, 0, []]
+        self.made.add(window)
 
     @rule(seconds=st.sampled_from([1e-6, 1e-4, 1e-3, 0.01, 1.0]), count=st.integers(1, 20))
     def pace(self, seconds, count):
@@ -194,52 +195,52 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 0.1))
     def plan(self, seconds):
         self.now += seconds
-        for lane, first, tasks in self.made.plan(self.now):
+        for window, first, tasks in self.made.plan(self.now):
             assert tasks
-            assert lane.open
-            assert not lane.withdrawing
-            assert len(lane.sent) <= min(self.made.pace.depth(), lane.deepest)
-            self.workers[lane.key][2] += range(first, first + len(tasks))
+            assert window.open
+            assert not window.withdrawing
+            assert len(window.sent) <= min(self.made.pace.depth(), window.deepest)
+            self.workers[window.owner][2] += range(first, first + len(tasks))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), count=st.integers(1, 10), finish=st.booleans())
     def work(self, data, count, finish):
         """Claim and answer some; perhaps claim one more and leave it running."""
         worker = self.workers[data.draw(st.sampled_from(sorted(self.workers)))]
-        lane, running, waiting = worker
+        window, running, waiting = worker
         for _ in range(count):
-            if running and running in lane.sent:
-                job = answered(lane, running)
+            if running and running in window.sent:
+                job = answered(self.made, window, running)
                 assert job is not None
                 self.alive.discard(job)
                 running = 0
             if not waiting:
                 break
             running = worker[1] = waiting.pop(0)
-            job = lane.sent[running]
+            job = window.sent[running]
             self.started[job] = self.started.get(job, 0) + 1
-        if finish and running and running in lane.sent:
-            self.alive.discard(answered(lane, running))
+        if finish and running and running in window.sent:
+            self.alive.discard(answered(self.made, window, running))
 
     @rule()
     def take_back(self):
-        for lane, numbers in self.made.stale(self.now):
-            worker = self.workers[lane.key]
-            lane.withdrawing = True
+        for window, numbers in self.made.stale(self.now):
+            worker = self.workers[window.owner]
+            window.withdrawing = True
             won = [n for n in numbers if n > worker[1]]
             worker[2] = [n for n in worker[2] if n not in won]
             for number in won:
-                if lane.sent[number].dropped:
-                    self.alive.discard(lane.sent[number])
-            self.made.returned(lane, won)
+                if window.sent[number].dropped:
+                    self.alive.discard(window.sent[number])
+            self.made.returned(window, won)
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def die(self, data):
         key = data.draw(st.sampled_from(sorted(self.workers)))
-        lane, claimed, _ = self.workers.pop(key)
-        before = list(lane.sent.values())
-        victims = self.made.lost(lane, claimed)
+        window, claimed, _ = self.workers.pop(key)
+        before = list(window.sent.values())
+        victims = self.made.lost(window, claimed)
         assert len(victims) <= 1
         for job in victims:
             assert self.started[job]
@@ -258,15 +259,19 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.made.running)
     @rule(data=st.data())
     def cancel_sent(self, data):
-        job = data.draw(st.sampled_from([job for lane in self.made.lanes.values() for job in lane.sent.values()]))
+        job = data.draw(st.sampled_from([job for window in self.made.windows for job in window.sent.values()]))
         job.dropped = True
 
     @invariant()
     def everybody_is_somewhere_once(self):
-        held = list(self.made.queue) + [job for lane in self.made.lanes.values() for job in lane.sent.values()]
+        held = list(self.made.queue) + [job for window in self.made.windows for job in window.sent.values()]
         assert len(held) == len(set(held))
         assert {job for job in held if not job.dropped} == {job for job in self.alive if not job.dropped}
         assert len(self.made.queue) == len(list(self.made.queue))
+
+    @invariant()
+    def the_count_is_right(self):
+        assert self.made.running == sum(len(window.sent) for window in self.made.windows)
 
     @invariant()
     def nothing_starts_twice(self):
@@ -274,21 +279,21 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def budgets_hold(self):
-        assert all(lane.budget is None or lane.budget >= 0 for lane in self.made.lanes.values())
+        assert all(window.budget is None or window.budget >= 0 for window in self.made.windows)
 
     def teardown(self):
         """With workers that work, everything ends."""
-        for lane, _, _ in self.workers.values():
-            lane.budget = None
+        for window, _, _ in self.workers.values():
+            window.budget = None
         if not self.workers:
             self.hire(4, None)
         self.made.pace.mean = None
         for _ in range(10 * self.count + 10):
             self.plan(1.0)
             for key in self.workers:
-                lane, running, waiting = self.workers[key]
-                for number in list(lane.sent):
-                    self.alive.discard(answered(lane, number))
+                window, running, waiting = self.workers[key]
+                for number in list(window.sent):
+                    self.alive.discard(answered(self.made, window, number))
                 waiting.clear()
         assert not {job for job in self.alive if not job.dropped}
 

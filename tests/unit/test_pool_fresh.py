@@ -108,7 +108,7 @@ async def test_a_module_that_is_patched_in_place_is_noticed(source, what):
         mod.module.C.g.__code__ = new["C"].g.__code__
         mod.module.C.h.__func__.__code__ = new["C"].h.__func__.__code__
         mod.module.K = 22222
-        pool._codec._fresh._full_at = 0.0  # as if a few milliseconds had passed
+        pool._codec._fresh._files_at = 0.0  # as if a millisecond had passed
         assert await pool.run(space["calls"][what]()) == 22222
 
 
@@ -175,7 +175,7 @@ def test_globals_that_change_by_themselves_are_no_reload(source):
 
 
 def _look(fresh):
-    fresh._quick_at = fresh._full_at = 0.0
+    fresh._quick_at = fresh._files_at = fresh._full_at = 0.0
     return fresh.lost()
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nbprocs.engine.container import usable_cpus
 from nbprocs.pool.model import PoolConfig
-from nbprocs.pool.scaling import HIRE_COST, Brake, Health, hires, hung, leave_reason
+from nbprocs.pool.scaling import START_COST, Brake, Health, hung, leave_reason, missing
 
 CONFIG = PoolConfig(min_processes=1, max_processes=4)
 LONG = {"mean": 1.0, "waiting": 0.0}
@@ -22,19 +22,19 @@ CALM = {"workers": 2, "target": 1, "idle_for": None, "age": 1.0, "budget": None,
         ({"workers": 1, "queued": 2, **LONG}, 2),
         ({"workers": 1, "queued": 99, **LONG}, 3),  # never past the maximum
         ({"workers": 1, "queued": 99, "mean": 1e-6, "waiting": 0.0}, 0),  # not worth a worker
-        ({"workers": 1, "queued": 99, "mean": 1e-6, "waiting": HIRE_COST}, 3),  # but it does not get done
+        ({"workers": 1, "queued": 99, "mean": 1e-6, "waiting": START_COST}, 3),  # but it does not get done
         ({"workers": 1, "queued": 1, "mean": None, "waiting": 0.0}, 0),  # unknown: wait a moment
-        ({"workers": 1, "queued": 1, "mean": None, "waiting": HIRE_COST}, 1),
+        ({"workers": 1, "queued": 1, "mean": None, "waiting": START_COST}, 1),
         ({"workers": 3, "starting": 2, "queued": 2, **LONG}, 0),  # they are on their way
     ],
 )
-def test_hires(figures, count):
-    assert hires(CONFIG, **{"target": 1, "starting": 0, **figures}) == count
+def test_missing(figures, count):
+    assert missing(CONFIG, **{"target": 1, "starting": 0, **figures}) == count
 
 
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(0, 1000), st.none() | st.floats(0, 10), st.floats(0, 10), st.integers(1, 4))
-def test_hires_within_bounds(workers, starting, queued, mean, waiting, target):
-    count = hires(CONFIG, target=target, workers=workers, starting=starting, queued=queued, mean=mean, waiting=waiting)
+def test_missing_within_bounds(workers, starting, queued, mean, waiting, target):
+    count = missing(CONFIG, target=target, workers=workers, starting=starting, queued=queued, mean=mean, waiting=waiting)
     assert 0 <= count
     assert workers + count <= max(4, workers)
     assert workers + count >= min(target, 4)

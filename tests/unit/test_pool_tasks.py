@@ -373,6 +373,9 @@ async def test_a_worker_stopped_before_it_starts_costs_no_try(lonely):
     await lonely.run(int)
     (process,) = lonely.manager.processes()
     process.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0.001)
     handle = lonely.submit(os.getpid, timeout=0.3)
     assert await handle != process.pid
     assert handle.attempts == 1
@@ -503,8 +506,8 @@ async def test_cancel_a_running_task_ends_its_worker_only(pool, gate):
 
 
 async def test_a_join_hears_that_a_cancelled_task_was_taken_back(lonely):
-    (member,) = lonely._crew.members.values()
-    member.link.dispatch = lambda _: None  # on its way for ever: it can only be taken back
+    (worker,) = lonely._core.workers.live.values()
+    worker.connection.dispatch = lambda _: None  # on its way for ever: it can only be taken back
     handle = lonely.submit(int)
     joining = asyncio.create_task(lonely.join())
     await asyncio.sleep(0)
@@ -514,14 +517,14 @@ async def test_a_join_hears_that_a_cancelled_task_was_taken_back(lonely):
 
 
 async def test_a_join_hears_of_a_future_that_was_cancelled_while_it_was_handed_out(lonely):
-    (member,) = lonely._crew.members.values()
-    member.lane.open = False  # as while its running task is being ended
+    (worker,) = lonely._core.workers.live.values()
+    worker.window.open = False  # as while its running task is being ended
     future = lonely.executor().submit(int)
     joining = asyncio.create_task(lonely.join())
     await asyncio.sleep(0)
     assert concurrent.futures.Future.cancel(future)  # so far has another thread come with future.cancel()
-    member.lane.open = True
-    lonely._desk.pump()
+    lonely._core.dispatcher.reopen(worker.window)
+    lonely._core.pump()
     assert lonely.metrics().total_tasks_cancelled == 1
     future._give_up(future._task)  # and here it goes on
     async with asyncio.timeout(20):

@@ -40,7 +40,7 @@ def nap():
 async def test_start_brings_the_initial_workers_and_idle_ones_leave():
     config = PoolConfig(min_processes=1, initial_processes=3, max_processes=4, idle_timeout=0.1)
     async with ProcessPool(config) as pool:
-        assert pool.metrics().current_active_processes == 3
+        assert pool.metrics().total_processes_created == 3
         await until(lambda: pool.metrics().current_active_processes == 1)
         assert all(reason.startswith("idle for") for reason in reasons(pool))
         assert pool.metrics().total_processes_destroyed == 2
@@ -168,12 +168,12 @@ async def test_a_long_task_is_not_taken_for_a_hung_worker():
 
 
 async def test_a_paused_worker_is_left_alone():
-    async with ProcessPool(PoolConfig(max_processes=1, health_check_interval=0.05)) as pool:
+    async with ProcessPool(PoolConfig(max_processes=1, health_check_interval=0.3)) as pool:
         pid = await pool.run(os.getpid)
         (process,) = pool.manager.processes()
         process.pause()
-        member = next(iter(pool._crew.members.values()))
-        await until(lambda: member.pinged_at is not None and time.monotonic() - member.pinged_at > 0.3)
+        began = time.monotonic()
+        await until(lambda: time.monotonic() - began > 1)
         process.resume()
         assert await pool.run(os.getpid) == pid
 

@@ -208,7 +208,7 @@ def test_what_the_system_refuses_is_ours(number):
         count(0)
         monkeypatch.setattr(oom, "kill_counter", lambda: counter)
         monkeypatch.setattr(oom, "FRESH", 0.0)
-        pm.oom = oom.OomWatch()
+        manager_core(pm).oom = oom.OomWatch()
         old = await pm.spawn(*SLEEPER, name="old")
         count(1)  # somebody who is none of ours
         later = await pm.spawn(*SLEEPER, name="later")

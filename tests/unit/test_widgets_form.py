@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nbprocs import ProcessManager
 from nbprocs.widgets import SpawnForm
-from nbprocs.widgets.spawn_form import Programs, python_line
+from nbprocs.widgets.spawn_form import OFFERED, Programs, declared, python_line
 from nbprocs.widgets.wire import BadMessage, Refused
 from tests.unit.widgets_kit import shown
 
@@ -33,6 +33,19 @@ from tests.unit.widgets_kit import shown
 )
 def test_the_line(fields: dict[str, Any], line: str) -> None:
     assert python_line(fields) == line
+
+
+def test_options_are_process_configs_own() -> None:
+    names = [name for name, label, help_, kind in declared() if label and help_ and kind in ("text", "flag")]
+    assert names == list(OFFERED)
+    line = python_line(
+        {"command": "x", "options": {"nice": "5", "umask": "077", "stop_signal": "SIGINT", "merge_stderr": "true", "title": ""}}
+    )
+    assert line == "proc = await pm.spawn('x', nice=5, umask=63, stop_signal='SIGINT', merge_stderr=True)"
+    for name, wrong in (("nice", "much"), ("umask", "9"), ("encoding", "klingon"), ("stop_signal", "SIGNOTHING")):
+        with pytest.raises(Refused) as refused:
+            python_line({"command": "x", "options": {name: wrong}})
+        assert refused.value.field == name
 
 
 def test_a_secret_is_not_in_the_line() -> None:

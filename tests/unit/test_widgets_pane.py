@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs import ProcessManager, Stream
+from nbprocs import ProcessConfig, ProcessManager, Stream
 from nbprocs.processes.process import process_core
 from nbprocs.widgets import OutputPane
 from nbprocs.widgets.output_pane import BURST, FILE_PART, PAGE, RATE, Budget, Journal, newest
+from nbprocs.widgets.python_line import spawn_line
 from tests.unit.widgets_kit import settled, shown
 
 segments = st.lists(st.tuples(st.sampled_from(Stream), st.integers(1, 50)), max_size=20)
@@ -182,6 +183,30 @@ async def test_nothing_is_left_when_it_is_closed_while_the_process_lives() -> No
         assert not len(process_core(process)._waiters)
         assert not process_core(process)._callbacks
         assert not process.stdout._waiters
+
+
+async def test_a_program_on_a_terminal_hears_of_its_size_and_gets_keys() -> None:
+    async with ProcessManager() as pm:
+        code = "import os, signal, sys\nprint('ready', flush=True)\nsys.stdin.readline()\nprint(os.get_terminal_size())"
+        process = await pm.spawn(sys.executable, "-c", code, pty=True, stdin=True)
+        with shown(OutputPane(process)) as tab:
+            head = (await tab.hello())["pane"]["head"]
+            assert (head["pty"], head["stdin"]) == (True, True)
+            assert (await tab.call("pane", "resize", rows=7, columns=33))["ok"]
+            assert not (await tab.call("pane", "resize", rows=0, columns=33))["ok"]
+            await tab.call("pane", "send", text="\r", newline=False)
+            await process.wait()
+            assert "columns=33, lines=7" in process.tail()
+            assert (await tab.call("pane", "resize", rows=7, columns=33))["ok"]  # it has ended meanwhile: nothing happens
+
+
+def test_the_line_that_starts_the_same() -> None:
+    config = ProcessConfig(command="sort", args=("-n",), env_vars={"A": "b", "API_TOKEN": "s3cret"}, timeout=5.0, pty=True)
+    line = spawn_line(config)
+    assert line.startswith("proc = await pm.spawn('sort', '-n', env_vars={'A': 'b', 'API_TOKEN': getpass.getpass('API_TOKEN')}, ")
+    assert "timeout=5.0" in line
+    assert "pty=True" in line
+    assert spawn_line(ProcessConfig(command="login", args=("--password", "s3cret"))) == ""
 
 
 async def test_invalid_text_and_split_characters_travel_as_bytes() -> None:

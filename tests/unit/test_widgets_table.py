@@ -9,7 +9,7 @@ import pytest
 from nbprocs import ProcessManager, ProcessStatus
 from nbprocs.widgets import ProcessTable
 from nbprocs.widgets.process_table import COLUMNS
-from tests.unit.widgets_kit import Tab, shown
+from tests.unit.widgets_kit import Tab, settled, shown
 
 HOSTILE = "</script><script>alert(1)</script>\u202e\x1b[2J"
 CELL = {name: number for number, name in enumerate(COLUMNS)}
@@ -129,6 +129,25 @@ async def test_output_is_shown_in_a_mounted_pane() -> None:
             tab.bye()
             await tab.hello()
             assert list(tab.view.parts) == ["table"]
+
+
+async def test_a_pane_that_is_closed_in_all_tabs_is_ended() -> None:
+    async with ProcessManager() as pm:
+        process = await pm.spawn("sleep", "1000")
+        view = ProcessTable(pm)
+        with shown(view) as tab:
+            other = Tab(view, "other")
+            await tab.hello()
+            await other.hello()
+            idle = len(view.tasks)
+            name = (await tab.call("table", "show", id=process.id))["data"]
+            for one in (tab, other):
+                assert (await one.call("view", "snapshot", part=name, view=one.name))["ok"]
+            assert len(view.tasks) > idle
+            await tab.call("view", "unmount", part=name, view="tab")
+            assert name in view.parts
+            other.bye()
+            await settled(lambda: name not in view.parts and len(view.tasks) == idle)
 
 
 async def test_a_closed_manager_is_said() -> None:

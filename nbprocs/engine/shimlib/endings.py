@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["Ending", "Measures"]
 
@@ -33,39 +33,31 @@ SIGCONT = int(getattr(signal, "SIGCONT", signal.SIGTERM))
 SIGKILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-@dataclass(frozen=True, slots=True)
-class Measures:
+class Measures(NamedTuple):
     """What one look led to."""
 
     send: tuple[tuple[int, tuple[int, ...]], ...]  # (pid, signals in order)
     again: float | None  # when to look again at the latest; None: it is over
 
 
-@dataclass(slots=True, kw_only=True)
 class Ending:
     """One ending under way. ``leader`` is the pid that is asked first with ``leader_first``."""
 
-    now: float
-    signal: int
-    grace: float
-    leader: int = 0
-    leader_first: bool = False
-    survivors: tuple[int, ...] = ()
-    done: bool = False
-    killed: bool = False  # a SIGKILL was sent
-    _asked: set[tuple[int, float]] = field(default_factory=set)
-    _known: set[tuple[int, float]] = field(default_factory=set)
-    _whole_tree_at: float = 0.0
-    _kill_at: float = 0.0
-    _give_up_at: float | None = None
-    _wait: float = FIRST_LOOK
-    _empty: int = 0
-    _news: int = -1  # looks that showed somebody new; the first one always does
-    _refused: set[tuple[int, float]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._whole_tree_at = self.now + (self.grace if self.leader_first else 0.0)
-        self._kill_at = self._whole_tree_at + (min(SECOND_GRACE, self.grace) if self.leader_first else self.grace)
+    def __init__(self, *, now: float, signal: int, grace: float, leader: int = 0, leader_first: bool = False) -> None:
+        self.signal = signal
+        self.leader = leader
+        self.survivors: tuple[int, ...] = ()
+        self.done = False
+        self.killed = False  # a SIGKILL was sent
+        self._asked: set[tuple[int, float]] = set()
+        self._known: set[tuple[int, float]] = set()
+        self._refused: set[tuple[int, float]] = set()
+        self._whole_tree_at = now + (grace if leader_first else 0.0)
+        self._kill_at = self._whole_tree_at + (min(SECOND_GRACE, grace) if leader_first else grace)
+        self._give_up_at: float | None = None
+        self._wait = FIRST_LOOK
+        self._empty = 0
+        self._news = -1  # looks that showed somebody new; the first one always does
 
     def refused(self, pid: int, start: float) -> None:
         """The system did not let us signal this one."""

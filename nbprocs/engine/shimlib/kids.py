@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,25 +14,63 @@ __all__ = ["Kid", "Kids"]
 REMEMBERED = 4096  # children that have ended, whose sessions are still known: a daemon's only evidence may be its session
 
 
-@dataclass(slots=True, eq=False)
 class Kid:
-    """A child: started by this shim (``own``), or guarded for another parent that is gone or can't."""
+    """A child: started by this shim (``own``), or guarded for another parent that is gone or can't.
 
-    number: int
-    pid: int
-    tag: int
-    link: Link | None  # who wants to hear of it
-    label: tuple[str, str, str | None]  # id, name, masked command
-    argv: tuple[bytes, ...]
-    token: str
-    stop: tuple[int, bool, float, float | None]  # signal, leader first, grace, timeout
-    started: float  # time.monotonic()
-    own: bool = True
-    start: float = 0.0  # ticks; read when it is first needed: until it is reaped its pid is ours
-    terminal: int = -1  # the slave of its pseudo-terminal: held until it ends, so that its output is not cut off
-    pidfd: int = -1  # where it is not our child
-    timer: Any = None
-    paused: bool = False
+    Written out, as the other classes in here: the dataclasses module alone would take a fifth of the shim's memory, and of its start.
+    """
+
+    __slots__ = (
+        "argv",
+        "label",
+        "link",
+        "number",
+        "own",
+        "paused",
+        "pid",
+        "pidfd",
+        "start",
+        "started",
+        "stop",
+        "tag",
+        "terminal",
+        "timer",
+        "token",
+        "untold",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        pid: int,
+        tag: int,
+        link: Link | None,
+        label: tuple[str, str, str | None],
+        argv: tuple[bytes, ...],
+        token: str,
+        stop: tuple[int, bool, float, float | None],
+        started: float,
+        *,
+        own: bool = True,
+        start: float = 0.0,
+        terminal: int = -1,
+    ) -> None:
+        self.number = number
+        self.pid = pid
+        self.tag = tag
+        self.link = link  # who wants to hear of it
+        self.label = label  # id, name, masked command
+        self.argv = argv
+        self.token = token
+        self.stop = stop  # signal, leader first, grace, timeout
+        self.started = started  # time.monotonic()
+        self.own = own
+        self.start = start  # ticks; known of those that are not our own: until we reap our own, their pids are theirs
+        self.terminal = terminal  # the slave of its pseudo-terminal: held until it ends, so that its output is not cut off
+        self.pidfd = -1  # where it is not our child
+        self.timer: Any = None
+        self.untold: Any = None  # the timer of its start that was not yet told
+        self.paused = False
 
 
 class Kids:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from nbprocs.engine.shimlib.evidence import Claim, Found, below, claimed, is_stray, tokens_in
 from nbprocs.engine.shimlib.kids import Kid, Kids
 from nbprocs.engine.shimlib.proc import Row, children_of, environ_of, has_children_files, read_proc, rows, tag_of
-from nbprocs.engine.shimlib.wire import child_part, is_tag, parts_of_tag
+from nbprocs.engine.shimlib.wire import child_part, is_tag, parts_of_tag, tag_of_child
 
 __all__ = ["Looker", "send_signals"]
 
@@ -53,20 +53,27 @@ class Looker:
         if whole_table or not self._lists or any(not kid.own for kid in self._kids):
             return self._by_table(claims)
         leaders, orphans = self._own()
+        by_tag = {kid.tag: kid for kid in leaders}  # a thousand stops at once must not each go through a thousand children
         walk = _Walk()
         found = []
         for claim in claims:
             seen: dict[int, float] = {}
-            for kid in leaders:
-                if claim.everything or claim.has_tag(kid.tag):
-                    seen[kid.pid] = 0.0
-                    self._learn(kid.tag, walk.down(kid.pid, seen))
+            for kid in self._meant(claim, leaders, by_tag):
+                seen[kid.pid] = 0.0
+                self._learn(kid.tag, walk.down(kid.pid, seen))
             for orphan in orphans:
                 if claimed(claim, orphan, stray=claim.strays and self._stray(orphan)):
                     seen[orphan.pid] = orphan.start
                     self._learn(orphan.tag, walk.down(orphan.pid, seen))
             found.append(seen)
         return found
+
+    @staticmethod
+    def _meant(claim: Claim, leaders: list[Kid], by_tag: dict[int, Kid]) -> list[Kid]:
+        if claim.everything or claim.child is None:
+            return [kid for kid in leaders if claim.everything or claim.has_tag(kid.tag)]
+        kid = by_tag.get(tag_of_child(claim.base, claim.manager, claim.child))
+        return [] if kid is None else [kid]
 
     def _learn(self, tag: int | None, pids: Iterable[int]) -> None:
         """Note which tree another kernel's tags were seen in: its children are orphans of ours when its own shim is ended."""

@@ -38,6 +38,7 @@ __all__ = ["Server"]
 
 LAST_GRACE = 0.7  # seconds between SIGTERM and SIGKILL when the kernel is gone: all must be over within two seconds
 GIVE_UP = 20.0  # seconds after which only what the system itself holds can be left
+BRIEF, HELD, MOST_BRIEF = 0.005, 0.002, 256  # seconds; seconds that a start is told later at most; programs remembered
 STRAYS_EVERY = 0.5  # seconds at most between a child's end and the look for what it left behind
 _BLOCK = 512  # bytes: the unit of a rusage's blocks, whatever the disk's is
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -81,6 +82,7 @@ class Server:
         self._stray_look: Any = None
         self._own_peak = _high_water()
         self._done = False
+        self._brief: set[bytes] = set()  # programs whose last child ended within BRIEF
 
     # -- the loop
 
@@ -315,7 +317,18 @@ class Server:
         if order.stop[3] is not None:
             kid.timer = self.timers.at(now + order.stop[3], lambda: self.out_of_time(kid))
         self.kids.add(kid)
-        link.tell(wire.STARTED, order.number, pid)
+        if order.argv[0] in self._brief:
+            kid.untold = self.timers.at(now + HELD, lambda: self._tell_start(kid))
+        else:
+            link.tell(wire.STARTED, order.number, pid)
+
+    def _tell_start(self, kid: Kid) -> None:
+        """Before anything else is told of it."""
+        if kid.untold is not None:
+            self.timers.cancel(kid.untold)
+            kid.untold = None
+            if kid.link is not None:
+                kid.link.tell(wire.STARTED, kid.number, kid.pid)
 
     def _take(
         self, link: ShimLink, number: int, pid: int, start: float, tag: int, argv: Any, token: str, stop: Any, remaining: Any, label: Any
@@ -362,6 +375,8 @@ class Server:
             self.tending.hurry()
 
     def _exited(self, kid: Kid, status: int | None, usage: resource.struct_rusage | None) -> None:
+        self._note_life(kid)
+        self._tell_start(kid)
         self._gone(kid)
         if kid.link is not None:
             cpu = None if usage is None else usage.ru_utime + usage.ru_stime
@@ -370,6 +385,15 @@ class Server:
             kid.link.tell(wire.EXITED, kid.number, status, time.monotonic(), cpu, peak, *blocks)
         if self._stray_look is None:
             self._stray_look = self.timers.at(time.monotonic() + STRAYS_EVERY, self._look_for_strays)
+
+    def _note_life(self, kid: Kid) -> None:
+        """Whose last child ended at once, its next one is likely to: its start and end are told together, and the kernel wakes once."""
+        if kid.own and time.monotonic() - kid.started < BRIEF:
+            self._brief.add(kid.argv[0])
+            if len(self._brief) > MOST_BRIEF:
+                self._brief.clear()
+        elif kid.argv:
+            self._brief.discard(kid.argv[0])
 
     def _gone(self, kid: Kid) -> None:
         self.kids.remove(kid)
@@ -422,6 +446,7 @@ class Server:
 
     def end_kid(self, kid: Kid, reason: str, *, grace: float, over: Callable[[list[wire.Survivor]], None]) -> None:
         """End a child of which the kernel did not ask it, and tell it so."""
+        self._tell_start(kid)
         link = kid.link
         if link is not None:
             link.tell(wire.ENDING, kid.number, reason)

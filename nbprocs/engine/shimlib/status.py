@@ -19,7 +19,6 @@ What can't be answered: ``{"v": 1, "ok": false, "error": …}``.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
@@ -98,6 +97,8 @@ class Status:
 
     def answer(self, line: bytes, reply: _Asker) -> None:
         """Carry out a request; the answer may come later."""
+        import json  # noqa: PLC0415 - half a megabyte: only where somebody asks
+
         try:
             request = json.loads(line)
             version, operation = request["v"], request["op"]
@@ -139,6 +140,8 @@ class Status:
         server = self._server
         server.reap()
         now, real = time.monotonic(), time.time()
+        kids = tuple(server.kids)
+        trees = server.looker.look([server.tending.claim_of(kid) for kid in kids])  # one look for all: there may be thousands
         return {
             "v": VERSION,
             "shim": {
@@ -150,15 +153,15 @@ class Status:
                 "detached": server.detached,
                 "kernel_alive": server.kernel_alive,
             },
-            "children": [self._child(kid, now, real) for kid in server.kids],
+            "children": [self._child(kid, members, now, real) for kid, members in zip(kids, trees, strict=True)],
             "strays": [
                 {"pid": found.pid, "start": found.start, "command": _masked(command_of(found.pid))} for found in server.looker.strays()
             ],
         }
 
-    def _child(self, kid: Kid, now: float, real: float) -> dict[str, Any]:
+    @staticmethod
+    def _child(kid: Kid, members: dict[int, float], now: float, real: float) -> dict[str, Any]:
         row = read_proc(kid.pid)
-        members = self._server.looker.look([self._server.tending.claim_of(kid)])[0]
         tree = [found for pid in members if (found := read_proc(pid)) is not None]
         return {
             "id": kid.label[0],
@@ -211,6 +214,8 @@ class _Asker:
 
     def say(self, answer: dict[str, Any]) -> None:
         """One line; dropped if the other side has hung up."""
+        import json  # noqa: PLC0415 - as above
+
         if self.open:
             self.unsent += json.dumps(answer).encode("ascii", "backslashreplace") + b"\n"
             self._send()

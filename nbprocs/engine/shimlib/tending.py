@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from nbprocs.engine.shimlib.endings import Ending
@@ -58,13 +57,15 @@ class Timers:
                 callback()
 
 
-@dataclass(slots=True, eq=False)
 class _Task:
-    claim: Claim
-    ending: Ending
-    over: Over
-    due: float
-    whole_table: bool = False
+    __slots__ = ("claim", "due", "ending", "over", "whole_table")
+
+    def __init__(self, claim: Claim, ending: Ending, over: Over, due: float, *, whole_table: bool) -> None:
+        self.claim = claim
+        self.ending = ending
+        self.over = over
+        self.due = due
+        self.whole_table = whole_table
 
 
 class Tending:
@@ -83,7 +84,7 @@ class Tending:
         """Begin to end a tree with a signal; ``over`` is called with who survived."""
         now = time.monotonic()
         ending = Ending(now=now, signal=number, grace=grace, leader=leader, leader_first=leader_first and bool(leader))
-        self._tasks.append(_Task(claim, ending, over, now, whole_table))
+        self._tasks.append(_Task(claim, ending, over, now, whole_table=whole_table))
 
     def next(self) -> float | None:
         """When it wants to look again."""

@@ -2,6 +2,7 @@
 
 import { button, clock, h, icon, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Grid } from "./grid.js";
+import { named } from "./rows.js";
 
 function tile(label) {
   const value = h("b.nb-figure", {}, "–");
@@ -15,10 +16,26 @@ export class Pool {
     this.context = context;
     this.part = name;
     this.rates = [];
-    this.tiles = Object.fromEntries([["busy", "busy"], ["queued", "queued"], ["completed", "completed"], ["failed", "failed"], ["average", "average"], ["rate", "tasks a second"]].map(([key, label]) => [key, tile(label)]));
+    this.tiles = Object.fromEntries(
+      [
+        ["busy", "busy"],
+        ["queued", "queued"],
+        ["completed", "completed"],
+        ["failed", "failed"],
+        ["average", "average"],
+        ["rate", "tasks a second"],
+      ].map(([key, label]) => [key, tile(label)]),
+    );
     this.path = svg("path", {});
     this.tiles.rate.root.append(svg("svg", { class: "nb-spark nb-cpu", width: "90", height: "20", viewBox: "0 0 90 20", "aria-hidden": "true" }, this.path));
-    this.size = h("input.nb-input.nb-number", { type: "number", min: "0", max: "1024", "aria-label": "Workers; 0: as many as the load needs", title: "Workers; 0: as many as the load needs", onchange: () => this.call("resize", { workers: Number(this.size.value) }) });
+    this.size = h("input.nb-input.nb-number", {
+      type: "number",
+      min: "0",
+      max: "1024",
+      "aria-label": "Workers; 0: as many as the load needs",
+      title: "Workers; 0: as many as the load needs",
+      onchange: () => this.call("resize", { workers: Number(this.size.value) }),
+    });
     this.grid = new Grid(
       [
         { name: "name", label: "Worker", fill: (cell, row) => say(cell, row.key) },
@@ -27,24 +44,43 @@ export class Pool {
           label: "State",
           make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
           fill: (cell, { data }) => {
-            cell.firstChild.dataset.status = data[0];
-            say(cell.lastChild, data[0]);
+            cell.firstChild.dataset.status = data.state;
+            say(cell.lastChild, data.state);
           },
         },
-        { name: "pid", label: "PID", fill: (cell, { data }) => say(cell, String(data[1] ?? "")) },
-        { name: "uptime", label: "Age", fill: (cell, { data }) => say(cell, clock(Date.now() / 1000 + this.offset - data[2])) },
-        { name: "pid", label: "Done", fill: (cell, { data }) => say(cell, count(data[3])) },
-        { name: "pid", label: "Holds", fill: (cell, { data }) => say(cell, data[4] ? count(data[4]) : "") },
-        { name: "line", label: "Tasks", fill: (cell, { data }) => ((cell.title = data[5] || data[6]), say(cell, data[5] || data[6])) },
+        { name: "pid", label: "PID", fill: (cell, { data }) => say(cell, String(data.pid ?? "")) },
+        { name: "uptime", label: "Age", fill: (cell, { data }) => say(cell, clock(Date.now() / 1000 + this.offset - data.born)) },
+        { name: "pid", label: "Done", fill: (cell, { data }) => say(cell, count(data.done)) },
+        { name: "pid", label: "Holds", fill: (cell, { data }) => say(cell, data.held ? count(data.held) : "") },
+        { name: "line", label: "Tasks", fill: (cell, { data }) => ((cell.title = data.titles || data.why), say(cell, data.titles || data.why)) },
       ],
-      { name: "pool", label: "Workers", height: context.spec.board ?? 180, order: (a, b) => a.key.localeCompare(b.key, "en", { numeric: true }), title: (row) => row.key, empty: "No workers yet: they start with the first task." },
+      {
+        name: "pool",
+        label: "Workers",
+        height: context.spec.board ?? 180,
+        order: (a, b) => a.key.localeCompare(b.key, "en", { numeric: true }),
+        title: (row) => row.key,
+        empty: "No workers yet: they start with the first task.",
+      },
     );
     this.who = h("b", {}, "Pool");
     this.facts = h("span.nb-facts", {});
     this.root = h(
       "section.nb-board",
-      { "aria-label": "Process pool" },
-      h("div.nb-bar", {}, this.who, this.facts, h("span.nb-actions", {}, h("span.nb-label", {}, "Workers"), this.size, button("restart", "Renew all workers, each when it is free", () => this.call("renew")))),
+      { role: "group", "aria-label": "Process pool" },
+      h(
+        "div.nb-bar",
+        {},
+        this.who,
+        this.facts,
+        h(
+          "span.nb-actions",
+          {},
+          h("span.nb-label", {}, "Workers"),
+          this.size,
+          button("restart", "Renew all workers, each when it is free", () => this.call("renew")),
+        ),
+      ),
       h("div.nb-tiles", {}, ...Object.values(this.tiles).map(({ root }) => root)),
       this.grid.root,
     );
@@ -59,7 +95,8 @@ export class Pool {
   snapshot(content) {
     this.offset = content.now - Date.now() / 1000;
     this.grid.clear();
-    for (const [name, row] of content.rows) this.grid.put(name, row);
+    this.named = named(content.columns);
+    for (const [name, row] of content.rows) this.grid.put(name, this.named(row));
     this.grid.arrange();
     this.rates = content.rates;
     this.figures(content.figures, this.rates.at(-1) ?? 0);
@@ -67,7 +104,7 @@ export class Pool {
 
   delta(content) {
     for (const name of content["-"] ?? []) this.grid.remove(name);
-    for (const [name, row] of content.u ?? []) this.grid.put(name, row);
+    for (const [name, row] of content.u ?? []) this.grid.put(name, this.named(row));
     if (content.u) this.grid.arrange();
     if (content.figures) {
       this.rates.push(content.rate);
@@ -78,7 +115,12 @@ export class Pool {
 
   figures(f, rate) {
     if (f.closed) say(this.grid.empty, "The pool is closed.");
-    say(this.facts, f.closed ? "closed" : `${f.workers} of at most ${f.most} workers${f.starting ? `, ${f.starting} starting` : ""}${f.crashed ? `, ${f.crashed} crashed` : ""}${f.retries ? `, ${f.retries} retries` : ""}`);
+    say(
+      this.facts,
+      f.closed
+        ? "closed"
+        : `${f.workers} of at most ${f.most} workers${f.starting ? `, ${f.starting} starting` : ""}${f.crashed ? `, ${f.crashed} crashed` : ""}${f.retries ? `, ${f.retries} retries` : ""}`,
+    );
     say(this.tiles.busy.value, `${count(f.busy)}`);
     say(this.tiles.queued.value, count(f.queued));
     say(this.tiles.completed.value, count(f.completed));
@@ -105,7 +147,18 @@ export class Pool {
 }
 
 const STATES = ["running", "queued", "scheduled", "blocked", "held", "failed", "interrupted", "skipped", "cancelled", "succeeded"];
-const DOTS = { running: "running", queued: "queued", scheduled: "waiting", blocked: "waiting", held: "paused", failed: "failed", interrupted: "failed", skipped: "cancelled", cancelled: "cancelled", succeeded: "completed" };
+const DOTS = {
+  running: "running",
+  queued: "queued",
+  scheduled: "waiting",
+  blocked: "waiting",
+  held: "paused",
+  failed: "failed",
+  interrupted: "failed",
+  skipped: "cancelled",
+  cancelled: "cancelled",
+  succeeded: "completed",
+};
 const FINAL = new Set(["failed", "interrupted", "skipped", "cancelled", "succeeded"]);
 const WINDOW = 120; // seconds shown in the timeline at least
 
@@ -122,13 +175,32 @@ export class Queue {
 
   build() {
     this.pauseButton = button("pause", "Pause the queue", () => this.call("pause", { on: !this.paused }));
-    this.limit = h("input.nb-input.nb-number", { type: "number", min: "0", max: "10000", "aria-label": "Tasks at a time", title: "Tasks at a time", onchange: () => this.call("set_limit", { limit: Number(this.limit.value) }) });
-    this.priority = h("select.nb-input.nb-signal", { "aria-label": "Priority of the selected tasks", title: "Priority of the selected tasks", onchange: () => this.setPriority() });
+    this.limit = h("input.nb-input.nb-number", {
+      type: "number",
+      min: "0",
+      max: "10000",
+      "aria-label": "Tasks at a time",
+      title: "Tasks at a time",
+      onchange: () => this.call("set_limit", { limit: Number(this.limit.value) }),
+    });
+    this.priority = h("select.nb-input.nb-signal", {
+      "aria-label": "Priority of the selected tasks",
+      title: "Priority of the selected tasks",
+      onchange: () => this.setPriority(),
+    });
     const act = (icons, label, op) => button(icons, label, () => this.act(op), { "data-op": op });
     this.cancelButton = act("close", "Cancel the selected tasks (c)", "cancel");
     this.cancelButton.classList.add("nb-danger");
     this.picked = h("span.nb-count", {});
-    this.actions = h("span.nb-actions", { role: "toolbar", "aria-label": "Actions on tasks" }, this.picked, act("pause", "Hold the selected tasks (h)", "hold"), act("play", "Release the selected tasks (r)", "release"), this.priority, this.cancelButton);
+    this.actions = h(
+      "span.nb-actions",
+      { role: "toolbar", "aria-label": "Actions on tasks" },
+      this.picked,
+      act("pause", "Hold the selected tasks (h)", "hold"),
+      act("play", "Release the selected tasks (r)", "release"),
+      this.priority,
+      this.cancelButton,
+    );
     this.facts = h("span.nb-facts", {});
     this.counts = h("span.nb-chips", {});
     this.bar = h("div.nb-progress", { role: "progressbar", "aria-label": "Tasks that have ended", "aria-valuemin": "0", "aria-valuemax": "100" });
@@ -140,9 +212,9 @@ export class Queue {
           label: "Task",
           make: (cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
           fill: (cell, { data }) => {
-            say(cell.firstChild, data[0]);
-            say(cell.lastChild, data[1] === data[0] ? "" : short(data[1]));
-            cell.title = data[1];
+            say(cell.firstChild, data.name);
+            say(cell.lastChild, data.cmd === data.name ? "" : short(data.cmd));
+            cell.title = data.cmd;
           },
         },
         {
@@ -150,13 +222,13 @@ export class Queue {
           label: "State",
           make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
           fill: (cell, { data }) => {
-            cell.firstChild.dataset.status = DOTS[data[2]] ?? data[2];
-            say(cell.lastChild, data[2]);
+            cell.firstChild.dataset.status = DOTS[data.state] ?? data.state;
+            say(cell.lastChild, data.state);
           },
         },
-        { name: "ports", label: "Priority", fill: (cell, { data }) => say(cell, data[4].toLowerCase()) },
-        { name: "ports", label: "Group", fill: (cell, { data }) => say(cell, data[5]) },
-        { name: "pid", label: "Retries", fill: (cell, { data }) => say(cell, data[6]) },
+        { name: "ports", label: "Priority", fill: (cell, { data }) => say(cell, data.level.toLowerCase()) },
+        { name: "ports", label: "Group", fill: (cell, { data }) => say(cell, data.group) },
+        { name: "pid", label: "Retries", fill: (cell, { data }) => say(cell, data.tries) },
         {
           name: "line",
           label: "Progress",
@@ -164,11 +236,21 @@ export class Queue {
           fill: (cell, row) => this.fillProgress(cell, row),
         },
       ],
-      { name: "queue", label: "Tasks", height: this.context.spec.board ?? 240, select: true, title: (row) => row.data[0], order: (a, b) => this.order(a, b), selection: () => this.drawActions(), press: (key) => this.press(key), empty: "The queue is empty." },
+      {
+        name: "queue",
+        label: "Tasks",
+        height: this.context.spec.board ?? 240,
+        select: true,
+        title: (row) => row.data.name,
+        order: (a, b) => this.order(a, b),
+        selection: () => this.drawActions(),
+        press: (key) => this.press(key),
+        empty: "The queue is empty.",
+      },
     );
     this.root = h(
       "section.nb-board",
-      { "aria-label": "Task queue" },
+      { role: "group", "aria-label": "Task queue" },
       h("div.nb-bar", {}, h("b", {}, "Queue"), this.pauseButton, h("span.nb-label", {}, "at a time"), this.limit, this.facts, this.counts, this.actions),
       this.bar,
       this.timeline,
@@ -178,12 +260,12 @@ export class Queue {
   }
 
   order(a, b) {
-    const rank = (row) => (row.data[2] === "running" ? 0 : FINAL.has(row.data[2]) ? 2 : 1);
+    const rank = (row) => (row.data.state === "running" ? 0 : FINAL.has(row.data.state) ? 2 : 1);
     const difference = rank(a) - rank(b);
     if (difference) return difference;
     if (rank(a) === 2) return (this.ended(b.key) ?? 0) - (this.ended(a.key) ?? 0);
-    const ready = (row) => STATES.indexOf(row.data[2]);
-    return ready(a) - ready(b) || b.data[3] - a.data[3] || a.data[7] - b.data[7];
+    const ready = (row) => STATES.indexOf(row.data.state);
+    return ready(a) - ready(b) || b.data.priority - a.data.priority || a.data.due - b.data.due;
   }
 
   ended(key) {
@@ -198,13 +280,17 @@ export class Queue {
 
   fillProgress(cell, { key, data }) {
     const bar = this.bars.get(key)?.at(-1);
-    const running = data[2] === "running" && bar;
+    const running = data.state === "running" && bar;
     const now = Date.now() / 1000 + this.offset;
     const took = running ? now - bar[1] : bar?.[2] ? bar[2] - bar[1] : null;
-    const part = running && data[8] ? Math.min(took / data[8], 0.98) : 0;
+    const part = running && data.expected ? Math.min(took / data.expected, 0.98) : 0;
     cell.firstChild.style.width = `${Math.round(part * 100)}%`;
-    const wait = !running && !FINAL.has(data[2]) ? data[9] : "";
-    const text = running ? `${clock(took)}${data[8] ? ` of about ${seconds(data[8])}` : ""}` : took !== null && FINAL.has(data[2]) ? seconds(took) : wait;
+    const wait = !running && !FINAL.has(data.state) ? data.why : "";
+    const text = running
+      ? `${clock(took)}${data.expected ? ` of about ${seconds(data.expected)}` : ""}`
+      : took !== null && FINAL.has(data.state)
+        ? seconds(took)
+        : wait;
     say(cell.lastChild, text);
     cell.title = text;
   }
@@ -214,9 +300,13 @@ export class Queue {
     this.bars = new Map();
     for (const bar of content.bars) this.addBar(bar);
     this.grid.clear();
-    for (const [key, row] of content.rows) this.grid.put(key, row);
+    this.named = named(content.columns);
+    for (const [key, row] of content.rows) this.grid.put(key, this.named(row));
     this.grid.arrange();
-    this.priority.replaceChildren(h("option", { value: "" }, "Priority…"), ...Object.entries(content.priorities).map(([name, value]) => h("option", { value }, name.toLowerCase())));
+    this.priority.replaceChildren(
+      h("option", { value: "" }, "Priority…"),
+      ...Object.entries(content.priorities).map(([name, value]) => h("option", { value }, name.toLowerCase())),
+    );
     this.status(content.status);
     this.drawTimeline();
     this.drawActions();
@@ -233,7 +323,7 @@ export class Queue {
   delta(content) {
     for (const bar of content.b ?? []) this.addBar(bar);
     for (const key of content["-"] ?? []) this.grid.remove(key);
-    for (const [key, row] of content.u ?? []) this.grid.put(key, row);
+    for (const [key, row] of content.u ?? []) this.grid.put(key, this.named(row));
     if (content.u) this.grid.arrange();
     if (content.status) this.status(content.status);
     if (content.b) this.drawTimeline();
@@ -244,7 +334,12 @@ export class Queue {
     if (s.closed) this.close();
     this.paused = s.paused || Boolean(s.halted);
     this.pauseButton.replaceChildren(icon(this.paused ? "play" : "pause"));
-    set(this.pauseButton, { title: this.paused ? "Resume the queue" : "Pause the queue", "aria-label": this.paused ? "Resume the queue" : "Pause the queue", "aria-pressed": String(this.paused), disabled: s.closed });
+    set(this.pauseButton, {
+      title: this.paused ? "Resume the queue" : "Pause the queue",
+      "aria-label": this.paused ? "Resume the queue" : "Pause the queue",
+      "aria-pressed": String(this.paused),
+      disabled: s.closed,
+    });
     this.limit.disabled = s.closed;
     if (document.activeElement !== this.limit) this.limit.value = String(s.limit);
     const words = [s.closed ? "closed" : s.halted || (s.paused ? "paused" : ""), `${count(s.running)} running`, `${count(s.waiting)} waiting`];
@@ -257,12 +352,18 @@ export class Queue {
     const ended = STATES.filter((name) => FINAL.has(name)).reduce((sum, name) => sum + (s.counts[name] ?? 0), 0);
     set(this.bar, { "aria-valuenow": String(total ? Math.round((100 * ended) / total) : 0), title: `${count(ended)} of ${count(total)} tasks have ended` });
     const order = ["succeeded", "failed", "interrupted", "skipped", "cancelled", "running"];
-    this.bar.replaceChildren(...order.filter((name) => s.counts[name]).map((name) => h("i", { "data-state": name, style: { width: `${(100 * s.counts[name]) / total}%` } })));
-    this.counts.replaceChildren(...STATES.filter((name) => s.counts[name]).map((name) => h("span.nb-tally", {}, h("i.nb-dot", { "data-status": DOTS[name], "aria-hidden": "true" }), `${name} `, h("b", {}, count(s.counts[name])))));
+    this.bar.replaceChildren(
+      ...order.filter((name) => s.counts[name]).map((name) => h("i", { "data-state": name, style: { width: `${(100 * s.counts[name]) / total}%` } })),
+    );
+    this.counts.replaceChildren(
+      ...STATES.filter((name) => s.counts[name]).map((name) =>
+        h("span.nb-tally", {}, h("i.nb-dot", { "data-status": DOTS[name], "aria-hidden": "true" }), `${name} `, h("b", {}, count(s.counts[name]))),
+      ),
+    );
   }
 
   tick() {
-    for (const row of this.grid.rows.values()) if (row.data[2] === "running") this.grid.fill(row);
+    for (const row of this.grid.rows.values()) if (row.data.state === "running") this.grid.fill(row);
     if ([...this.bars.values()].some((bars) => bars.some((bar) => bar[2] === null))) this.drawTimeline();
   }
 
@@ -289,8 +390,12 @@ export class Queue {
       ...shown.slice(-300).map(([lane, [key, start, until, state], end]) =>
         h("i", {
           "data-state": state,
-          title: `${this.grid.rows.get(key)?.data[0] ?? key}: ${state}, ${seconds(end - start)}`,
-          style: { left: `${(100 * Math.max(start - from, 0)) / span}%`, width: `max(2px, ${(100 * (end - Math.max(start, from))) / span}%)`, top: `${lane * 12 + 4}px` },
+          title: `${this.grid.rows.get(key)?.data.name ?? key}: ${state}, ${seconds(end - start)}`,
+          style: {
+            left: `${(100 * Math.max(start - from, 0)) / span}%`,
+            width: `max(2px, ${(100 * (end - Math.max(start, from))) / span}%)`,
+            top: `${lane * 12 + 4}px`,
+          },
           "data-open": until === null,
         }),
       ),
@@ -302,7 +407,7 @@ export class Queue {
   }
 
   drawActions() {
-    const chosen = [...this.grid.selected].map((key) => this.grid.rows.get(key)?.data[2]).filter(Boolean);
+    const chosen = [...this.grid.selected].map((key) => this.grid.rows.get(key)?.data.state).filter(Boolean);
     say(this.picked, chosen.length ? `${chosen.length} selected` : "");
     const open = !this.over && chosen.some((state) => !FINAL.has(state));
     for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !open || (node.dataset.op === "release" && !chosen.includes("held"));

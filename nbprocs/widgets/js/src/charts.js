@@ -5,6 +5,7 @@ import { asset } from "./protocol.js";
 
 const DRAWN = 10; // lines; the others are summed up
 const SHADED = { memory_usage: "mem", cpu_usage: "cpu" }; // which chart an episode colours; others only mark their beginning
+const GONE = 3; // samples without a value
 const KEPT = 600; // samples
 const AT_LEAST = 10; // seconds from edge to edge, or the first lines would be drawn anew from end to end with each sample
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400]; // seconds between labels, which show no fractions
@@ -72,9 +73,10 @@ export class Samples {
   /** The lines worth drawing, the busiest and largest first by rank, in a stable order; the rest as one line. */
   drawn() {
     const lines = [...this.lines.values()];
+    for (const line of lines) line.dead = this.times.length > GONE && line.mem.slice(-GONE).every((v) => v === null); // has ended: its curve stays, in grey
     if (lines.length <= DRAWN) return lines;
     const sum = (values) => values.slice(-30).reduce((total, v) => total + (v ?? 0), 0);
-    const weight = (line) => sum(line.cpu) + sum(line.mem) / 10;
+    const weight = (line) => (line.dead ? -1e9 : 0) + sum(line.cpu) + sum(line.mem) / 10; // what has ended is summed up first
     const first = new Set([...lines].sort((a, b) => weight(b) - weight(a)).slice(0, DRAWN - 1));
     const rest = lines.filter((line) => !first.has(line));
     const total = (name) => this.times.map((_, i) => rest.reduce((s, line) => (line[name][i] === null ? s : (s ?? 0) + line[name][i]), null));
@@ -98,7 +100,7 @@ export class Charts {
     const plot = (title, unit, node) => h("div.nb-chart", {}, h("div.nb-label", {}, title, h("span.nb-unit", {}, unit)), node);
     this.root = h(
       "section.nb-charts",
-      { "aria-label": "CPU and memory" },
+      { role: "group", "aria-label": "CPU and memory" },
       h("div.nb-plots", {}, plot("CPU", "% of a core", this.cpu), plot("Memory", "MiB", this.mem)),
       this.legend,
       this.list,
@@ -155,7 +157,7 @@ export class Charts {
 
   drawNow() {
     const lines = this.samples.drawn();
-    const key = lines.map((line) => `${line.key}:${line.name}`).join("|");
+    const key = lines.map((line) => `${line.key}:${line.name}:${Boolean(line.dead)}`).join("|");
     if (key !== this.key || !this.plots) {
       this.key = key;
       this.build(lines);
@@ -175,8 +177,8 @@ export class Charts {
     const colours = this.colours();
     const width = Math.max(this.cpu.clientWidth, 100);
     this.plots = [
-      this.plot("cpu", this.cpu, lines, colours, width, (u, min, max) => [0, Math.max(max ?? 0, 100) * 1.02]),
-      this.plot("mem", this.mem, lines, colours, width, (u, min, max) => [0, Math.max(max ?? 0, 1) * 1.1]),
+      this.plot("cpu", this.cpu, lines, colours, width, (_u, _min, max) => [0, Math.max(max ?? 0, 100) * 1.02]),
+      this.plot("mem", this.mem, lines, colours, width, (_u, _min, max) => [0, Math.max(max ?? 0, 1) * 1.1]),
     ];
     this.buildLegend(lines, colours);
   }
@@ -190,15 +192,15 @@ export class Charts {
       cursor: { sync: { key: `nbprocs-${this.context.connection.view}` }, drag: { x: false, y: false }, points: { size: 5 } },
       scales: { x: { range: () => this.span() }, y: { range } },
       axes: [
-        { ...axis, space: 80, size: 24, incrs: STEPS, values: (u, ticks) => ticks.map((t) => (this.samples.times.length ? hours(t) : "")) },
-        { ...axis, size: 46, values: (u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
+        { ...axis, space: 80, size: 24, incrs: STEPS, values: (_u, ticks) => ticks.map((t) => (this.samples.times.length ? hours(t) : "")) },
+        { ...axis, size: 46, values: (_u, ticks) => ticks.map((v) => (name === "mem" ? mebibytes(v).replace(" M", "") : String(v))) },
       ],
       series: [
         {},
         ...lines.map((line, i) => ({
           label: line.name,
-          stroke: colours.lines[i % colours.lines.length],
-          width: 1.6,
+          stroke: line.dead ? colours.grid : colours.lines[i % colours.lines.length],
+          width: line.dead ? 1 : 1.6,
           dash: i >= colours.lines.length ? [5, 4] : undefined,
           show: !this.hidden.has(line.key),
           points: { show: false },
@@ -248,10 +250,22 @@ export class Charts {
     this.entries = lines.map((line, i) => {
       const value = h("span.nb-value", {});
       const swatch = h("i.nb-swatch", { "aria-hidden": "true", style: { background: colours.lines[i % colours.lines.length] } });
-      const node = h("button.nb-chip.nb-entry", { type: "button", "aria-pressed": String(!this.hidden.has(line.key)), title: `Show or hide ${line.name}`, onclick: () => this.toggle(line.key, i, node) }, swatch, h("span.nb-entry-name", {}, line.name), value);
+      const node = h(
+        "button.nb-chip.nb-entry",
+        {
+          type: "button",
+          "aria-pressed": String(!this.hidden.has(line.key)),
+          title: `Show or hide ${line.name}`,
+          onclick: () => this.toggle(line.key, i, node),
+        },
+        swatch,
+        h("span.nb-entry-name", {}, line.name),
+        value,
+      );
       return value;
     });
-    this.legend.replaceChildren(...(lines.length ? this.entries.map((value) => value.parentNode) : [this.quiet]));
+    const live = this.entries.filter((_, i) => !lines[i].dead);
+    this.legend.replaceChildren(...(live.length ? live.map((value) => value.parentNode) : [this.quiet]));
   }
 
   toggle(key, i, node) {

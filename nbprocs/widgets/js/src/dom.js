@@ -34,7 +34,26 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Put text on the clipboard; false where the page may not. */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = h("textarea", { style: { position: "fixed", opacity: "0" } });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand?.("copy") ?? false; // where the page is not secure
+    area.remove();
+    return done;
+  }
+}
+
 const ICONS = {
+  keyboard: "M1.5 4.5h13v7h-13zM4 7h.01M6.7 7h.01M9.3 7h.01M12 7h.01M5 9.5h6",
+  clear: "M2.5 4.5h11M2.5 8h6M2.5 11.5h4M10 9l4 4M14 9l-4 4",
+  help: "M6 6a2 2 0 1 1 2.8 1.9c-.5.3-.8.6-.8 1.3M8 11.6v.2M14.2 8A6.2 6.2 0 1 1 1.8 8a6.2 6.2 0 0 1 12.4 0z",
   stop: "M4 4h8v8H4z",
   kill: "M4 4l8 8M12 4l-8 8",
   pause: "M5 3.5v9M11 3.5v9",
@@ -64,7 +83,13 @@ export function icon(name) {
   );
 }
 
-/** A button with an icon; its label is read aloud and shown as a tooltip, or beside the icon with `shown`. */
+/**
+ * A button with an icon; its label is read aloud and shown as a tooltip, or beside the icon with `shown`.
+ * @param {string} name of the icon
+ * @param {string} label
+ * @param {(event: any) => void} onclick
+ * @param {Record<string, any>} more properties, and `shown`
+ */
 export function button(name, label, onclick, { shown = false, ...props } = {}) {
   return h("button.nb-button", { type: "button", title: label, "aria-label": label, onclick, ...props }, icon(name), shown && h("span", {}, label));
 }

@@ -13,16 +13,37 @@ export class Form {
     this.history = [];
     this.back = null; // position in the history while arrows go through it
     this.fields = {};
+    this.options = {}; // of ProcessConfig, as the kernel declares them: name → what is filled in
     this.build();
   }
 
   build() {
     const id = `nb-form-${ids++}`;
-    this.command = new Combo(id, "Command", "python -m http.server 8000", (text) => this.offers("complete", { text, cwd: this.value("cwd") }), () => this.changed());
+    this.command = new Combo(
+      id,
+      "Command",
+      "python -m http.server 8000",
+      (text) => this.offers("complete", { text, cwd: this.value("cwd") }),
+      () => this.changed(),
+    );
     this.command.input.addEventListener("keydown", (event) => this.commandKey(event));
-    this.cwd = new Combo(`${id}-cwd`, "Working directory", "the kernel's own", (text) => this.offers("folders", { text }), () => this.changed());
+    this.cwd = new Combo(
+      `${id}-cwd`,
+      "Working directory",
+      "the kernel's own",
+      (text) => this.offers("folders", { text }),
+      () => this.changed(),
+    );
     const input = (key, label, placeholder, attributes = {}) => {
-      const node = h("input.nb-input", { type: "text", id: `${id}-${key}`, placeholder, autocomplete: "off", spellcheck: "false", oninput: () => this.changed(), ...attributes });
+      const node = h("input.nb-input", {
+        type: "text",
+        id: `${id}-${key}`,
+        placeholder,
+        autocomplete: "off",
+        spellcheck: "false",
+        oninput: () => this.changed(),
+        ...attributes,
+      });
       return this.field(key, label, node, node.id);
     };
     const check = (key, label, title) => {
@@ -30,8 +51,19 @@ export class Form {
       this.fields[key] = { get: () => node.checked, node };
       return h("label.nb-check", { title }, node, label);
     };
-    this.readyKind = h("select.nb-input", { "aria-label": "Ready when", onchange: () => this.readyChanged() }, ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, v || "at once")));
-    this.readyValue = h("input.nb-input", { type: "text", "aria-label": "Ready value", disabled: true, autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    this.readyKind = h(
+      "select.nb-input",
+      { "aria-label": "Ready when", onchange: () => this.readyChanged() },
+      ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, v || "at once")),
+    );
+    this.readyValue = h("input.nb-input", {
+      type: "text",
+      "aria-label": "Ready value",
+      disabled: true,
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.changed(),
+    });
     this.fields.ready = { get: () => this.readyKind.value };
     this.fields.ready_value = { get: () => this.readyValue.value };
     this.envRows = h("div.nb-env");
@@ -46,10 +78,18 @@ export class Form {
         this.field("cwd", "Working directory", this.cwd.root, this.cwd.input.id, this.cwd.input),
         input("timeout", "Timeout, seconds", "none", { inputmode: "decimal" }),
         this.field("ready", "Ready when", h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
-        h("div.nb-field.nb-wide-field", { "data-field": "env" }, h("span.nb-label", {}, "Environment"), this.envRows, button("plus", "Add a variable", () => this.addVariable(true), { shown: true }), h("span.nb-error", { role: "alert" })),
+        h(
+          "div.nb-field.nb-wide-field",
+          { "data-field": "env" },
+          h("span.nb-label", {}, "Environment"),
+          this.envRows,
+          button("plus", "Add a variable", () => this.addVariable(true), { shown: true }),
+          h("span.nb-error", { role: "alert" }),
+        ),
       ),
     );
     this.fields.env = { get: () => this.environment() };
+    this.fields.options = { get: () => Object.fromEntries(Object.entries(this.options).map(([name, get]) => [name, get()])) };
     this.fields.command = { get: () => this.command.input.value };
     this.fields.cwd = { get: () => this.cwd.input.value };
     this.runButton = h("button.nb-button.nb-primary", { type: "submit" }, icon("play"), h("span", {}, "Start"));
@@ -59,12 +99,7 @@ export class Form {
     this.root = h(
       "form.nb-form",
       { "aria-label": "Start a process", novalidate: true, onsubmit: (event) => (event.preventDefault(), this.run()) },
-      h(
-        "div.nb-bar.nb-form-main",
-        {},
-        this.field("command", "Command", this.command.root, this.command.input.id, this.command.input),
-        this.runButton,
-      ),
+      h("div.nb-bar.nb-form-main", {}, this.field("command", "Command", this.command.root, this.command.input.id, this.command.input), this.runButton),
       h(
         "div.nb-checks",
         {},
@@ -91,20 +126,54 @@ export class Form {
     return root;
   }
 
+  /** Fields for what ProcessConfig declares; its labels and its help are the kernel's. */
+  declare(options) {
+    for (const [name, label, help, kind] of options) {
+      if (name in this.options) continue;
+      const id = `${this.command.input.id}-${name}`;
+      const node = h("input.nb-input", {
+        type: kind === "flag" ? "checkbox" : "text",
+        id,
+        title: help,
+        placeholder: help,
+        autocomplete: "off",
+        spellcheck: "false",
+        oninput: () => this.changed(),
+      });
+      this.options[name] = () => (kind === "flag" ? (node.checked ? "true" : "") : node.value);
+      this.more.querySelector(".nb-fields").append(this.field(name, label, node, id));
+    }
+  }
+
   value(key) {
     return this.fields[key]?.get() ?? "";
   }
 
   values() {
-    return Object.fromEntries(Object.entries(this.fields).map(([key, field]) => [key, field.get()]));
+    const own = Object.entries(this.fields).filter(([key]) => !(key in this.options));
+    return Object.fromEntries(own.map(([key, field]) => [key, field.get()]));
   }
 
   // -- environment
 
   addVariable(focus) {
-    const name = h("input.nb-input", { type: "text", placeholder: "NAME", "aria-label": "Variable name", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    const name = h("input.nb-input", {
+      type: "text",
+      placeholder: "NAME",
+      "aria-label": "Variable name",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.changed(),
+    });
     // hidden until the kernel has said that such a name keeps no secret
-    const value = h("input.nb-input", { type: "password", placeholder: "value", "aria-label": "Variable value", autocomplete: "off", spellcheck: "false", oninput: () => this.changed() });
+    const value = h("input.nb-input", {
+      type: "password",
+      placeholder: "value",
+      "aria-label": "Variable value",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.changed(),
+    });
     const row = h("div.nb-envrow", {}, name, h("span", { "aria-hidden": "true" }, "="), value);
     row.append(button("close", "Remove the variable", () => (row.remove(), this.changed())));
     row.pair = { name, value };
@@ -232,6 +301,7 @@ export class Form {
 
   snapshot(content) {
     this.history = content.history;
+    this.declare(content.options ?? []);
     if (content.closed) this.context.closed("The manager is closed: it starts nothing more.");
     set(this.cwd.input, { placeholder: content.cwd });
   }
@@ -321,7 +391,13 @@ export class Combo {
     const { left, top, bottom, width } = this.input.getBoundingClientRect();
     const below = innerHeight - bottom - 8;
     const up = below < 120 && top > below;
-    Object.assign(this.list.style, { left: `${left}px`, width: `${width}px`, top: up ? "auto" : `${bottom + 2}px`, bottom: up ? `${innerHeight - top + 2}px` : "auto", maxHeight: `${Math.min(240, up ? top - 8 : below)}px` });
+    Object.assign(this.list.style, {
+      left: `${left}px`,
+      width: `${width}px`,
+      top: up ? "auto" : `${bottom + 2}px`,
+      bottom: up ? `${innerHeight - top + 2}px` : "auto",
+      maxHeight: `${Math.min(240, up ? top - 8 : below)}px`,
+    });
     addEventListener("scroll", this.away, true);
     addEventListener("resize", this.away);
   }

@@ -18,7 +18,12 @@ export class Grid {
     this.empty = h("div.nb-empty.nb-inline", {}, options.empty ?? "Nothing here.");
     this.body = h("div.nb-list", { role: "rowgroup", tabindex: "0", "aria-label": options.label, onkeydown: (event) => this.key(event) }, this.empty);
     this.body.style.maxHeight = `${options.height}px`;
-    this.root = h(`div.nb-grid.nb-g-${options.name}`, { role: "grid", "aria-label": options.label, "aria-multiselectable": options.select ? "true" : null }, this.head, this.body);
+    this.root = h(
+      `div.nb-grid.nb-g-${options.name}`,
+      { role: "grid", "aria-label": options.label, "aria-multiselectable": options.select ? "true" : null },
+      this.head,
+      this.body,
+    );
   }
 
   put(key, data) {
@@ -27,7 +32,12 @@ export class Grid {
       row = { key, data, cells: [] };
       row.root = h("div.nb-row", { role: "row", onclick: () => this.activate(row) });
       if (this.options.select) {
-        row.check = h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => event.stopPropagation(), onchange: () => this.toggle(row, row.check.checked) });
+        row.check = h("input", {
+          type: "checkbox",
+          tabindex: "-1",
+          onclick: (event) => event.stopPropagation(),
+          onchange: () => this.toggle(row, row.check.checked),
+        });
         row.root.append(h("span.nb-cell.nb-c-sel", { role: "gridcell" }, row.check));
       }
       for (const { name, make } of this.columns) {

@@ -2,7 +2,12 @@
 // xterm loops over some parameters as often as they say: ten bytes (ESC [ 999999999 L) hold a page for half a minute. Its own handlers read the
 // parameters from the object that ours were given, so they are cut down in place; the version is pinned, and tests/guard.test.js tries each.
 
-const LOOPS = [..."@LMPSTXZIb"].map((final) => ({ final })).concat([..."@A"].map((final) => ({ intermediates: " ", final })), [..."}~"].map((final) => ({ intermediates: "'", final })));
+const LOOPS = [..."@LMPSTXZIb"]
+  .map((final) => ({ final }))
+  .concat(
+    [..."@A"].map((final) => ({ intermediates: " ", final })),
+    [..."}~"].map((final) => ({ intermediates: "'", final })),
+  );
 const MARKS = 32; // UTF-16 units of a cell: a letter with its combining marks. A cell of 200,000 holds the page as well
 const PRIVATE = new Set([9, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016]); // mouse and focus reports
 const SCREENS = [47, 1047, 1048, 1049, 2004]; // the other screen, bracketed paste: for a program that is typed into

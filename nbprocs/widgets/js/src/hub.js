@@ -14,7 +14,14 @@ const LEFT = 10_000; // ms out of the page, and an element is ended: its output 
 /** The line of one view, as its connection sees it. */
 class Line {
   constructor(hub, uid, spec) {
-    Object.assign(this, { hub, uid, spec, listeners: new Set() });
+    this.hub = hub;
+    this.uid = uid;
+    this.spec = spec;
+    /** @type {Set<(message: any, buffers: any[]) => void>} */
+    this.listeners = new Set();
+    this.up = false; // the kernel knows it
+    /** @type {Root | undefined} */
+    this.early = undefined; // said hello before the hub answered
   }
 
   get() {
@@ -29,7 +36,7 @@ class Line {
     if (event === "msg:custom") this.listeners.add(listener);
   }
 
-  off(event, listener) {
+  off(_event, listener) {
     this.listeners.delete(listener);
   }
 
@@ -52,7 +59,7 @@ export function hub(model, signal) {
   function fit() {
     for (const hole of [...holes]) {
       const line = lines.get(uidOf(hole));
-      if (line) fill(hole, line);
+      if (line?.up) fill(hole, line);
     }
   }
 
@@ -61,7 +68,8 @@ export function hub(model, signal) {
     let one = made.get(output);
     if (one?.uid !== line.uid) {
       one?.root.destroy();
-      one = { uid: line.uid, root: new Root(line) };
+      one = { uid: line.uid, root: line.early ?? new Root(line) };
+      line.early = undefined;
       made.set(output, one);
     }
     one.left = undefined;
@@ -84,19 +92,25 @@ export function hub(model, signal) {
   }
 
   function hide() {
-    const records = [...lines.keys()].map((uid) => `.nb-rec-${uid}`);
+    const records = [...lines.values()].filter((line) => line.up).map(({ uid }) => `.nb-rec-${uid}`);
     style.textContent = records.length ? `${records.join()}{display:none!important}` : "";
   }
 
   function close(uid, say) {
+    lines.get(uid)?.early?.destroy();
     lines.delete(uid);
     hide();
     for (const [output, one] of [...made]) if (one.uid === uid) end(output, say);
   }
 
+  function known(uid, spec) {
+    if (!lines.has(uid)) lines.set(uid, new Line(model, uid, spec));
+    return lines.get(uid);
+  }
+
   function receive(message, buffers) {
     if (message?.views) {
-      for (const [uid, spec] of Object.entries(message.views)) if (!lines.has(uid)) lines.set(uid, new Line(model, uid, spec));
+      for (const [uid, spec] of Object.entries(message.views)) known(uid, spec).up = true;
       fit();
       hide();
     } else if (message?.closed) close(message.v, "This view is closed; below is its record.");
@@ -119,6 +133,12 @@ export function hub(model, signal) {
   model.on("comm_live_update", down);
   signal?.addEventListener("abort", down);
   model.send({ do: "hub" });
+  const specs = model.get("specs") ?? {};
+  for (const uid of new Set([...holes].map(uidOf))) {
+    if (!specs[uid] || lines.get(uid)?.up) continue;
+    const line = known(uid, specs[uid]); // says hello at once; it is shown when the hub has answered
+    line.early = new Root(line);
+  }
   globalThis.__nbprocs_made = made; // for tests, and for who looks into a page
   return down;
 }

@@ -1,12 +1,16 @@
 // The output pane: a terminal filled from the kernel's log. The toolbar works before the terminal is there.
 
-import { button, bytes, clock, h, say, seconds, set, short } from "./dom.js";
+import { button, bytes, clock, copy, h, say, seconds, set, short } from "./dom.js";
+import { Gutter } from "./gutter.js";
 import { guard } from "./guard.js";
+import { links } from "./links.js";
 import { asset, octets } from "./protocol.js";
 import { Streams } from "./streams.js";
+import { colours } from "./theme.js";
 
 const SCROLLBACK = 20_000; // lines held by the terminal; what is older is paged in from the log
 const WIDE = 500; // columns without wrapping
+const FEWEST = 4; // rows of a pane that has little to show; it grows with its content, and never shrinks by itself
 const QUEUE = 4_000_000; // bytes the terminal may be behind before this side skips
 
 export class Pane {
@@ -43,7 +47,12 @@ export class Pane {
         event.stopPropagation(); // shift+enter would run the cell
       },
     });
-    this.matches = h("span.nb-matches", {}, button("up", "Previous match", () => this.search(-1)), button("down", "Next match", () => this.search(1)));
+    this.matches = h(
+      "span.nb-matches",
+      {},
+      button("up", "Previous match", () => this.search(-1)),
+      button("down", "Next match", () => this.search(1)),
+    );
     this.found = h("span.nb-found", { "aria-live": "polite" });
     this.followButton = button("follow", "Follow the output", () => this.setFollow(!this.follow), { "aria-pressed": "true" });
     this.wrapButton = button("wrap", "Wrap long lines", () => this.setWrap(!this.wrap), { "aria-pressed": "true" });
@@ -55,19 +64,27 @@ export class Pane {
       {},
       h("span.nb-who", {}, this.dot, this.title, this.command),
       this.facts,
-      h("span.nb-tools", { role: "toolbar", "aria-label": "Output" },
+      h(
+        "span.nb-tools",
+        { role: "toolbar", "aria-label": "Output" },
         this.find,
         this.found,
         this.matches,
         this.earlier,
         this.wrapButton,
         this.followButton,
+        (this.typeButton = button("keyboard", "Type into the program; Shift+Esc ends it", () => this.setTyping(!this.typing), {
+          "aria-pressed": "false",
+          hidden: true,
+        })),
+        this.menu(),
         button("download", "Download the whole log", () => this.download()),
         this.stopButton,
         onclose && button("close", "Close", onclose),
       ),
     );
-    this.screen = h("div.nb-screen", { role: "log", "aria-label": "Process output", style: { height: `${this.height}px` } });
+    this.screen = h("div.nb-screen", { role: "log", "aria-label": "Process output" });
+    this.setHeight(FEWEST * 16 + 8);
     this.note = h("button.nb-note", { type: "button", hidden: true, onclick: () => this.setFollow(true) }, "New output below ↓");
     this.input = h("input.nb-input", {
       type: "text",
@@ -77,11 +94,71 @@ export class Pane {
       spellcheck: "false",
       onkeydown: (event) => this.inputKey(event),
     });
-    this.stdin = h("div.nb-stdin", { hidden: true }, h("span", { "aria-hidden": "true" }, "›"), this.input, h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: "Close stdin (end of input)" }, "EOF"));
+    this.stdin = h(
+      "div.nb-stdin",
+      { hidden: true },
+      h("span", { "aria-hidden": "true" }, "›"),
+      this.input,
+      h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: "Close stdin (end of input)" }, "EOF"),
+    );
     this.sent = [];
     this.sentAt = 0;
-    this.root = h("section.nb-pane", { "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
+    this.root = h("section.nb-pane", { role: "group", "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
     this.timer = setInterval(() => this.root.isConnected && this.drawFacts(), 1000);
+  }
+
+  menu() {
+    const acts = {
+      "Copy the output": () => this.copied(this.text()),
+      "Copy the command": () => this.copied(this.head.cmd),
+      "Copy the same in Python": () =>
+        this.head.py ? this.copied(this.head.py) : this.context.notice("The command holds a secret, which is not written into a line of Python."),
+      "Show or hide times": () => this.gutter?.toggle(),
+      "For screen readers": () => this.term && (this.term.options.screenReaderMode = !this.term.options.screenReaderMode),
+    };
+    const choose = () => {
+      const act = acts[menu.value];
+      menu.value = "";
+      act?.();
+    };
+    const menu = h(
+      "select.nb-input.nb-menu",
+      { "aria-label": "More", title: "More", onchange: choose },
+      h("option", { value: "" }, "⋯"),
+      ...Object.keys(acts).map((name) => h("option", { value: name }, name)),
+    );
+    return menu;
+  }
+
+  async copied(text) {
+    this.context.notice((await copy(text)) ? "Copied." : "This page may not use the clipboard.");
+  }
+
+  /** What the terminal holds, wrapped lines joined. */
+  text() {
+    const buffer = this.term?.buffer.active;
+    let text = "";
+    for (let i = 0; i < (buffer?.length ?? 0); i++) {
+      const line = buffer.getLine(i);
+      text += (i && !line.isWrapped ? "\n" : "") + line.translateToString(true);
+    }
+    return `${text.trimEnd()}\n`;
+  }
+
+  // -- height: grows with the content up to the most, until a hand drags the edge
+
+  setHeight(pixels) {
+    this.ownHeight = `${Math.round(pixels)}px`;
+    this.screen.style.height = this.ownHeight;
+  }
+
+  grow() {
+    if (!this.term || this.screen.style.height !== this.ownHeight) return; // a hand has set it
+    const { active } = this.term.buffer;
+    const row = this.screen.querySelector(".xterm-screen")?.clientHeight / this.term.rows || 16;
+    const lines = this.head.pty && this.head.took === null ? Infinity : active.baseY + active.cursorY + 1;
+    const wanted = Math.min(this.height, lines * row + 8);
+    if (wanted > parseFloat(this.ownHeight) + 1) this.setHeight(wanted);
   }
 
   async load() {
@@ -96,7 +173,7 @@ export class Pane {
 
   open(Terminal, FitAddon, SearchAddon) {
     const term = new Terminal({
-      convertEol: true,
+      convertEol: !this.head.pty,
       disableStdin: true,
       scrollback: SCROLLBACK,
       fontFamily: "var(--jp-code-font-family, ui-monospace, SFMono-Regular, Menlo, monospace)",
@@ -112,7 +189,7 @@ export class Pane {
     });
     const font = getComputedStyle(this.root).getPropertyValue("--jp-code-font-family").trim();
     term.options.fontFamily = font || "ui-monospace, SFMono-Regular, Menlo, monospace";
-    guard(term);
+    guard(term, () => this.head.pty);
     this.fit = new FitAddon();
     this.finder = new SearchAddon({ highlightLimit: 500 });
     term.loadAddon(this.fit);
@@ -124,6 +201,9 @@ export class Pane {
     term.open(this.screen);
     term.attachCustomKeyEventHandler((event) => this.terminalKey(event));
     term.onScroll(() => this.scrolled());
+    term.onData((text) => this.typing && this.call("send", { text, newline: false }));
+    term.registerLinkProvider(links(term, this));
+    this.gutter = new Gutter(term, this.screen);
     this.screen.addEventListener("wheel", () => requestAnimationFrame(() => this.scrolled(true)), { passive: true });
     this.term = term;
     this.resized = () => this.refit();
@@ -140,10 +220,30 @@ export class Pane {
   refit() {
     if (!this.term || !this.screen.clientWidth) return;
     const size = this.fit.proposeDimensions();
-    if (!size || !size.cols || !size.rows) return;
+    if (!size?.cols || !size.rows) return;
     const cols = this.wrap ? Math.max(20, size.cols) : WIDE;
     if (cols !== this.term.cols || size.rows !== this.term.rows) this.term.resize(cols, Math.max(2, size.rows));
     if (this.follow) this.term.scrollToBottom();
+    this.tellSize();
+  }
+
+  /** A program on a pseudo-terminal is told how large it is. */
+  tellSize() {
+    const { rows, cols } = this.term;
+    if (!this.head.pty || this.head.took !== null || !this.wrap || this.toldSize === `${rows}x${cols}`) return;
+    this.toldSize = `${rows}x${cols}`;
+    clearTimeout(this.sizing);
+    this.sizing = setTimeout(() => this.call("resize", { rows, columns: cols }), 150);
+  }
+
+  /** Keys go to the program: for editors, pagers, prompts. */
+  setTyping(on) {
+    this.typing = on && this.head.pty && this.head.took === null;
+    set(this.typeButton, { "aria-pressed": String(this.typing) });
+    set(this.screen, { "data-lm-suppress-shortcuts": this.typing ? "true" : null, "data-typing": this.typing });
+    if (!this.term) return;
+    this.term.options.disableStdin = !this.typing;
+    if (this.typing) this.term.focus();
   }
 
   whenOpen(apply) {
@@ -162,8 +262,15 @@ export class Pane {
       this.term.reset();
       this.streams = new Streams();
       if (content.more) this.term.write("\x1b[2m… earlier output: page back with the arrow above, or download the log\x1b[22m\r\n");
-      this.write(content.out, buffers);
+      this.gutter.reset();
+      this.write(content.out, buffers, true);
       this.setFollow(true);
+      this.term.write("", () => {
+        if (this.term.buffer.active.type !== "alternate" || this.head.took !== null) return;
+        this.call("resize", { rows: this.term.rows - 1, columns: this.term.cols }); // a full-screen program paints itself anew when its size changes
+        this.toldSize = "";
+        this.tellSize();
+      });
     });
   }
 
@@ -181,7 +288,7 @@ export class Pane {
     this.term.write(`${this.term.buffer.active.cursorX ? "\r\n" : ""}\x1b[0;2m… ${text}\x1b[0m\r\n`);
   }
 
-  write(segments, buffers) {
+  write(segments, buffers, old = false) {
     const data = buffers.length ? octets(buffers[0]) : new Uint8Array();
     let at = 0;
     for (const [stream, size, lost] of segments) {
@@ -199,6 +306,8 @@ export class Pane {
       this.behind += size;
       this.term.write(this.streams.text(stream, chunk), () => {
         this.behind -= size;
+        this.gutter.wrote(stream, old);
+        this.grow();
         if (!this.follow) this.offerNew();
       });
     }
@@ -212,6 +321,10 @@ export class Pane {
     this.command.title = head.cmd;
     this.stdin.hidden = !head.stdin;
     this.stopButton.disabled = head.took !== null;
+    this.typeButton.hidden = !head.pty || !head.stdin;
+    if (this.typing && head.took !== null) this.setTyping(false);
+    if (this.term) this.term.options.convertEol = !head.pty;
+    this.grow();
     this.drawFacts();
   }
 
@@ -270,11 +383,16 @@ export class Pane {
   }
 
   terminalKey(event) {
+    if (this.typing && event.key === "Escape" && event.shiftKey) {
+      if (event.type === "keydown") this.setTyping(false);
+      return false;
+    }
     if (event.type !== "keydown") return true;
     if ((event.ctrlKey || event.metaKey) && event.key === "c" && this.term.hasSelection()) {
       event.stopPropagation(); // the browser's own copy follows, which xterm answers with its selection
       return false;
     }
+    if (this.typing) return true;
     if ((event.ctrlKey || event.metaKey) && event.key === "f") {
       event.preventDefault();
       event.stopPropagation();
@@ -410,6 +528,8 @@ export class Pane {
   destroy() {
     this.gone = true;
     clearInterval(this.timer);
+    clearTimeout(this.sizing);
+    this.gutter?.destroy();
     this.observer?.disconnect();
     this.themes?.disconnect();
     this.term?.dispose();
@@ -424,35 +544,4 @@ function exactly(text) {
 function searchOptions(text, incremental) {
   const decorations = { matchBackground: "#f2cc60", matchOverviewRuler: "#f2cc60", activeMatchBackground: "#ff9632", activeMatchColorOverviewRuler: "#ff9632" };
   return { incremental, decorations, caseSensitive: exactly(text) };
-}
-
-/** The terminal's colours from JupyterLab's own variables. */
-export function colours(root) {
-  const style = getComputedStyle(root);
-  const pick = (name, fallback) => style.getPropertyValue(name).trim() || fallback;
-  const dark = document.body.dataset.jpThemeLight === "false" || document.body.classList.contains("theme-dark");
-  const background = pick("--jp-layout-color0", dark ? "#111111" : "#ffffff");
-  const foreground = pick("--jp-content-font-color1", dark ? "#e0e0e0" : "#212121");
-  return {
-    background,
-    foreground,
-    cursor: background,
-    selectionBackground: dark ? "#3a5a80" : "#b3d7ff",
-    black: dark ? "#484f58" : "#24292f",
-    red: dark ? "#ff7b72" : "#b3261e",
-    green: dark ? "#3fb950" : "#116329",
-    yellow: dark ? "#d29922" : "#7d4e00",
-    blue: dark ? "#58a6ff" : "#0550ae",
-    magenta: dark ? "#bc8cff" : "#8250df",
-    cyan: dark ? "#39c5cf" : "#1b7c83",
-    white: dark ? "#b1bac4" : "#57606a",
-    brightBlack: dark ? "#8b949e" : "#57606a",
-    brightRed: dark ? "#ffa198" : "#a40e26",
-    brightGreen: dark ? "#56d364" : "#1a7f37",
-    brightYellow: dark ? "#e3b341" : "#633c01",
-    brightBlue: dark ? "#79c0ff" : "#0969da",
-    brightMagenta: dark ? "#d2a8ff" : "#6639ba",
-    brightCyan: dark ? "#56d4dd" : "#3192aa",
-    brightWhite: dark ? "#f0f6fc" : "#24292f",
-  };
 }

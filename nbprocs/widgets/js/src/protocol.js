@@ -3,10 +3,21 @@
 const REPLY_TIMEOUT = 60_000; // ms; stopping a stubborn tree may take its grace
 const HELLO_AGAIN = 3_000; // ms without a snapshot
 
+/** @typedef {{re: number, ok: boolean, data?: any, error?: string, field?: string}} Reply */
+/** @typedef {{n: number, s: Contents, kinds?: Record<string, string>}} Snapshot */
+/** @typedef {{n: number, p: Contents}} Delta */
+/** @typedef {Partial<Reply & Snapshot & Delta> & {to?: string, gone?: string}} Message */
+/** @typedef {Record<string, any>} Contents by part; under "" which buffers belong to which part */
+/** @typedef {{send(message: any): void, on(name: string, f: any): void, off(name: string, f: any): void}} Channel a model as anywidget gives it */
+
 let counter = 0;
 const unique = () => `${Date.now().toString(36)}-${(counter++).toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
 
 export class CallFailed extends Error {
+  /**
+   * @param {string} message
+   * @param {string} field
+   */
   constructor(message, field = "") {
     super(message);
     this.field = field;
@@ -15,17 +26,21 @@ export class CallFailed extends Error {
 
 export class Connection {
   /**
-   * @param model anywidget's model: send(), on("msg:custom"), off()
-   * @param handlers {snapshot(part, content, buffers, kind), delta(part, content, buffers), gone(text), state(text)}
+   * @param {Channel} model
+   * @param {{snapshot: (part: string, content: any, buffers: any[], kind?: string) => void, delta: (part: string, content: any, buffers: any[]) => void,
+   *   gone?: (text: string) => void, state?: (text: string) => void}} handlers
    */
   constructor(model, handlers) {
     this.model = model;
     this.handlers = handlers;
     this.view = unique();
+    /** @type {number | null} */
     this.number = null; // of the last message that was applied; null until the snapshot is there
+    /** @type {Map<number, {resolve: (answer: {data: any, buffers: any[]}) => void, reject: (error: Error) => void, timer: any}>} */
     this.calls = new Map();
     this.nextCall = 1;
     this.patience = HELLO_AGAIN;
+    /** @type {[Delta, any[]][]} */
     this.early = []; // deltas that overtook the snapshot
     this.receive = this.receive.bind(this);
     model.on("msg:custom", this.receive);
@@ -58,7 +73,13 @@ export class Connection {
     }
   }
 
-  /** Ask for something to be done; resolves to {data, buffers}, rejects with CallFailed. */
+  /**
+   * Ask for something to be done; resolves to {data, buffers}, rejects with CallFailed.
+   * @param {string} part
+   * @param {string} op
+   * @param {Record<string, any>} args
+   * @returns {Promise<{data: any, buffers: any[]}>}
+   */
   call(part, op, args = {}) {
     const id = this.nextCall++;
     return new Promise((resolve, reject) => {
@@ -71,15 +92,23 @@ export class Connection {
     });
   }
 
+  /**
+   * @param {Message} message
+   * @param {any[]} buffers
+   */
   receive(message, buffers = []) {
     if (!message || typeof message !== "object") return;
     if (message.to && message.to !== this.view) return;
     if (message.gone) return this.handlers.gone?.(message.gone);
-    if (message.re !== undefined) return this.settle(message, buffers);
-    if (message.s) return this.snapshot(message, buffers);
-    if (message.p) return this.delta(message, buffers);
+    if (message.re !== undefined) return this.settle(/** @type {Reply} */ (message), buffers);
+    if (message.s) return this.snapshot(/** @type {Snapshot} */ (message), buffers);
+    if (message.p) return this.delta(/** @type {Delta} */ (message), buffers);
   }
 
+  /**
+   * @param {Reply} message
+   * @param {any[]} buffers
+   */
   settle(message, buffers) {
     const call = this.calls.get(message.re);
     if (!call) return;
@@ -89,6 +118,10 @@ export class Connection {
     else call.reject(new CallFailed(String(message.error), message.field));
   }
 
+  /**
+   * @param {Snapshot} message
+   * @param {any[]} buffers
+   */
   snapshot(message, buffers) {
     clearTimeout(this.retry);
     this.patience = HELLO_AGAIN;
@@ -100,6 +133,10 @@ export class Connection {
     for (const [late, lateBuffers] of early) this.delta(late, lateBuffers);
   }
 
+  /**
+   * @param {Delta} message
+   * @param {any[]} buffers
+   */
   delta(message, buffers) {
     if (this.number === null) {
       if (this.early.length < 100) this.early.push([message, buffers]);
@@ -111,6 +148,11 @@ export class Connection {
     this.each(message.p, buffers, (part, content, own) => this.handlers.delta(part, content, own));
   }
 
+  /**
+   * @param {Contents} contents
+   * @param {any[]} buffers
+   * @param {(part: string, content: any, own: any[]) => void} apply
+   */
   each(contents, buffers, apply) {
     const slices = contents[""] ?? {};
     for (const [part, content] of Object.entries(contents)) {
@@ -121,16 +163,28 @@ export class Connection {
   }
 }
 
-/** Bytes of a buffer as anywidget hands it over (a DataView), without a copy. */
+/**
+ * Bytes of a buffer as anywidget hands it over (a DataView), without a copy.
+ * @param {any} buffer
+ * @returns {Uint8Array<ArrayBuffer>}
+ */
 export function octets(buffer) {
-  if (buffer instanceof Uint8Array) return buffer;
+  if (buffer instanceof Uint8Array) return /** @type {Uint8Array<ArrayBuffer>} */ (buffer);
   if (buffer instanceof ArrayBuffer) return new Uint8Array(buffer);
   return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
 }
 
-/** A script that only some views need: fetched from the kernel once a page, whatever the number of views. No network is used. */
+/**
+ * A script that only some views need: fetched from the kernel once a page, whatever the number of views. No network is used.
+ * @param {Connection} connection
+ * @param {string} name
+ * @returns {Promise<any>}
+ */
 export function asset(connection, name) {
-  const loaded = (globalThis.__nbprocs_assets ??= new Map());
+  /** @type {any} */
+  const page = globalThis;
+  /** @type {Map<string, Promise<any>>} */
+  const loaded = (page.__nbprocs_assets ??= new Map());
   if (!loaded.has(name)) {
     const promise = connection.call("view", "asset", { name }).then(async ({ buffers }) => {
       const url = URL.createObjectURL(new Blob([octets(buffers[0])], { type: "text/javascript" }));
@@ -149,5 +203,5 @@ export function asset(connection, name) {
     promise.catch(() => loaded.delete(name));
     loaded.set(name, promise);
   }
-  return loaded.get(name);
+  return loaded.get(name) ?? Promise.reject(new Error(name));
 }

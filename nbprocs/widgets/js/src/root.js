@@ -23,7 +23,12 @@ export class Root {
       state: (text) => this.state(text),
     });
     this.text = h("span", {});
-    this.bar = h("div.nb-notice", { hidden: true, role: "status", "aria-live": "polite" }, this.text, button("close", "Dismiss", () => this.notice("")));
+    this.bar = h(
+      "div.nb-notice",
+      { hidden: true, role: "status", "aria-live": "polite" },
+      this.text,
+      button("close", "Dismiss", () => this.notice("")),
+    );
     this.top = h("div.nb-state", { hidden: true, role: "status" });
     this.node = h("div.nb-view", { "data-jp-suppress-context-menu": "true", onkeydown: keepPlainKeys });
     if (this.spec.arranged) this.node.classList.add(`nb-${this.spec.arranged}`);
@@ -33,7 +38,7 @@ export class Root {
       notice: (text, kind) => this.notice(text, kind),
       closed: (text) => this.over(text),
       mount: (name, part) => this.mount(name, part),
-      unmount: (name) => this.parts.delete(name),
+      unmount: (name) => this.unmount(name),
       refresh: (name) => this.refresh(name),
     };
     this.node.append(this.top);
@@ -68,6 +73,11 @@ export class Root {
   mount(name, part) {
     this.parts.set(name, part);
     this.refresh(name);
+  }
+
+  unmount(name) {
+    this.parts.delete(name);
+    this.connection.call("view", "unmount", { part: name, view: this.connection.view }).catch(() => {}); // gone with the kernel as well
   }
 
   refresh(name) {

@@ -1,21 +1,22 @@
 // The process table: virtual rows (only what is in sight exists), sorting, filtering, several selected, all by keyboard.
 
 import { button, clock, h, icon, mebibytes, say, seconds, set, short, sparkline, svg } from "./dom.js";
+import { Columns, HEADS } from "./columns.js";
 import { Pane } from "./pane.js";
 import { Rows, STATUS_ORDER } from "./rows.js";
 
 const ROW = 30; // px; the style sheet has the same
 const SPARE = 6; // rows kept above and below what is in sight
-const HEADS = [
-  ["name", "Name"],
-  ["status", "Status"],
-  ["pid", "PID"],
-  ["uptime", "Time"],
-  ["cpu", "CPU", "CPU, percent of one core"],
-  ["mem", "Memory"],
-  ["restarts", "↻", "Restarts"],
-  ["ports", "Ports"],
-  ["line", "Last line"],
+const KEYS = [
+  ["↑ ↓ Home End", "move"],
+  ["Space, Shift+↑ ↓", "select, select a range"],
+  ["Enter", "show or hide the output"],
+  ["→ ←", "unfold, fold the earlier runs of a name"],
+  ["s  k  r  p", "stop, kill, restart, pause or resume"],
+  ["c", "clear the rows of what has ended"],
+  ["/", "filter: words, or status:failed, pid:123, name:web"],
+  ["Esc", "withdraw a question, clear the selection"],
+  ["Shift+← →", "on a head: narrower, wider"],
 ];
 const FIRST_DOWN = new Set(["cpu", "mem", "restarts", "uptime"]);
 
@@ -27,7 +28,7 @@ export class Table {
     this.selected = new Set();
     this.active = null;
     this.anchor = null;
-    this.query = { filter: "", sort: "", down: false, status: "" };
+    this.query = { filter: "", sort: "", down: false, status: "", unfolded: new Set() };
     this.shown = [];
     this.lines = new Map(); // row key → its DOM
     this.height = context.spec.height ?? 360;
@@ -51,7 +52,7 @@ export class Table {
     this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1" });
     this.all = h("input", { type: "checkbox", "aria-label": "Select all", onchange: () => this.selectAll(this.all.checked) });
     this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
-    for (const [key, label, long] of HEADS) this.head.append(this.heading(key, label, long));
+    for (const [key, label, , , long] of HEADS) this.head.append(this.heading(key, label, long));
     this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader", "aria-label": "Actions" }));
     this.space = h("div.nb-space", { role: "presentation" });
     this.empty = h("div.nb-empty", { hidden: true });
@@ -60,7 +61,8 @@ export class Table {
       {
         role: "rowgroup",
         tabindex: "0",
-        "aria-label": "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, slash filters",
+        "aria-label":
+          "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, slash filters, question mark shows all keys",
         onscroll: () => this.draw(),
         onkeydown: (event) => this.key(event),
         onfocus: () => this.activate(this.active ?? this.shown[0]?.key ?? null, false),
@@ -71,7 +73,11 @@ export class Table {
     this.tall = 3; // rows that the body is high; grows with them, never shrinks: what is below must not jump
     this.body.style.height = `${ROW * this.tall}px`;
     this.grid = h("div.nb-grid", { role: "grid", "aria-multiselectable": "true", "aria-label": "Processes" }, this.head, this.body);
+    this.columns = new Columns(this.grid);
+    for (const cell of this.head.querySelectorAll("[data-key]")) this.columns.handle(cell, cell.dataset.key);
+    this.columns.lay();
     this.detail = h("div.nb-detail", { hidden: true });
+    this.keys = h("dl.nb-keys", { hidden: true }, ...KEYS.flatMap(([keys, what]) => [h("dt", {}, keys), h("dd", {}, what)]));
     this.asked = h("span.nb-asked", {});
     this.question = h(
       "div.nb-ask",
@@ -80,9 +86,18 @@ export class Table {
       h("button.nb-button.nb-text.nb-yes", { type: "button", onclick: () => this.answer(true) }, "Yes"),
       h("button.nb-button.nb-text", { type: "button", onclick: () => this.answer(false) }, "No (Esc)"),
     );
-    this.root = h("div.nb-table", { onkeydown: (event) => event.key === "Escape" && this.question.hidden === false && (event.preventDefault(), event.stopPropagation(), this.answer(false)) }, h("div.nb-bar", {}, this.filter, this.chips, this.question, this.actions), this.grid, this.detail);
+    this.root = h(
+      "div.nb-table",
+      {
+        onkeydown: (event) => event.key === "Escape" && this.question.hidden === false && (event.preventDefault(), event.stopPropagation(), this.answer(false)),
+      },
+      h("div.nb-bar", {}, this.filter, this.chips, this.question, this.actions),
+      this.keys,
+      this.grid,
+      this.detail,
+    );
     this.timer = setInterval(() => this.tickClock(), 1000);
-    this.observer = globalThis.ResizeObserver && new ResizeObserver(() => this.draw());
+    this.observer = globalThis.ResizeObserver && new ResizeObserver(() => (this.columns.fit(this.root.clientWidth), this.draw()));
     this.observer?.observe(this.body);
   }
 
@@ -115,6 +130,8 @@ export class Table {
       this.signalMenu,
       act("stop", "Stop the selected (s)", "stop", true),
       act("kill", "Kill the selected (k)", "kill", true),
+      (this.clearButton = button("clear", "Clear the rows of what has ended (c)", () => this.clear())),
+      button("help", "Keys (?)", () => this.help()),
     );
   }
 
@@ -123,11 +140,7 @@ export class Table {
   snapshot(content) {
     this.rows.reset(content);
     if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
-    this.root.classList.toggle("nb-unmeasured", !content.every);
-    this.signalMenu.replaceChildren(
-      h("option", { value: "" }, "Signal…"),
-      ...content.signals.map((name) => h("option", { value: name }, name)),
-    );
+    this.signalMenu.replaceChildren(h("option", { value: "" }, "Signal…"), ...content.signals.map((name) => h("option", { value: name }, name)));
     const ids = new Set([...this.rows.byKey.values()].map((row) => this.id(row)));
     for (const id of this.selected) if (!ids.has(id)) this.selected.delete(id);
     this.arrange();
@@ -137,7 +150,10 @@ export class Table {
     const { structure } = this.rows.apply(content);
     if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
     if (structure || content.closed) this.arrange();
-    else this.draw();
+    else {
+      if (content.k) this.measureColumns();
+      this.draw();
+    }
   }
 
   /** Nothing can be done any more; output can still be read. */
@@ -149,6 +165,39 @@ export class Table {
 
   id(row) {
     return row.cells[this.rows.index.id];
+  }
+
+  help() {
+    this.keys.hidden = !this.keys.hidden;
+  }
+
+  /** Rows of what has ended leave this page; the kernel's history keeps them, and a reload brings them back. */
+  clear() {
+    for (const row of this.rows.byKey.values()) if (!this.rows.live(row)) this.rows.cleared.add(row.key);
+    this.selected.clear();
+    this.arrange();
+    this.afterSelection();
+  }
+
+  fold(key, open) {
+    const name = this.rows.get(this.rows.byKey.get(key), "name");
+    if (open) this.query.unfolded.add(name);
+    else this.query.unfolded.delete(name);
+    for (const row of this.rows.byKey.values()) row.changed = true;
+    this.arrange();
+  }
+
+  /** Columns that have something to show. */
+  measureColumns() {
+    const { index } = this.rows;
+    const needed = new Set();
+    for (const row of this.rows.byKey.values()) {
+      for (const key of ["restarts", "ports", "line"]) if (row.cells[index[key]]) needed.add(key);
+      if (this.rows.live(row)) needed.add("pid");
+      if (row.cpu.length) needed.add("cpu").add("mem");
+      if (row.cells[index.end] && row.cells[index.end] !== "exit 0") needed.add("end");
+    }
+    this.columns.needs(needed);
   }
 
   // -- sorting, filtering, selecting
@@ -172,6 +221,8 @@ export class Table {
   }
 
   arrange() {
+    this.measureColumns();
+    this.clearButton.disabled = ![...this.rows.byKey.values()].some((row) => !this.rows.live(row) && !this.rows.cleared.has(row.key));
     this.shown = this.rows.view(this.query);
     this.position = new Map(this.shown.map((row, i) => [row.key, i]));
     for (const cell of this.head.querySelectorAll("[data-key]")) {
@@ -179,7 +230,7 @@ export class Table {
       set(cell, { "aria-sort": on ? (this.query.down ? "descending" : "ascending") : "none" });
     }
     this.space.style.height = `${this.shown.length * ROW}px`;
-    const tall = Math.max(this.tall, Math.min(this.rows.byKey.size, Math.floor(this.height / ROW)));
+    const tall = Math.max(this.tall, Math.min(this.shown.length, Math.floor(this.height / ROW)));
     if (tall !== this.tall) this.body.style.height = `${ROW * (this.tall = tall)}px`;
     set(this.grid, { "aria-rowcount": String(this.shown.length + 1) });
     this.drawChips();
@@ -195,18 +246,18 @@ export class Table {
       ? "No process matches the filter."
       : this.closed
         ? "The manager is closed."
-        : "No processes yet. Start one with: await pm.spawn(\"python\", \"-c\", \"print('hello')\")";
+        : 'No processes yet. Start one with: await pm.spawn("python", "-c", "print(\'hello\')")';
     say(this.empty, text);
   }
 
   drawChips() {
     const counts = this.rows.counts();
-    const total = this.rows.byKey.size;
+    const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
     const entries = [["", "all", total], ...STATUS_ORDER.filter((s) => counts[s] || s === this.query.status).map((s) => [s, s, counts[s] ?? 0])];
     const key = entries.map(([s, , n]) => `${s}${n}`).join() + this.query.status;
     if (key === this.chipKey) return;
     this.chipKey = key;
-    const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.status : null;
+    const focused = this.chips.contains(document.activeElement) ? document.activeElement.getAttribute("data-status") : null;
     this.chips.replaceChildren(
       ...entries.map(([status, label, count]) =>
         h(
@@ -264,6 +315,7 @@ export class Table {
     const live = known.filter((row) => this.rows.live(row));
     const statuses = new Set(known.map((row) => this.rows.get(row, "status")));
     say(this.count, chosen ? `${chosen} selected` : "");
+    set(this.actions, { "data-some": chosen > 0 });
     const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
     for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = this.closed || !usable[node.dataset.op];
     this.signalMenu.disabled = this.closed || !live.length;
@@ -291,6 +343,10 @@ export class Table {
     else if (event.key === "Enter" && this.active !== null) this.show(this.rows.byKey.get(this.active));
     else if (event.key === "Escape") this.pending ? this.answer(false) : this.selectAll(false);
     else if (event.key === "a" && (event.ctrlKey || event.metaKey)) this.selectAll(true);
+    else if (event.key === "ArrowRight" && this.active !== null) this.fold(this.active, true);
+    else if (event.key === "ArrowLeft" && this.active !== null) this.fold(this.active, false);
+    else if (event.key === "?" && plain) this.help();
+    else if (event.key === "c" && plain) this.clear();
     else if (event.key === "/" && plain) this.filter.focus();
     else if (event.key === "s" && plain) this.act("stop", this.targets());
     else if (event.key === "k" && plain) this.act("kill", this.targets());
@@ -444,13 +500,25 @@ export class Table {
   makeLine(row) {
     const key = row.key;
     const act = (name, label, op) =>
-      button(name, label, (event) => {
-        event.stopPropagation();
-        this.act(op(), [this.id(this.rows.byKey.get(key))], event.currentTarget);
-      }, { tabindex: "-1" });
+      button(
+        name,
+        label,
+        (event) => {
+          event.stopPropagation();
+          this.act(op(), [this.id(this.rows.byKey.get(key))], event.currentTarget);
+        },
+        { tabindex: "-1" },
+      );
     const cell = (name, ...children) => h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" }, ...children);
     const line = { row: null, at: -1 };
     line.check = h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => (event.stopPropagation(), this.toggle(key, event.shiftKey)) });
+    line.fold = h("button.nb-fold", {
+      type: "button",
+      tabindex: "-1",
+      hidden: true,
+      "aria-label": "Earlier runs",
+      onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(this.rows.get(this.rows.byKey.get(key), "name")))),
+    });
     line.name = h("b", {});
     line.cmd = h("span.nb-cmd", {});
     line.dot = h("i.nb-dot", { "aria-hidden": "true" });
@@ -475,7 +543,7 @@ export class Table {
       "div.nb-row",
       { role: "row", id: this.rowId(key), onclick: (event) => this.click(key, event), ondblclick: () => this.show(this.rows.byKey.get(key)) },
       cell("sel", line.check),
-      cell("name", line.name, line.cmd),
+      cell("name", line.fold, line.name, line.cmd),
       cell("status", line.dot, line.status, line.end),
       line.pid,
       line.uptime,
@@ -502,6 +570,14 @@ export class Table {
     line.check.checked = selected;
     set(line.check, { "aria-label": `Select ${get("name")}` });
     set(line.root, { "aria-selected": String(selected), "data-active": row.key === this.active, "data-live": live, "data-open": row.key === this.paneKey });
+    const folded = this.rows.folded.get(row.key);
+    line.fold.hidden = !folded;
+    if (folded) {
+      const open = this.query.unfolded.has(get("name"));
+      say(line.fold, `${open ? "▾" : "▸"} ${folded + 1}`);
+      set(line.fold, { "aria-expanded": String(open), title: `${folded} earlier of this name`, "aria-label": `${folded} earlier runs of ${get("name")}` });
+    }
+    set(line.root, { "data-earlier": this.rows.earlier.has(row.key) });
     say(line.name, get("name"));
     say(line.cmd, short(get("cmd")));
     line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
@@ -537,8 +613,8 @@ export class Table {
     const mem = this.rows.get(row, "mem");
     say(line.cpu, live && cpu !== null ? String(cpu) : "");
     say(line.mem, live && mem !== null ? mebibytes(mem) : "");
-    sparkline(line.cpuPath, row.cpu, 54, 18, Math.max(100, ...row.cpu), this.rows.slots);
-    sparkline(line.memPath, row.mem, 54, 18, Math.max(1, ...row.mem) * 1.15, this.rows.slots);
+    sparkline(line.cpuPath, live ? row.cpu : [], 54, 18, Math.max(100, ...row.cpu), this.rows.slots);
+    sparkline(line.memPath, live ? row.mem : [], 54, 18, Math.max(1, ...row.mem) * 1.15, this.rows.slots);
   }
 
   tickClock() {

@@ -26,7 +26,8 @@ const settled = () => new Promise((resolve) => setTimeout(resolve));
 
 function welcome(model, ...uids) {
   model.say({ views: Object.fromEntries(uids.map((uid) => [uid, spec(uid)])) });
-  for (const hello of model.sent.filter((m) => m.do === "hello")) model.say({ v: hello.v, n: 0, to: hello.view, s: { table: tableSnapshot([{ name: `of-${hello.v}` }]) } });
+  for (const hello of model.sent.filter((m) => m.do === "hello"))
+    model.say({ v: hello.v, n: 0, to: hello.view, s: { table: tableSnapshot([{ name: `of-${hello.v}` }]) } });
 }
 
 afterEach(() => {
@@ -35,6 +36,28 @@ afterEach(() => {
 });
 
 describe("the hub", () => {
+  it("says hello to what it knows already, and shows it when the kernel has answered", async () => {
+    const model = new Model();
+    model.role = "hub";
+    model.specs = { a: spec("a"), gone: spec("gone") };
+    abort = new AbortController();
+    for (const uid of ["a", "gone", "other"]) output(uid);
+    views.initialize({ model, signal: abort.signal });
+    expect(model.sent.map((m) => [m.do, m.v])).toEqual([
+      ["hub", undefined],
+      ["hello", "a"],
+      ["hello", "gone"],
+    ]);
+    expect([document.querySelector(".nb-view"), hidden("a")]).toEqual([null, false]);
+    model.say({ v: "gone", closed: true });
+    welcome(model, "a");
+    await frame();
+    expect(model.sent.filter((m) => m.do === "hello").length).toBe(2);
+    expect(document.querySelectorAll(".nb-view").length).toBe(1);
+    expect(document.querySelector(".nb-hole-a .nb-c-name b").textContent).toBe("of-a");
+    expect(document.querySelector(".nb-hole-gone").textContent).toBe("");
+  });
+
   it("shows records until the kernel says that it knows them", async () => {
     const model = page("a", "b");
     expect(model.sent).toEqual([{ do: "hub" }]);

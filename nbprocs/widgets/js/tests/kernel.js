@@ -36,12 +36,35 @@ export class Model {
 export const COLUMNS = ["id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin"];
 
 export function cells(fields = {}) {
-  const all = { id: "i", name: "n", cmd: "c", status: "running", pid: 1, start: 0, took: null, end: "", restarts: 0, ports: "", line: "", cpu: null, mem: null, stdin: false, ...fields };
+  const all = {
+    id: "i",
+    name: "n",
+    cmd: "c",
+    status: "running",
+    pid: 1,
+    start: 0,
+    took: null,
+    end: "",
+    restarts: 0,
+    ports: "",
+    line: "",
+    cpu: null,
+    mem: null,
+    stdin: false,
+    ...fields,
+  };
   return COLUMNS.map((name) => all[name]);
 }
 
 export function tableSnapshot(rows) {
-  return { columns: COLUMNS, rows: rows.map((fields, i) => [i + 1, cells({ id: `id${i + 1}`, ...fields }), [], []]), now: Date.now() / 1000, closed: false, signals: ["SIGINT"], every: 1 };
+  return {
+    columns: COLUMNS,
+    rows: rows.map((fields, i) => [i + 1, cells({ id: `id${i + 1}`, ...fields }), [], []]),
+    now: Date.now() / 1000,
+    closed: false,
+    signals: ["SIGINT"],
+    every: 1,
+  };
 }
 
 export const frame = () => new Promise((resolve) => setTimeout(resolve, 40));

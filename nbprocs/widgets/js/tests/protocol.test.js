@@ -24,14 +24,21 @@ describe("numbers", () => {
     snapshot(4);
     delta(5);
     delta(6);
-    expect(seen.map(([kind, , content]) => [kind, content])).toEqual([["s", 0], ["d", 5], ["d", 6]]);
+    expect(seen.map(([kind, , content]) => [kind, content])).toEqual([
+      ["s", 0],
+      ["d", 5],
+      ["d", 6],
+    ]);
   });
 
   it("keeps deltas that overtake the snapshot, and drops those that it holds already", () => {
     delta(4);
     delta(5);
     snapshot(4);
-    expect(seen.map(([kind, , content]) => [kind, content])).toEqual([["s", 0], ["d", 5]]);
+    expect(seen.map(([kind, , content]) => [kind, content])).toEqual([
+      ["s", 0],
+      ["d", 5],
+    ]);
   });
 
   it("says hello again when one is missing", () => {
@@ -53,7 +60,10 @@ describe("numbers", () => {
   it("slices buffers by part", () => {
     const bytes = [1, 2, 3].map((n) => new Uint8Array([n]));
     model.say({ n: 0, to: connection.view, s: { a: "A", b: "B", "": { b: [1, 2] } } }, bytes);
-    expect(seen).toEqual([["s", "a", "A", []], ["s", "b", "B", [bytes[1], bytes[2]]]]);
+    expect(seen).toEqual([
+      ["s", "a", "A", []],
+      ["s", "b", "B", [bytes[1], bytes[2]]],
+    ]);
   });
 });
 

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { short } from "../src/dom.js";
 import { Rows } from "../src/rows.js";
-import { tableSnapshot } from "./kernel.js";
+import { cells, COLUMNS, tableSnapshot } from "./kernel.js";
 
 const rows = (...fields) => {
   const found = new Rows();
@@ -71,4 +71,33 @@ it("shows a program by its name", () => {
   expect(short("ls /usr/bin/env")).toBe("ls /usr/bin/env");
   expect(short("'/a b/python' x.py")).toBe("'/a b/python' x.py");
   expect(short("/")).toBe("/");
+});
+
+describe("runs of one name", () => {
+  const rows = (...all) => {
+    const made = new Rows();
+    made.reset({ columns: COLUMNS, rows: all.map(([name, status], i) => [i + 1, cells({ name, status }), [], []]), now: 0 });
+    return made;
+  };
+  const names = (made, query) => made.view(query).map((row) => row.key);
+
+  it("are one row, the newest, until they are unfolded", () => {
+    const made = rows(["a", "failed"], ["b", "running"], ["a", "failed"], ["a", "running"]);
+    expect(names(made)).toEqual([4, 2]);
+    expect(made.folded.get(4)).toBe(2);
+    expect(names(made, { unfolded: new Set(["a"]) })).toEqual([4, 1, 3, 2]);
+    expect([...made.earlier]).toEqual([1, 3]);
+  });
+
+  it("that live are rows of their own", () => {
+    expect(names(rows(["a", "running"], ["a", "running"]))).toEqual([1, 2]);
+  });
+
+  it("are found by a filter, and cleared when they have ended", () => {
+    const made = rows(["a", "failed"], ["a", "completed"], ["b", "running"]);
+    expect(names(made, { status: "failed" })).toEqual([1]);
+    made.cleared.add(1).add(2);
+    expect(names(made)).toEqual([3]);
+    expect(made.counts()).toEqual({ running: 1 });
+  });
 });

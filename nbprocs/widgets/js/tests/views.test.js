@@ -48,7 +48,11 @@ describe("the table", () => {
   it("stops, pauses and restarts by its buttons", async () => {
     const { el, model } = show("table", tableSnapshot([{ name: "web" }]));
     await frame();
-    for (const [label, op] of [["Stop", "stop"], ["Pause", "pause"], ["Restart", "restart"]]) {
+    for (const [label, op] of [
+      ["Stop", "stop"],
+      ["Pause", "pause"],
+      ["Restart", "restart"],
+    ]) {
       el.querySelector(`.nb-space [aria-label="${label}"]`).click();
       expect(model.last(op).args).toEqual({ ids: ["id1"] });
     }
@@ -106,7 +110,7 @@ describe("the table", () => {
     delta(1, { closed: true });
     await frame();
     expect(el.querySelector(".nb-state").textContent).toContain("manager is closed");
-    const usable = [...el.querySelectorAll(".nb-space button")].filter((button) => !button.disabled).map((button) => button.title);
+    const usable = [...el.querySelectorAll(".nb-space button")].filter((button) => !button.disabled && !button.hidden).map((button) => button.title);
     expect(usable).toEqual(["Show output"]);
     el.querySelector(".nb-body").dispatchEvent(new Event("focus"));
     press(el.querySelector(".nb-body"), "k");
@@ -114,9 +118,18 @@ describe("the table", () => {
   });
 
   it("sorts by its heads and says so", async () => {
-    const { el } = show("table", tableSnapshot([{ name: "b", cpu: 1 }, { name: "a", cpu: 9 }]));
+    const { el } = show(
+      "table",
+      tableSnapshot([
+        { name: "b", cpu: 1 },
+        { name: "a", cpu: 9 },
+      ]),
+    );
     await frame();
-    const order = () => [...el.querySelectorAll(".nb-space .nb-row")].sort((x, y) => x.getAttribute("aria-rowindex") - y.getAttribute("aria-rowindex")).map((row) => row.querySelector("b").textContent);
+    const order = () =>
+      [...el.querySelectorAll(".nb-space .nb-row")]
+        .sort((x, y) => x.getAttribute("aria-rowindex") - y.getAttribute("aria-rowindex"))
+        .map((row) => row.querySelector("b").textContent);
     const head = el.querySelector('[data-key="name"]');
     head.querySelector("button").click();
     await frame();
@@ -159,13 +172,14 @@ describe("the form", () => {
 
   it("asks the kernel for the line and shows errors at the field", async () => {
     vi.useFakeTimers();
-    const { el, model } = form();
+    const { el, model } = show("form", { history: [], cwd: "/home", ready: [], options: [["nice", "Niceness", "added to its priority", "text"]] });
+    el.querySelector('[data-field="nice"] input').value = "5";
     const input = el.querySelector("input[role=combobox]");
     input.value = "sleep 5";
     input.dispatchEvent(new Event("input"));
     vi.advanceTimersByTime(300);
     vi.useRealTimers();
-    expect(model.last("check").args).toMatchObject({ command: "sleep 5", shell: false, env: {} });
+    expect(model.last("check").args).toMatchObject({ command: "sleep 5", shell: false, env: {}, options: { nice: "5" } });
     model.reply(model.last("check"), { line: "proc = await pm.spawn('sleep', '5')", secret: [] });
     await frame();
     expect(el.querySelector(".nb-line").textContent).toBe("proc = await pm.spawn('sleep', '5')");
@@ -220,8 +234,29 @@ describe("the form", () => {
 });
 
 describe("the boards", () => {
-  const status = { running: 1, limit: 2, waiting: 1, counts: { running: 1, queued: 1, succeeded: 2 }, paused: false, halted: "", closed: false, eta: [1, 2, 3], next: null, resources: [["gpu", 1, 2]] };
-  const queue = { rows: [["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, ""]], ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE]]], bars: [["t1", Date.now() / 1000 - 4, null, "running"]], status, now: Date.now() / 1000, priorities: { LOW: 0, HIGH: 2 } };
+  const status = {
+    running: 1,
+    limit: 2,
+    waiting: 1,
+    counts: { running: 1, queued: 1, succeeded: 2 },
+    paused: false,
+    halted: "",
+    closed: false,
+    eta: [1, 2, 3],
+    next: null,
+    resources: [["gpu", 1, 2]],
+  };
+  const queue = {
+    columns: ["name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why"],
+    rows: [
+      ["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, ""]],
+      ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE]],
+    ],
+    bars: [["t1", Date.now() / 1000 - 4, null, "running"]],
+    status,
+    now: Date.now() / 1000,
+    priorities: { LOW: 0, HIGH: 2 },
+  };
 
   it("show the queue and act on it", async () => {
     const { el, model, delta } = show("queue", queue);
@@ -240,9 +275,37 @@ describe("the boards", () => {
     expect(el.querySelector('.nb-timeline [data-state="succeeded"]')).not.toBeNull();
   });
 
+  it("say how much work is left, and what is not due yet", () => {
+    const next = Date.now() / 1000 + 3601;
+    const { el } = show("queue", { ...queue, status: { ...status, counts: { running: 1, scheduled: 2 }, eta: [1, 90, 120], next } });
+    expect(el.querySelector(".nb-facts").textContent).toContain("1 m 30 s of work left (1 s to 2 m 00 s) · 2 not due yet, the next in 1 h 00 m");
+  });
+
   it("show the pool", () => {
-    const figures = { workers: 2, starting: 0, busy: 1, most: 4, queued: 3, running: 1, completed: 1234, failed: 1, retries: 0, crashed: 0, average: 0.25, closed: false };
-    const { el, model, delta } = show("pool", { rows: [["w-10", ["idle", 1, 0, 5, 0, "", ""]], ["w-2", ["busy", 2, 0, 5, 1, "work", ""]]], figures, rates: [1, 2], now: 0 });
+    const figures = {
+      workers: 2,
+      starting: 0,
+      busy: 1,
+      most: 4,
+      queued: 3,
+      running: 1,
+      completed: 1234,
+      failed: 1,
+      retries: 0,
+      crashed: 0,
+      average: 0.25,
+      closed: false,
+    };
+    const { el, model, delta } = show("pool", {
+      columns: ["state", "pid", "born", "done", "held", "titles", "why"],
+      rows: [
+        ["w-10", ["idle", 1, 0, 5, 0, "", ""]],
+        ["w-2", ["busy", 2, 0, 5, 1, "work", ""]],
+      ],
+      figures,
+      rates: [1, 2],
+      now: 0,
+    });
     expect([...el.querySelectorAll(".nb-list .nb-c-name")].map((n) => n.textContent)).toEqual(["w-2", "w-10"]);
     expect(el.querySelector(".nb-tiles").textContent).toContain("1,234");
     el.querySelector('[aria-label^="Renew"]').click();

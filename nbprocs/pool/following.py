@@ -10,15 +10,15 @@ import sys
 import warnings
 from typing import Any
 
-__all__ = ["Settings"]
+__all__ = ["Follower"]
 
 _SEEN: Any = "nbprocs"  # in the cache of the root logger, which every change of a level empties
 _versions = itertools.count(1)
 _level_version = 0
 
 
-class Settings:
-    """What one worker was told. ``news()`` is called for every message to it, so that it costs next to nothing when nothing is new."""
+class Follower:
+    """What one worker was told of it. ``news()`` is called for every message to it, so it costs next to nothing when nothing is new."""
 
     __slots__ = ("_authkey", "_environment", "_filters", "_folder", "_follow", "_levels", "_path")
 

@@ -2,8 +2,8 @@
 
 ::
 
-    submit, map, executor ─► Codec ─► Task ─┬─ on the home loop ────────────────► Desk
-                                            └─ elsewhere ─► inbox ─one wake-up─►  Desk
+    submit, map, executor ─► Codec ─► Task ─┬─ on the home loop ────────────────► Core
+                                            └─ elsewhere ─► inbox ─one wake-up─►  Core
 """
 
 import asyncio
@@ -11,27 +11,27 @@ import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from nbprocs import checks
 from nbprocs.config import UNSET, Unset
 from nbprocs.engine.home import Home
-from nbprocs.errors import Closed, CommunicationError
-from nbprocs.guard import text_of
+from nbprocs.errors import Closed
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool.codec import Codec, Function
 from nbprocs.pool.command import CommandWorker
-from nbprocs.pool.crew import Crew
-from nbprocs.pool.desk import Desk
+from nbprocs.pool.core import Core
+from nbprocs.pool.kinds import title_of, unpicklable
 from nbprocs.pool.model import PoolConfig, PythonWorker
-from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
+from nbprocs.pool.task import BlockableFuture, Task, TaskHandle, stands_for
 from nbprocs.pool.worker_main import dumps
 
-__all__ = ["How", "Intake", "setup_of", "title_of"]
+__all__ = ["How", "Submission"]
 
 
-Future = TaskHandle[Any] | BlockableFuture[Any]
+Future = asyncio.Future[Any] | BlockableFuture[Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +43,20 @@ class How:
     policy: RetryPolicy | None
 
 
-class Intake:
-    """See the module's text. It is also what the executor works with."""
+class Submission:
+    """The one door of a pool. It is also what the executor works with."""
 
-    def __init__(self, desk: Desk, crew: Crew, codec: Codec, kind: PythonWorker | CommandWorker, *, name: str) -> None:
-        self._home = desk.home
-        self._desk = desk
-        self._crew = crew
+    def __init__(self, core: Core, codec: Codec, kind: PythonWorker | CommandWorker) -> None:
+        self._home = core.home
+        self._core = core
         self._codec = codec
         self._kind = kind
-        self._name = name
+        self._name = core.name
         self._numbers = itertools.count(1)
         self._inbox: deque[Callable[[], object] | Task] = deque()
         self._posted = False
         self.closed = False
-        config = crew.config
+        config = core.workers.config
         policy = policy_of(config.max_retries or None, config)
         self.default = How(priority=int(TaskPriority.NORMAL), timeout=config.task_timeout, policy=policy)
 
@@ -84,15 +83,15 @@ class Intake:
             handle.add_done_callback(lambda _: caller.__exit__(None, None, None))
         return handle
 
-    def how(self, priority: TaskPriority, timeout: float | Unset | None, retries: RetryPolicy | int | None) -> How:
+    def how(self, priority: TaskPriority, timeout: float | timedelta | Unset | None, retries: RetryPolicy | int | None) -> How:
         """The pool's defaults with what was given. Raises TypeError and ValueError for what can't be."""
         limit = self.default.timeout if timeout is UNSET else checks.seconds("timeout", timeout)
-        policy = self.default.policy if retries is None else policy_of(retries, self._crew.config)
+        policy = self.default.policy if retries is None else policy_of(retries, self._core.workers.config)
         return How(priority=checks.whole("priority", priority), timeout=limit, policy=policy)
 
     def submit(
         self, future: Future, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: How, *, listed: bool = False
-    ) -> None:
+    ) -> Task:
         """One call. Raises Closed; what can't be sent fails its future."""
         if self.closed:
             self.check_open()
@@ -105,7 +104,7 @@ class Intake:
                 title = title_of(function)
                 known, payload, buffers = self._codec.call(function, args, kwargs)
         except Exception as cause:  # noqa: BLE001 - whatever the arguments' own reducers raise is this task's alone
-            title, error = title_of(function), _unpicklable(function, cause)
+            title, error = title_of(function), unpicklable(function, cause)
         task = Task(
             next(self._numbers),
             title,
@@ -116,13 +115,13 @@ class Intake:
             timeout=how.timeout,
             policy=how.policy,
             future=future,
-            context=self._desk.speech.here(),
+            context=self._core.speech.here(),
             listed=listed,
         )
-        future.stands_for(task)
         self._put(task, error)
+        return task
 
-    def submit_chunk(self, future: Future, known: Function, title: str, chunk: Sequence[Any], how: How, *, star: bool) -> None:
+    def submit_chunk(self, future: Future, known: Function, title: str, chunk: Sequence[Any], how: How, *, star: bool) -> Task:
         """Several calls of one function as one task, whose result is (values, error)."""
         if self.closed:
             self.check_open()
@@ -132,7 +131,7 @@ class Intake:
         try:
             payload, buffers = dumps(chunk)
         except Exception as cause:  # noqa: BLE001 - as above
-            error = _unpicklable(title, cause)
+            error = unpicklable(title, cause)
         limit = how.timeout and how.timeout * len(chunk)
         task = Task(
             next(self._numbers),
@@ -144,20 +143,20 @@ class Intake:
             timeout=limit,
             policy=how.policy,
             future=future,
-            context=self._desk.speech.here(),
+            context=self._core.speech.here(),
             star=star,
         )
-        future.stands_for(task)
         self._put(task, error)
+        return task
 
     def _put(self, task: Task, error: BaseException | None) -> None:
-        """Onto the desk: directly on the home loop, by the inbox from elsewhere (one wake-up for a burst)."""
+        """To the core: directly on the home loop, by the inbox from elsewhere (one wake-up for a burst)."""
         if asyncio._get_running_loop() is self._home.loop:  # noqa: SLF001 - like get_running_loop, without an exception where none runs
             if self._inbox:
                 self.take_inbox()
-            self._accept(task, error)
+            self._core.accept(task, error)
             return
-        self._inbox.append((lambda: self._accept(task, error)) if error is not None else task)
+        self._inbox.append((lambda: self._core.accept(task, error)) if error is not None else task)
         if not self._posted:
             self._posted = True
             self._home.post(self.take_inbox)
@@ -179,38 +178,27 @@ class Intake:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Task):
-                self._accept(item, None)
+                self._core.accept(item, None)
             else:
                 item()
 
-    def _accept(self, task: Task, error: BaseException | None) -> None:
-        if self._crew.closing:
-            error = error or Closed(f"{self._name} was closed before the task was started", name=self._name)
-        if error is not None:
-            task.policy = None
-            self._desk.refuse(task, error)
-            return
-        if not self._crew.started:
-            self._crew.begin()
-        self._desk.enqueue(task)
-
     def give_up(self, task: Task) -> None:
         """A handle was cancelled, on whatever thread."""
-        self.do(lambda: self._desk.give_up(task))
+        self.do(lambda: self._core.give_up(task))
 
     def snapshot(self, function: Callable[..., Any]) -> Function:
         """The function as it is now, for a whole map(). Raises CommunicationError if it can't be sent."""
         try:
             return self._codec.snapshot(function)
         except Exception as cause:
-            raise _unpicklable(function, cause) from cause
+            raise unpicklable(function, cause) from cause
 
     # -- the executor's backend
 
     @property
     def workers(self) -> int:
         """How many there may be."""
-        return self._crew.size or self._crew.config.most
+        return self._core.workers.limit
 
     def future(self) -> BlockableFuture[Any]:
         """For the executor."""
@@ -218,7 +206,7 @@ class Intake:
 
     def call(self, future: BlockableFuture[Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """For the executor."""
-        self.submit(future, function, args, kwargs, self.default)
+        stands_for(future, self.submit(future, function, args, kwargs, self.default))
 
     def chunks(
         self, function: Callable[..., Any], *, star: bool
@@ -227,7 +215,7 @@ class Intake:
         self.check_open()
         known, title = self.snapshot(function), title_of(function)
         return (
-            lambda future, chunk: self.submit_chunk(future, known, title, chunk, self.default, star=star),
+            lambda future, chunk: stands_for(future, self.submit_chunk(future, known, title, chunk, self.default, star=star)),
             lambda: self._codec.retire(known),
         )
 
@@ -242,38 +230,9 @@ def policy_of(retries: RetryPolicy | int | None, config: PoolConfig) -> RetryPol
     return RetryPolicy(max_retries=retries, initial_delay=config.retry_delay, jitter=False) if retries else None
 
 
-def title_of(function: Any) -> str:
-    """What a task is called in errors and frames."""
-    try:
-        name = getattr(function, "__qualname__", None)
-    except BaseException:  # noqa: BLE001 - its own __getattr__
-        name = None
-    return name if type(name) is str else type(function).__qualname__
-
-
-def setup_of(kind: PythonWorker | CommandWorker) -> bytes | None:
-    """The initialiser as bytes. Raises CommunicationError if it can't be sent."""
-    if isinstance(kind, CommandWorker) or kind.initializer is None:
-        return None
-    try:
-        return dumps((kind.initializer, kind.initargs), apart=False)[0]
-    except Exception as cause:
-        raise _unpicklable(kind.initializer, cause) from cause
-
-
 def _question(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     if not isinstance(function, str) or args or kwargs:
         raise TypeError("a CommandWorker takes one line of text and nothing else")
     if "\n" in function or "\r" in function:
         raise ValueError("a question is one line; a newline in it would ask two")
     return function
-
-
-def _unpicklable(function: Any, cause: BaseException) -> CommunicationError:
-    title = function if isinstance(function, str) else title_of(function)
-    error = CommunicationError(
-        f"{title} can't be sent to a worker: {text_of(cause)}",
-        hint="send data, and open files, sockets or locks inside the function",
-    )
-    error.__cause__ = cause
-    return error

@@ -1,0 +1,100 @@
+// The table's columns: which are worth their room now, and how wide they are. What is named, run and said last gets what is left.
+
+import { h, set } from "./dom.js";
+
+/** [key, head, width in px or [least, share], narrowest view that shows it, long name] */
+/** @type {[string, string, any, number, string?][]} */
+export const COLUMNS = [
+  ["sel", "", 30, 0],
+  ["name", "Name", [130, 2], 0],
+  ["status", "Status", 104, 0],
+  ["pid", "PID", 62, 720],
+  ["uptime", "Time", 76, 300],
+  ["cpu", "CPU", 100, 480, "CPU, percent of one core"],
+  ["mem", "Memory", 116, 480],
+  ["restarts", "↻", 34, 980, "Restarts"],
+  ["ports", "Ports", 60, 980],
+  ["line", "Last line", [110, 1.7], 720],
+  ["do", "", 116, 980],
+];
+export const HEADS = COLUMNS.filter(([, head]) => head);
+const ENDED = 46; // px more for the status while some row says how it ended
+const SPARKS = 980; // px of the view below which the little curves go, and a row's buttons lie over its end while it is pointed at
+const NARROW = { status: 26, cpu: 56, mem: 66 };
+
+export class Columns {
+  constructor(grid) {
+    this.grid = grid;
+    this.useful = new Set(["sel", "name", "status", "uptime", "do"]); // grows, never shrinks: columns that come and go would be noise
+    this.widths = {}; // set by hand
+    this.wide = 1280;
+  }
+
+  /** Something to show in these columns. */
+  needs(keys) {
+    const before = this.useful.size;
+    for (const key of keys) this.useful.add(key);
+    if (this.useful.size !== before) this.lay();
+  }
+
+  fit(wide) {
+    if (!wide || wide === this.wide) return;
+    this.wide = wide;
+    this.lay();
+  }
+
+  shown(key, narrowest) {
+    return this.useful.has(key) && this.wide >= narrowest;
+  }
+
+  lay() {
+    const small = this.wide < 480;
+    const tracks = [];
+    for (const [key, , width, narrowest] of COLUMNS) {
+      const on = this.shown(key, narrowest);
+      this.grid.classList.toggle(`nb-no-${key}`, !on);
+      if (!on) continue;
+      const fixed =
+        this.widths[key] ??
+        (small || (this.wide < SPARKS && (key === "cpu" || key === "mem")) ? NARROW[key] : undefined) ??
+        (key === "status" && this.useful.has("end") && this.wide >= SPARKS ? width + ENDED : width);
+      tracks.push(typeof fixed === "number" ? `${fixed}px` : `minmax(${small ? 70 : fixed[0]}px, ${fixed[1]}fr)`);
+    }
+    this.grid.classList.toggle("nb-no-sparks", this.wide < SPARKS);
+    this.grid.classList.toggle("nb-no-ends", this.wide < SPARKS);
+    this.grid.classList.toggle("nb-no-words", small);
+    this.grid.style.setProperty("--nb-cols", tracks.join(" "));
+  }
+
+  /** A handle at a head's edge: drag to resize, double click to reset; Shift with left or right on the head does it by keys. */
+  handle(head, key) {
+    const drag = (event) => {
+      const from = event.clientX;
+      const width = head.getBoundingClientRect().width;
+      const move = ({ clientX }) => this.set(key, width + clientX - from);
+      const up = () => {
+        removeEventListener("pointermove", move);
+        removeEventListener("pointerup", up);
+      };
+      addEventListener("pointermove", move);
+      addEventListener("pointerup", up);
+      event.preventDefault();
+      event.stopPropagation();
+    };
+    head.append(h("i.nb-edge", { "aria-hidden": "true", onpointerdown: drag, ondblclick: () => this.set(key) }));
+    head.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -12, ArrowRight: 12 }[event.key];
+      if (!event.shiftKey || !step) return;
+      this.set(key, head.getBoundingClientRect().width + step);
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    set(head.querySelector("button"), { "aria-keyshortcuts": "Shift+ArrowLeft Shift+ArrowRight" });
+  }
+
+  set(key, width) {
+    if (width === undefined) delete this.widths[key];
+    else this.widths[key] = Math.max(30, Math.round(width));
+    this.lay();
+  }
+}

@@ -1,0 +1,196 @@
+"""How the views look and are handled: room for what matters, panes that grow, stderr's gutter, links, full-screen programs, pictures of all."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.server import ROOT
+from tests.browser.test_widgets import CONTRAST, DASHBOARD, START, row, screen
+
+CROWD = f"""{START}import asyncio
+train = "import time\\nfor i in range(100000): print(f'epoch {{i}} loss {{1 / (i + 1):.4f}}, validation accuracy {{i / 100000:.3f}}', flush=True); time.sleep(.3)"
+await pm.spawn(sys.executable, "-c", train, name="train-resnet50-imagenet")
+await pm.spawn(sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1", name="web")
+for i in range(3): await pm.run("sh", "-c", "echo building the documentation; exit 3", name="docs", check=False)
+await pm.run("sh", "-c", "echo ok", name="brief")
+stopped = await pm.spawn("sleep", "1000", name="stopped")
+_ = await stopped.stop()
+pm"""
+
+MIXED = """import sys
+print('normal line'); print('\\x1b[7m inverse video \\x1b[0m and \\x1b[31mred\\x1b[0m', flush=True)
+print('a warning on stderr', file=sys.stderr, flush=True)
+print('see http://localhost:1/index.html and src/app.py:12', flush=True)
+sys.stdin.readline()
+for i in range(40): print('more', i, flush=True)
+sys.stdin.readline()
+"""
+
+
+def widths(view: Any) -> Any:
+    """Pixels of each column's head."""
+    return view.evaluate(
+        "(n) => Object.fromEntries([...n.querySelectorAll('.nb-head [data-key]')].map((c) => [c.dataset.key, c.offsetWidth]))"
+    )
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (560, False)], ids=["wide", "dark", "narrow"])
+async def test_the_table_gives_the_room_to_what_matters(lab: Any, width: int, dark: bool) -> None:
+    page = await lab.open(cells=[CROWD], width=width, dark=dark)
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(row(view, "docs")).to_have_count(1)  # three runs of one name
+    await expect(row(view, "train-resnet50-imagenet")).to_contain_text("running")
+    await page.page.wait_for_timeout(1500)  # the curves
+    await page.shot(f"table-{width}-{'dark' if dark else 'light'}")
+    room = await widths(view)
+    if width == 1280:
+        assert room["name"] + room["line"] > 0.45 * sum(room.values()), room
+        assert room["restarts"] == room["ports"] == 0 or room["ports"] > 0, room
+        await row(view, "docs").get_by_role("button", name="2 earlier runs of docs").click()
+        await expect(row(view, "docs")).to_have_count(3)
+        await view.locator(".nb-body").focus()
+        await page.page.keyboard.press("?")
+        await expect(view.locator(".nb-keys")).to_contain_text("stop, kill, restart")
+        await page.shot(f"table-keys-{'dark' if dark else 'light'}")
+        await page.page.keyboard.press("?")
+        edge = await view.locator("[data-key=status] .nb-edge").bounding_box()
+        assert edge is not None
+        await page.page.mouse.move(edge["x"] + 3, edge["y"] + 5)
+        await page.page.mouse.down()
+        await page.page.mouse.move(edge["x"] + 63, edge["y"] + 5, steps=3)
+        await page.page.mouse.up()
+        assert (await widths(view))["status"] == room["status"] + 60
+        await page.page.keyboard.press("c")
+        await expect(view.locator(".nb-space .nb-row")).to_have_count(2)
+    assert await view.evaluate(CONTRAST) == []
+    assert await view.evaluate("(n) => n.scrollWidth <= n.clientWidth + 1")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_a_pane_grows_marks_stderr_and_links(lab: Any, dark: bool) -> None:
+    page = await lab.open(
+        cells=[f'{START}proc = await pm.spawn(sys.executable, \'-c\', """{MIXED}""", stdin=True, name=\'mixed\')\nproc'], dark=dark
+    )
+    await page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("src/app.py:12")
+    heights = "(n) => new Promise((done) => { const all = []; const look = () => all.push(n.offsetHeight) < 30 ? requestAnimationFrame(look) : done(all); look(); })"
+    assert len(set(await view.locator(".nb-screen").evaluate(heights))) == 1  # it does not go on growing by itself
+    small = await view.locator(".nb-screen").evaluate("(n) => n.offsetHeight")
+    bars = "(n) => [...n.querySelectorAll('.nb-gutter i')].map((i) => i.dataset.stream).slice(0, 4)"
+    await expect(view.locator('.nb-gutter i[data-stream="stderr"]')).to_have_count(1)
+    assert sorted(await view.evaluate(bars)) == ["stderr", "stdout", "stdout", "stdout"]
+    inverse = await view.locator(".xterm-bg-257").first.evaluate("(n) => [getComputedStyle(n).color, getComputedStyle(n).backgroundColor]")
+    assert all(tone in ("rgb(255, 255, 255)", "rgb(17, 17, 17)", "rgb(33, 33, 33)") for tone in inverse), inverse
+    await page.shot(f"pane-small-{'dark' if dark else 'light'}")
+    await view.get_by_label("More").select_option("Copy the same in Python")
+    await expect(view.locator(".nb-notice")).to_contain_text("Copied.")
+    assert (await page.page.evaluate("navigator.clipboard.readText()")).startswith("proc = await pm.spawn(")
+    await view.get_by_label("More").select_option("Copy the output")
+    assert "a warning on stderr" in await page.page.evaluate("navigator.clipboard.readText()")
+    await view.get_by_label("More").select_option("Show or hide times")
+    await view.get_by_label("Send a line to the process").fill("go")
+    await page.page.keyboard.press("Enter")
+    await expect(screen(view)).to_contain_text("more 39")
+    await expect(view.locator(".nb-gutter")).to_contain_text(re.compile(r"\d\d:\d\d:\d\d"))
+    large = await view.locator(".nb-screen").evaluate("(n) => n.offsetHeight")
+    assert small < 120 < large <= 302
+    await page.shot(f"pane-grown-{'dark' if dark else 'light'}")
+    assert await view.evaluate(CONTRAST) == []
+
+
+async def test_a_line_of_output_is_copied_by_ctrl_c(lab: Any) -> None:
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn('sh', '-c', 'echo copied-word; exec sleep 1000')\nproc"])
+    await page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("copied-word")
+    box = await screen(view).locator("div").first.bounding_box()
+    assert box is not None
+    await page.page.mouse.dblclick(box["x"] + 20, box["y"] + 8)
+    await page.page.keyboard.press("Control+c")
+    assert await page.page.evaluate("navigator.clipboard.readText()") == "copied-word"
+
+
+async def test_a_link_is_opened_by_a_click_and_by_nothing_else(lab: Any) -> None:
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn('sh', '-c', 'echo http://example.invalid/x; exec sleep 1000')\nproc"])
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("example.invalid")
+    await page.page.evaluate("() => { window.opened = []; window.open = (...args) => (window.opened.push(args), null); }")
+    box = await screen(view).locator("div").first.bounding_box()
+    assert box is not None
+    await page.page.mouse.move(box["x"] + 58, box["y"] + 8)
+    await page.page.mouse.move(box["x"] + 60, box["y"] + 8)
+    await page.page.wait_for_function("() => document.querySelector('.xterm-cursor-pointer')")
+    assert await page.page.evaluate("window.opened") == []
+    await page.page.mouse.click(box["x"] + 60, box["y"] + 8)
+    await page.page.wait_for_function("() => window.opened.length === 1")
+    assert await page.page.evaluate("window.opened[0].slice(0, 2)") == ["http://example.invalid/x", "_blank"]
+
+
+FULL = """import curses
+def main(screen):
+    key = ''
+    while key != ord('q'):
+        rows, columns = screen.getmaxyx()
+        screen.erase(); screen.addstr(0, 0, f'size {rows}x{columns} key {key}'); screen.refresh()
+        key = screen.getch()
+curses.wrapper(main)
+print('left the screen')
+"""
+
+
+async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> None:
+    spawn = f"proc = await pm.spawn(sys.executable, '-c', {json.dumps(FULL)}, pty=True, stdin=True, name='full', env_vars={{'TERM': 'xterm-256color'}})"
+    page = await lab.open(cells=[f"{START}{spawn}\nproc"])
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text(re.compile(r"size \d+x\d+"))
+    rows, columns = await page.page.evaluate(
+        "() => { const { term } = [...globalThis.__nbprocs_made.values()][0].root.parts.get('pane'); return [term.rows, term.cols]; }"
+    )
+    await expect(screen(view)).to_contain_text(f"size {rows}x{columns}")
+    await view.get_by_role("button", name=re.compile("^Type into the program")).click()
+    await page.page.keyboard.press("x")
+    await expect(screen(view)).to_contain_text(f"key {ord('x')}")
+    await page.page.keyboard.press("ArrowUp")
+    await expect(screen(view)).to_contain_text("key 259")
+    await page.page.keyboard.press("Control+k")
+    await expect(screen(view)).to_contain_text("key 11")
+    await page.shot("pane-full-screen")
+    await expect(page.page.locator(".jp-Notebook .jp-Cell")).to_have_count(1)
+    await page.page.keyboard.press("Shift+Escape")
+    await page.cell(0).locator(".jp-InputPrompt").first.click()
+    await page.save()
+    await page.reload()
+    await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text(re.compile(r"size \d+x\d+"))
+    await page.output(0).get_by_role("button", name=re.compile("^Type into the program")).click()
+    await page.page.keyboard.press("q")
+    await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text("left the screen")
+
+
+AXE = ROOT / "nbprocs/widgets/js/node_modules/axe-core/axe.min.js"
+VIOLATIONS = """async () => {
+  const { violations } = await axe.run('.nb-view', { rules: { region: { enabled: false } } });
+  return violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);
+}"""
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:
+    page = await lab.open(cells=[DASHBOARD, "proc = pm.get('worker')\nproc"], dark=dark, height=1600)
+    await page.run_all()
+    view = page.output(0).locator(".nb-view")
+    await expect(row(view, "worker")).to_contain_text("running")
+    await expect(view.locator(".nb-g-pool .nb-row").nth(1)).to_contain_text("worker-1")
+    await row(view, "worker").get_by_role("button", name="Show output").click()
+    await expect(screen(view)).to_contain_text("working")
+    await page.page.add_script_tag(path=str(AXE))
+    assert await page.page.evaluate(VIOLATIONS) == []

@@ -1,0 +1,217 @@
+"""The shim's decisions without a shim: its wire, whose a process is, and how a tree is ended, against a made-up system."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from nbprocs.engine.shimlib import looks, wire
+from nbprocs.engine.shimlib.endings import KILL_DEADLINE, Ending
+from nbprocs.engine.shimlib.evidence import Claim, Found, below, claimed, is_stray, tokens_in
+from nbprocs.engine.shimlib.looks import send_signals
+from nbprocs.engine.shimlib.proc import read_proc
+
+FIELDS = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.binary(max_size=300) | st.text(max_size=30) | st.floats(allow_nan=False),
+    lambda inner: st.tuples(inner, inner) | st.dictionaries(st.binary(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.tuples(st.integers(1, 99), FIELDS), max_size=8), st.data())
+def test_frames_arrive_whole_however_the_stream_is_cut(messages, data):
+    stream = b"".join(wire.pack(*message) for message in messages)
+    unpacker = wire.Unpacker()
+    got = []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        got += unpacker.feed(stream[:size])
+        stream = stream[size:]
+    assert got == messages
+
+
+def test_what_is_no_frame_is_refused():
+    with pytest.raises(ValueError, match="a frame of"):
+        wire.Unpacker().feed(b"\xff\xff\xff\xff")
+
+
+BASES = st.integers(1 << 27, (1 << 28) - 1)
+
+
+@given(BASES, st.integers(0, 4095), st.integers(0, 1 << 40))
+def test_a_tag_says_whose_it_is_and_fits_a_signed_limit(base, manager, number):
+    tag = wire.tag_of_child(base, manager, number)
+    assert 0 < tag < 1 << 62
+    assert wire.is_tag(tag)
+    assert wire.parts_of_tag(tag) == (base, manager, wire.child_part(number))
+    assert wire.is_tag(wire.tag_of_child(wire.new_base(), 1, 1))
+
+
+@given(st.integers(-1, 1 << 60))
+def test_an_ordinary_limit_is_no_tag(value):
+    assert not wire.is_tag(value)
+    assert not wire.is_tag(None)
+
+
+def found(*, tag=None, session=0, tokens=()):
+    return Found(10, 1.0, tag, session, frozenset(tokens))
+
+
+def test_the_first_evidence_that_speaks_decides():
+    base = wire.new_base()
+    mine, other = wire.tag_of_child(base, 1, 1), wire.tag_of_child(base, 1, 2)
+    claim = Claim(base, 1, 1, frozenset({50}), "k.1.a")
+    assert claimed(claim, found(tag=mine, session=99))
+    assert not claimed(claim, found(tag=other, session=50, tokens={"k.1.a"})), "a tag beats the session and the token"
+    assert claimed(claim, found(session=50))
+    assert claimed(claim, found(tokens={"k.1.a"}))
+    assert not claimed(claim, found())
+    assert not claimed(claim, found(), stray=True), "a stray goes with the manager, not with a process"
+    assert claimed(claim._replace(strays=True), found(), stray=True)
+    assert claimed(claim._replace(child=None), found(tag=other)), "the manager's"
+    assert not claimed(claim._replace(child=None, manager=2), found(tag=other))
+    assert claimed(Claim(everything=True), found())
+
+
+def test_a_stray_is_what_no_evidence_ties_to_anybody():
+    base = wire.new_base()
+    assert is_stray(found(), base=base, led=False, token="k")
+    assert not is_stray(found(tag=wire.tag_of_child(base, 3, 3)), base=base, led=False, token="k")
+    assert not is_stray(found(), base=base, led=True, token="k")
+    assert not is_stray(found(tokens={"k", "k.1"}), base=base, led=False, token="k")
+
+
+def test_tokens_nest():
+    assert tokens_in(b"outer.1.x:inner.2.y") == {"outer", "outer.1", "outer.1.x", "inner", "inner.2", "inner.2.y"}
+    assert tokens_in(b"") == frozenset()
+
+
+@given(st.dictionaries(st.integers(0, 20), st.lists(st.integers(0, 20), max_size=4), max_size=12), st.lists(st.integers(0, 20), max_size=3))
+def test_descent_visits_everybody_once_also_in_a_circle(children, roots):
+    got = below(roots, children)
+    assert set(roots) <= got
+    assert all(set(children.get(pid, ())) <= got for pid in got)
+
+
+class Dying(RuleBasedStateMachine):
+    """An ending against a system in which processes hear, are deaf, fork, refuse signals and end by themselves."""
+
+    @initialize(grace=st.sampled_from([0.0, 0.3, 2.0]), leader_first=st.booleans())
+    def begin(self, grace, leader_first):
+        self.now, self.began, self.grace = 100.0, 100.0, grace
+        self.alive = {1: 0.0}
+        self.deaf, self.immortal, self.next = set(), set(), 2
+        self.asked, self.kills = {}, []
+        self.leader_first = leader_first
+        self.ending = Ending(now=self.now, signal=signal.SIGTERM, grace=grace, leader=1, leader_first=leader_first)
+        self.due = self.now
+
+    @precondition(lambda self: not self.ending.done)
+    @rule()
+    def look(self):
+        self.now = max(self.now, self.due)
+        seen = dict(self.alive)
+        step = self.ending.looked(self.now, seen)
+        for pid, numbers in step.send:
+            assert pid in seen
+            if signal.SIGKILL in numbers:
+                assert self.now >= self.began + self.grace, "no SIGKILL before the grace is over"
+                self.kills.append((self.now, pid))
+                if pid not in self.immortal:
+                    del self.alive[pid]
+            else:
+                assert numbers == (signal.SIGTERM, signal.SIGCONT)
+                assert pid not in self.asked, "asked once"
+                if self.leader_first and self.now < self.began + self.grace:
+                    assert pid == 1, "the leader first"
+                self.asked[pid] = self.now
+                if pid not in self.deaf | self.immortal:
+                    del self.alive[pid]
+        assert (step.again is None) == self.ending.done
+        if step.again is not None:
+            assert step.again > self.now or not seen
+            self.due = step.again
+
+    @precondition(lambda self: not self.ending.done and self.alive)
+    @rule(deaf=st.booleans(), immortal=st.booleans(), data=st.data())
+    def fork(self, deaf, immortal, data):
+        if len(self.alive) < 6 and self.next < 30:
+            self.alive[self.next] = float(self.next)
+            if deaf:
+                self.deaf.add(self.next)
+            if immortal and data.draw(st.integers(0, 5)) == 0:
+                self.immortal.add(self.next)
+            self.next += 1
+
+    @precondition(lambda self: not self.ending.done and self.alive)
+    @rule(data=st.data())
+    def end_by_itself(self, data):
+        del self.alive[data.draw(st.sampled_from(sorted(self.alive)))]
+
+    @rule(seconds=st.floats(0, 1))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    @invariant()
+    def said_only_what_was_done(self):
+        if not hasattr(self, "ending"):
+            return
+        if self.ending.survivors:
+            first = self.kills[0][0]
+            assert self.now >= first + KILL_DEADLINE, "five seconds from the SIGKILL that was really sent"
+            assert set(self.ending.survivors) <= self.alive.keys()
+
+    def teardown(self):
+        if not hasattr(self, "ending"):
+            return
+        for _ in range(300):
+            if self.ending.done:
+                break
+            self.look()
+        assert self.ending.done, "it comes to an end"
+        assert set(self.alive) == set(self.ending.survivors)
+
+
+Dying.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestDying = Dying.TestCase
+
+
+def test_one_empty_look_proves_nothing():
+    ending = Ending(now=0.0, signal=15, grace=0.0)
+    assert ending.looked(0.0, {1: 0.0}).send == ((1, (9,)),)
+    for number in range(2, 8):
+        assert ending.looked(number / 100, {number: 1.0}).send, "a chain of forks"
+        assert ending.looked(number / 100 + 0.001, {}).again is not None
+    empty = 0
+    while not ending.done:
+        ending.looked(1.0 + empty / 100, {})
+        empty += 1
+    assert empty >= 5
+
+
+# --- a signal only to whom it was meant -----------------------------------------------------------------------------------
+
+
+def test_a_reused_pid_is_not_signalled():
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]) as stranger:
+        row = read_proc(stranger.pid)
+        send_signals(stranger.pid, row.start - 1, (signal.SIGKILL,), own=False)
+        assert stranger.poll() is None, "another start: another process"
+        send_signals(stranger.pid, row.start, (signal.SIGKILL,), own=False)
+        assert stranger.wait() == -9
+    send_signals(stranger.pid, row.start, (signal.SIGKILL,), own=False)
+
+
+def test_the_pidfd_is_opened_before_the_row_is_read(monkeypatch):
+    """The other way round a pid could change hands in between."""
+    order = []
+    real = os.pidfd_open
+    monkeypatch.setattr(looks.os, "pidfd_open", lambda pid: order.append("pidfd") or real(pid))
+    monkeypatch.setattr(looks, "read_proc", lambda pid: order.append("row") or read_proc(pid))
+    send_signals(os.getpid(), read_proc(os.getpid()).start, (), own=False)
+    assert order == ["pidfd", "row"]
