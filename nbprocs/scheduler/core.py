@@ -56,6 +56,7 @@ class Core:
         prefix = prefix if self.store is None else self.store.prefix
         writer = StoreWriter(self.store, limit=config.store_output)
         self.runner = Runner(config, writer=writer, prefix=prefix, backend=backend, calls=calls, clock=clock)
+        self.runner.inside = self  # whoever holds the runner, its backend or a timer of its loop, holds all of it
         self.lock = threading.Lock()  # around what decides by a key whether a task is new
         self._last = 0.0  # the time of the last task, so that a clock set back does not put later tasks before earlier ones
         self._leaving: Tasks | None = None
@@ -271,6 +272,10 @@ class Core:
             if self.store is not None:
                 self.store.close()
 
+    def watch(self, face: object) -> None:
+        """Notice when this face is gone. Nothing that does so holds the core: an error in it holds the frames that hold the face."""
+        weakref.finalize(face, _abandoned, weakref.ref(self), self.store).atexit = False
+
     def abandoned(self) -> None:
         """The last face is gone: what is under way goes on, then the store is let go of. On whatever thread the collector runs."""
         if self.store is None or self.runner.closed:
@@ -296,3 +301,11 @@ class Core:
     def taken_up(self) -> None:
         """Somebody has a face of it again."""
         self.runner.at_rest = None
+
+
+def _abandoned(core: "weakref.ref[Core]", store: Store | None) -> None:
+    inside = core()
+    if inside is not None:
+        inside.abandoned()
+    elif store is not None:  # all of it was collected at once: nothing ran
+        store.close()

@@ -68,6 +68,7 @@ class Runner:
         self.calls = calls
         self.clock = clock
         self.home: Home | None = None
+        self.inside: object = None  # what is to live as long as this does
         self.queue = TaskQueue(groups=config.groups, resources=config.resources)
         self.room = Room(backend, self.queue, config.max_concurrent_tasks)
         self.settings = QueueSettings(writer.store, config)
@@ -84,8 +85,7 @@ class Runner:
         self.closed, self._wanted = False, False
         self.subscribers = Subscribers[[SchedulerEvent]]("the scheduler")
         self._slots, self.tries = SlotNumbers(), Tries(config)
-        self._runs = itertools.count(1)
-        self._running: dict[int, Entry] = {}
+        self._runs, self._running = itertools.count(1), dict[int, Entry]()
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners: Waiters[None] = Waiters()

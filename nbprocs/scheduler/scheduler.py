@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -94,15 +93,12 @@ class TaskScheduler(Displayable):
             calls=None if pool is None else PoolBackend(pool),
             clock=clock,
         )
-        self._own()
+        self._core.watch(self)
         self._recorded = record(self._core, runs if backend is None and manager is None else False)
         if background:
             self._core.bind_background()
         else:
             self._core.bind()
-
-    def _own(self) -> None:
-        weakref.finalize(self, self._core.abandoned).atexit = False
 
     @classmethod
     def opened(cls, store: Word) -> Self:
@@ -122,7 +118,7 @@ class TaskScheduler(Displayable):
         core.taken_up()
         found = cls.__new__(cls)
         found._core = core  # noqa: SLF001 - of its own class
-        found._own()  # noqa: SLF001 - as above
+        core.watch(found)
         return found
 
     @property

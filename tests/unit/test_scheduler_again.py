@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,20 @@ async def test_a_dropped_scheduler_ends_its_work_first_and_can_be_had_back(path:
     await collected(path)
     async with TaskScheduler(store=path, backend=FakeBackend()) as again:
         assert again.handles() == []
+
+
+async def test_an_error_that_was_caught_pins_nothing(path: Path) -> None:
+    async def use(store: Path | None) -> weakref.ref:
+        sch = TaskScheduler(store=store, backend=FakeBackend())
+        with pytest.raises(ProcessFailed):  # its traceback holds this frame, which holds the scheduler
+            await sch.schedule("fails")
+        await sch.aclose()
+        return weakref.ref(sch._core)
+
+    for store in (None, path):
+        left = await use(store)
+        gc.collect()
+        assert left() is None
 
 
 def test_a_dropped_scheduler_without_a_loop_lets_go_at_once(path: Path) -> None:
