@@ -202,3 +202,12 @@ def test_restarts_without_a_limit():
         lives.append(Life(started=start, ended=start))
     assert policy.memory < 10
     assert len(policy.delays()) == 1000
+
+
+def test_the_edges_of_the_windows():
+    """What lies exactly a window back is outside of it."""
+    lives = [Life(started=0, ended=10), Life(started=10, ended=70)]
+    assert decide_restart(RestartPolicy(max_restarts=1, initial_delay=0, window=60), lives, 70) == Restart(delay=0)
+    breaker = CircuitBreaker(failures=2, window=10).failed(0.0).failed(10.0)
+    assert breaker.state(10.0) is BreakerState.CLOSED
+    assert breaker.failed(19.9).state(19.9) is BreakerState.OPEN
