@@ -41,7 +41,7 @@ from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.notices import told_at_the_end
 from nbprocs.pool.speech import Speech
 from nbprocs.pool.submission import How, Submission
-from nbprocs.pool.task import TaskHandle
+from nbprocs.pool.task import TaskHandle, stands_for
 from nbprocs.processes.manager import ProcessManager
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class ProcessPool(Displayable):
         how = self._how(function, priority, timeout, retries)
         handle = self._submission.handle()
         try:
-            handle.stands_for(self._submission.submit(handle, function, args, kwargs, how))
+            stands_for(handle, self._submission.submit(handle, function, args, kwargs, how))
         except BaseException:  # closed, or interrupted while it was pickled
             handle.cancel()
             raise
@@ -348,7 +348,7 @@ class ProcessPool(Displayable):
         def submit(chunk: Sequence[Any], start: int) -> TaskHandle[Any]:
             handle = self._submission.handle()
             task = self._submission.submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
-            handle.stands_for(task)
+            stands_for(handle, task)
             return handle
 
         return mapped(
@@ -364,7 +364,7 @@ class ProcessPool(Displayable):
     def _map_lines(self, lines: Any, how: How, *, ordered: bool, bar: Callable[[], Any]) -> AsyncGenerator[Any, None]:
         def submit(chunk: Sequence[Any], _start: int) -> TaskHandle[Any]:
             handle = self._submission.handle()
-            handle.stands_for(self._submission.submit(handle, chunk[0], (), {}, how, listed=True))
+            stands_for(handle, self._submission.submit(handle, chunk[0], (), {}, how, listed=True))
             return handle
 
         return mapped(

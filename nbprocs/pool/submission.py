@@ -25,7 +25,7 @@ from nbprocs.pool.command import CommandWorker
 from nbprocs.pool.core import Core
 from nbprocs.pool.kinds import title_of, unpicklable
 from nbprocs.pool.model import PoolConfig, PythonWorker
-from nbprocs.pool.task import BlockableFuture, Task, TaskHandle
+from nbprocs.pool.task import BlockableFuture, Task, TaskHandle, stands_for
 from nbprocs.pool.worker_main import dumps
 
 __all__ = ["How", "Submission"]
@@ -206,7 +206,7 @@ class Submission:
 
     def call(self, future: BlockableFuture[Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """For the executor."""
-        future.stands_for(self.submit(future, function, args, kwargs, self.default))
+        stands_for(future, self.submit(future, function, args, kwargs, self.default))
 
     def chunks(
         self, function: Callable[..., Any], *, star: bool
@@ -215,7 +215,7 @@ class Submission:
         self.check_open()
         known, title = self.snapshot(function), title_of(function)
         return (
-            lambda future, chunk: future.stands_for(self.submit_chunk(future, known, title, chunk, self.default, star=star)),
+            lambda future, chunk: stands_for(future, self.submit_chunk(future, known, title, chunk, self.default, star=star)),
             lambda: self._codec.retire(known),
         )
 

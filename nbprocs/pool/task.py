@@ -16,7 +16,7 @@ from nbprocs.policy import RetryPolicy
 from nbprocs.pool.codec import Buffers, Function
 from nbprocs.pool.model import TaskState
 
-__all__ = ["BlockableFuture", "Task", "TaskHandle"]
+__all__ = ["BlockableFuture", "Task", "TaskHandle", "stands_for"]
 
 T = TypeVar("T")
 
@@ -76,10 +76,6 @@ class TaskHandle(asyncio.Future[T]):
         self._give_up = give_up
         self._task: Task | None = None
 
-    def stands_for(self, task: Task) -> None:
-        """From the pool: this is its task."""
-        self._task = task
-
     @property
     def id(self) -> int:
         """The task's number in its pool, as in ``pool.frame()``."""
@@ -133,6 +129,11 @@ class TaskHandle(asyncio.Future[T]):
     __iter__ = __await__
 
 
+def stands_for(future: "TaskHandle[Any] | BlockableFuture[Any]", task: Task) -> None:
+    """Tell a handle which task it is for; not a method, since users don't call it."""
+    future._task = task  # noqa: SLF001 - of this module
+
+
 def _elsewhere(handle: "TaskHandle[T]", loop: asyncio.AbstractEventLoop) -> "asyncio.Future[T]":
     """A future of this loop that ends as the handle does, and gives the handle up when it is cancelled."""
     mirror: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -175,10 +176,6 @@ class BlockableFuture(concurrent.futures.Future[T]):
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """As the standard library's; also sys.exit() in a callback is logged, and ends nothing."""
         super().add_done_callback(lambda future: guard.call("a done callback", fn, future))
-
-    def stands_for(self, task: Task) -> None:
-        """From the pool: this is its task."""
-        self._task = task
 
     def begin(self) -> bool:
         """From the pool: it runs, and can't be cancelled any more; False if it was cancelled before. Any number of times."""

@@ -15,7 +15,7 @@ from nbprocs.engine.home import Home
 from nbprocs.errors import Closed, CommunicationError, ProcessFailed
 from nbprocs.pool import PoolConfig, ProcessPool
 from nbprocs.pool.executor import PoolExecutor
-from nbprocs.pool.task import BlockableFuture
+from nbprocs.pool.task import BlockableFuture, stands_for
 
 # -- with a fake pool: states and callbacks, one step at a time
 
@@ -35,7 +35,7 @@ class FakeBackend:
     def call(self, future, function, args, kwargs):
         if self.closed:
             raise Closed("closed")
-        future.stands_for((function, args, kwargs))
+        stands_for(future, (function, args, kwargs))
         self.calls.append((future, function, args, kwargs))
 
     def chunks(self, function, *, star):

@@ -138,6 +138,8 @@ class Status:
         server = self._server
         server.reap()
         now, real = time.monotonic(), time.time()
+        kids = tuple(server.kids)
+        trees = server.looker.look([server.tending.claim_of(kid) for kid in kids])  # one look for all: there may be thousands
         return {
             "v": VERSION,
             "shim": {
@@ -149,15 +151,15 @@ class Status:
                 "detached": False,
                 "kernel_alive": server.kernel_alive,
             },
-            "children": [self._child(kid, now, real) for kid in server.kids],
+            "children": [self._child(kid, members, now, real) for kid, members in zip(kids, trees, strict=True)],
             "strays": [
                 {"pid": found.pid, "start": found.start, "command": _masked(command_of(found.pid))} for found in server.looker.strays()
             ],
         }
 
-    def _child(self, kid: Kid, now: float, real: float) -> dict[str, Any]:
+    @staticmethod
+    def _child(kid: Kid, members: dict[int, float], now: float, real: float) -> dict[str, Any]:
         row = read_proc(kid.pid)
-        members = self._server.looker.look([self._server.tending.claim_of(kid)])[0]
         tree = [found for pid in members if (found := read_proc(pid)) is not None]
         return {
             "id": kid.label[0],
