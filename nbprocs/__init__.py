@@ -70,6 +70,9 @@ __version__ = "0.2.0"
 
 # Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
 _LAZY = {
+    "nbprocs.engine.owners": ("managers",),
+    "nbprocs.processes.detached": ("detached", "forget"),
+    "nbprocs.processes.default": ("adopt", "run", "run_sync", "spawn"),
     "nbprocs.processes.readiness": ("LogLine", "Port", "Url"),
     "nbprocs.policy": ("CircuitBreaker", "RestartPolicy", "RetryPolicy"),
     "nbprocs.pool": (
@@ -150,6 +153,7 @@ _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
     from nbprocs.cluster import DaskBackend
+    from nbprocs.engine.owners import managers
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -175,6 +179,8 @@ if TYPE_CHECKING:
         WorkerOutput,
         WorkerState,
     )
+    from nbprocs.processes.default import adopt, run, run_sync, spawn
+    from nbprocs.processes.detached import detached, forget
     from nbprocs.processes.readiness import LogLine, Port, Url
     from nbprocs.recovery import (
         DoNothing,
@@ -254,6 +260,9 @@ if _kernel is not None:
     set_view_factory(None, publish=_show_live)
     _kernel.comm_manager.register_target(
         "nbprocs.notify", lambda comm, _opened: importlib.import_module("nbprocs.widgets.notices").opened(comm)
+    )
+    _kernel.comm_manager.register_target(
+        "nbprocs.panel", lambda comm, opened: importlib.import_module("nbprocs.widgets.panel").asked(comm, opened)
     )
 
 __all__ = [
@@ -360,9 +369,16 @@ __all__ = [
     "WorkerLost",
     "WorkerOutput",
     "WorkerState",
+    "adopt",
+    "detached",
     "doctor",
+    "forget",
+    "managers",
     "record",
     "replay",
+    "run",
+    "run_sync",
     "runs",
     "set_runs",
+    "spawn",
 ]

@@ -18,31 +18,62 @@ MASK = "•••"
 _SENSITIVE = (
     r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth(?:orization)?|cookie|bearer)"
 )
-_NAME = rf"(?i)(?:^|[-_.]){_SENSITIVE}s?(?:$|[-_.])"
+_NAME = rf"(?i)(?:^|[-_.]){_SENSITIVE}s?(?:$|[-_.])|(?:password|passwd|passphrase|apikey|secret|token)$"
+_COUNT = r"(?i)(?:^|[-_.])(?:max|min|num|n)[-_.](?:\w+[-_.])?tokens$"  # how many tokens a language model may write is no secret
 _CAMEL = r"(?<=[a-z0-9])(?=[A-Z])"
 _ASSIGN = r"(?s)^(-{0,2}[\w.-]+)([=:])(.+)$"
-_URL_LOGIN = r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):([^\s/@]+)@"
-_HEADER = rf"(?i)((?:authorization|x-api-key|cookie|{_SENSITIVE})\s*[:=]\s*)(?:(bearer|basic)\s+)?[^\s'\"&;|]+"
-_TEXT_OPTION = rf"(?i)(--?[\w-]*{_SENSITIVE}[\w-]*)(\s+|=)(?!-)('[^']*'|\"[^\"]*\"|\S+)"
-_TEXT_ASSIGN = rf"(?i)\b(\w*{_SENSITIVE}\w*)=('[^']*'|\"[^\"]*\"|[^\s;&|]+)"
+_VALUE = r"'[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s;&|]+"
+_HEADER = rf"(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:{_SENSITIVE}|key)[\w-]*|private-token|api-?key"
+
+_URL_LOGIN = r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):([^\s/@]+)@"
+_RULES = (  # what is found, and what of it stays
+    (_URL_LOGIN, rf"\1:{MASK}@"),
+    (r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s/:@'\"]{16,}@", rf"\1{MASK}@"),  # a token alone in front of the host
+    (rf"(?i)([?&](?:[\w.-]*{_SENSITIVE}[\w.-]*|key|sig|signature|x-amz-\w+)=)[^&\s'\"#]+", rf"\1{MASK}"),
+    (r"(?i)(hooks\.slack\.com/services/|/api/webhooks/|api\.telegram\.org/bot)[^\s'\"]+", rf"\1{MASK}"),
+    (
+        r"\b(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|hf_|pypi-)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
+        MASK,
+    ),
+    (rf"(?i)((\\?[\"'])\w*{_SENSITIVE}\w*\2\s*:\s*)(\\?[\"'])(?:(?!\3).)*\3", rf"\1\3{MASK}\3"),  # JSON
+    (rf"(?i)([\"']\w*{_SENSITIVE}\w*[\"']\s*:\s*)(?![\"'\\])[^\s,}}\]]+", rf"\1{MASK}"),
+)
+_QUOTED_HEADER = rf"(?i)([\"'])({_HEADER})(\s*:\s*)(?:(?!\1).)*\1"
+_BARE_HEADER = rf"(?i)(?<![\w-])({_HEADER})(\s*:\s*)[^\n'\"|&;]+"
+_TEXT_OPTION = rf"(?i)(?<![\w-])(--?[\w-]*{_SENSITIVE}[\w-]*)(\s+|=)(?!--|-\w(?:\s|$))({_VALUE})"
+_TEXT_ASSIGN = rf"(?i)\b(\w*{_SENSITIVE}\w*)(=|:\s*)(?!//)({_VALUE})"
+_TEXT_LOGIN = r"(?<!\S)(-u|-U|--user|--proxy-user)(\s+|=)(?!\d+:\d+(?:\s|$))(['\"]?[^\s:'\"]+):[^\s'\"]+"
+_LOGINS = ("-u", "-U", "--user", "--proxy-user", "--login")
+_ATTACHED = dict.fromkeys(("mysql", "mysqldump", "mysqladmin", "mariadb", "mariadb-dump", "sshpass", "7z", "7za"), "-p")
+_FOLLOWING = {"sshpass": ("-p",), "curl": ("-b",), "redis-cli": ("-a",), "ldapsearch": ("-w",), "zip": ("-P",)}
 
 # What must not reach a terminal or a page as it is: controls but tab and newline, surrogates, and what reorders or hides text.
 _UNSHOWN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 def is_secret_name(name: str) -> bool:
-    """True for ``DB_PASSWORD``, ``--token``, ``apiKey``; False for ``PWD`` alone and for ``compass``."""
+    """True for ``DB_PASSWORD``, ``PGPASSWORD``, ``--token``, ``apiKey``; False for ``PWD`` alone, ``compass`` and ``max_tokens``."""
     if name in {"PWD", "OLDPWD"}:
         return False
-    return bool(re.search(_NAME, re.sub(_CAMEL, "_", name.lstrip("-"))))
+    words = re.sub(_CAMEL, "_", name.lstrip("-"))
+    return bool(re.search(_NAME, words)) and not re.search(_COUNT, words)
 
 
 def mask_text(text: str) -> str:
-    """Mask what reads like a secret in free text, such as a shell line."""
-    text = re.sub(_URL_LOGIN, rf"\1:{MASK}@", text)
-    text = re.sub(_TEXT_OPTION, rf"\1\2{MASK}", text)
-    text = re.sub(_TEXT_ASSIGN, rf"\1={MASK}", text)
-    return re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", text)
+    """Mask what reads like a secret in free text, such as a shell line, a URL, a JSON body or a header."""
+    text = _known(text)
+    text = re.sub(_QUOTED_HEADER, rf"\1\2\3{MASK}\1", text)
+    text = re.sub(_BARE_HEADER, rf"\1\2{MASK}", text)
+    text = re.sub(_TEXT_LOGIN, rf"\1\2\3:{MASK}", text)
+    text = re.sub(_TEXT_OPTION, lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret_name(m[1]) else m[0], text)
+    return re.sub(_TEXT_ASSIGN, lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret_name(m[1]) else m[0], text)
+
+
+def _known(text: str) -> str:
+    """Mask what is a secret by its shape: logins and tokens in URLs, JSON values, tokens of well-known services."""
+    for found, kept in _RULES:
+        text = re.sub(found, kept, text)
+    return text
 
 
 def readable(text: str) -> str:
@@ -94,19 +125,31 @@ def _masked_words(words: tuple[str, ...], shell: bool) -> tuple[str, ...]:  # no
     if shell:
         return tuple(mask_text(word) for word in words)
     shown: list[str] = []
-    hide_next = False
+    program = words[0].rsplit("/", 1)[-1] if words else ""
+    before = ""
     for word in words:
-        if hide_next and not word.startswith("-"):
-            shown.append(MASK)
-            hide_next = False
-            continue
-        hide_next = word.startswith("-") and "=" not in word and is_secret_name(word)
-        assigned = re.match(_ASSIGN, word)
-        if assigned and is_secret_name(assigned[1]):
-            shown.append(f"{assigned[1]}{assigned[2]}{MASK}")
-        else:
-            shown.append(re.sub(_HEADER, lambda m: f"{m[1]}{MASK}", re.sub(_URL_LOGIN, rf"\1:{MASK}@", word)))
+        shown.append(_masked_word(word, before, program))
+        before = word
     return tuple(shown)
+
+
+def _masked_word(word: str, before: str, program: str) -> str:
+    """One word, behind another."""
+    asked = before.startswith("-") and "=" not in before and (is_secret_name(before) or before in _FOLLOWING.get(program, ()))
+    if asked and not re.match(r"--\w|-\w$", word):
+        return MASK
+    attached = _ATTACHED.get(program)
+    if attached and word.startswith(attached) and len(word) > len(attached):
+        return f"{attached}{MASK}"
+    login = re.match(r"(?s)((?:--(?:proxy-)?user=|-u)?[^:\s]+):(.+)$", word)
+    if login and (before in _LOGINS or re.match("--(?:proxy-)?user=|-u[^-]", word)) and not re.match(r"[\d:]+$", word):
+        return f"{login[1]}:{MASK}"
+    assigned = re.match(_ASSIGN, word)
+    if assigned and is_secret_name(assigned[1]) and not assigned[3].startswith("//"):
+        return f"{assigned[1]}{assigned[2]}{MASK}"
+    masked = _known(word)
+    masked = re.sub(rf"(?is)^({_HEADER})(\s*:\s*).+$", rf"\1\2{MASK}", masked)
+    return mask_text(masked) if any(mark in masked for mark in " \n&;") else masked
 
 
 def one_line(command: str, *, limit: int = 100) -> str:
@@ -116,8 +159,5 @@ def one_line(command: str, *, limit: int = 100) -> str:
 
 
 def mask_env(env: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The same mapping with the values of secret-looking names masked, and passwords in URLs."""
-    return {
-        name: value if value is None else MASK if is_secret_name(name) else re.sub(_URL_LOGIN, rf"\1:{MASK}@", value)
-        for name, value in env.items()
-    }
+    """The same mapping with the values of secret-looking names masked, and what is a secret by its shape, such as logins in URLs."""
+    return {name: value if value is None else MASK if is_secret_name(name) else _known(value) for name, value in env.items()}

@@ -11,6 +11,7 @@ written down in ``nbprocs.engine.shim_main``. A socket that another user serves 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Reply", "ask", "ask_all"]
+__all__ = ["Reply", "ask", "ask_all", "connect"]
 
 VERSION = 1
 LARGEST = 64 << 20  # bytes of an answer: what is longer is no answer of ours
@@ -59,7 +60,7 @@ def _ask(paths: Iterable[Path], request: Mapping[str, Any], *, timeout: float) -
     talks = [_Conversation(path, line) for path in paths]
     with selectors.DefaultSelector() as selector:
         for talk in talks:
-            if talk.reply is None:
+            if talk.socket is not None:
                 selector.register(talk.socket, selectors.EVENT_WRITE, talk)
         while selector.get_map() and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
@@ -72,6 +73,20 @@ def _ask(paths: Iterable[Path], request: Mapping[str, Any], *, timeout: float) -
     return [talk.ended(timeout) for talk in talks]
 
 
+def connect(path: Path) -> socket.socket:
+    """A connected socket that does not block. Raises OSError; PermissionError where another user serves it."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.setblocking(False)
+    try:
+        with _address(path) as address:
+            made.connect(address)
+        _check_owner(made)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 class _Conversation:
     """One question to one socket, without blocking."""
 
@@ -81,21 +96,17 @@ class _Conversation:
         self.reply: Reply | None = None
         self._received: list[bytes] = []
         self._size = 0
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.setblocking(False)
+        self.socket: socket.socket | None = None
         try:
-            with _address(path) as address:
-                self.socket.connect(address)
+            self.socket = connect(path)
         except (ConnectionRefusedError, FileNotFoundError) as error:
             self.reply = Reply(path=path, error=f"nobody answers: {error.strerror}", gone=True)
         except OSError as error:  # EAGAIN: its backlog is full
             self.reply = Reply(path=path, error=f"can't be asked: {error.strerror}")
-        else:
-            if (owner := _owner(self.socket)) not in {None, os.getuid()}:
-                self.reply = Reply(path=path, error=f"belongs to another user (uid {owner}): not asked")
 
     def go_on(self) -> None:
         """Write or read what can be written or read now."""
+        assert self.socket is not None  # noqa: S101 - for the type checker
         try:
             if self.unsent:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
@@ -122,16 +133,18 @@ class _Conversation:
 
     def ended(self, timeout: float) -> Reply:
         """The reply; where there is none yet, that it took too long."""
-        self.socket.close()
+        if self.socket is not None:
+            self.socket.close()
         return self.reply or Reply(path=self.path, error=f"did not answer within {timeout:g} s")
 
 
-def _owner(connection: socket.socket) -> int | None:
-    """The uid of who serves it; None where the system does not tell."""
+def _check_owner(connection: socket.socket) -> None:
+    """Raise PermissionError if another user serves it; where the system does not tell, the folder's mode has to do."""
     option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return None
-    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))[1])
+    if option is not None:
+        owner = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))[1]
+        if owner != os.getuid():
+            raise PermissionError(errno.EPERM, f"belongs to another user (uid {owner}): not asked")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from nbprocs.engine.shimlib.wire import Survivor
+from nbprocs.engine.shimlib.wire import Exited, Survivor
 from nbprocs.engine.table import Identity
 from nbprocs.model import Stream
 
@@ -128,6 +128,14 @@ class Exit:
     cpu_time: float | None = None  # seconds
     read_bytes: int | None = None  # from disk; what was in the cache was not read
     written_bytes: int | None = None
+
+    @classmethod
+    def from_report(cls, report: Exited) -> Exit:
+        """From what a shim reported."""
+        if report.status is None:
+            return cls(exit_code=None, signal=None, at=report.at)
+        used = {"peak_rss": report.peak, "cpu_time": report.cpu, "read_bytes": report.read, "written_bytes": report.written}
+        return cls.from_code(os.waitstatus_to_exitcode(report.status), at=report.at, **used)
 
     @classmethod
     def from_code(cls, code: int, *, at: float, **usage: Any) -> Exit:

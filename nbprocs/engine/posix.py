@@ -256,12 +256,7 @@ class PosixChild:
     def _exited(self, report: wire.Exited) -> None:
         if self.exit is not None:
             return
-        if report.status is None:
-            self.exit = Exit(exit_code=None, signal=None, at=report.at)
-        else:
-            code = os.waitstatus_to_exitcode(report.status)
-            used = {"peak_rss": report.peak, "cpu_time": report.cpu, "read_bytes": report.read, "written_bytes": report.written}
-            self.exit = Exit.from_code(code, at=report.at, **used)
+        self.exit = Exit.from_report(report)
         self._close_stdin()
         self._listener.exited(self.exit)
         self._finish_reading()

@@ -11,8 +11,8 @@ while cells block the kernel. Each magic answers ``--help``.
 """
 
 import asyncio
-import contextlib
-import dataclasses
+import functools
+import io
 import itertools
 import pickle
 import re
@@ -20,28 +20,25 @@ import shlex
 import sys
 import tempfile
 import threading
-import time
 import weakref
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cloudpickle
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
-from nbprocs.engine.home import Tasks, hops
-from nbprocs.engine.waiting import Waiters
-from nbprocs.errors import ProcessError, error_from_result
-from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessResult
-from nbprocs.policy import RetryPolicy
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.errors import error_from_result
+from nbprocs.magics.handle import CellProcess
+from nbprocs.magics.lookup import act, all_managers, find, known
+from nbprocs.model import ProcessConfig, ProcessResult
+from nbprocs.processes.default import default_manager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import LogLine, Port, Ready, Url
-from nbprocs.processes.recording import recorder_for
 
 __all__ = ["CellProcess", "ProcessMagics", "load_ipython_extension", "manager", "parse_ready", "unload_ipython_extension"]
 
@@ -60,38 +57,24 @@ _NAME_MAGICS = ("output", "stop", "restart")
 
 
 class _Shared:
-    """What all magics of this interpreter share: the manager, and the folder for Python cells. Both are made when first needed."""
+    """What all magics of this interpreter share: the folder for Python cells, made when it is first needed."""
 
     def __init__(self) -> None:
-        self.manager: ProcessManager | None = None
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
-
-    def heard(self, event: ProcessEvent) -> None:
-        if event.kind is EventKind.CLOSED:
-            self.manager = None
 
 
 _shared = _Shared()
 
 
 def manager() -> ProcessManager:
-    """The background manager of the magics; a new one after that was closed.
+    """The manager of the magics: the kernel's default one.
 
     >>> manager() is manager()
     True
     """
-    with _shared.lock:
-        if _shared.manager is None:
-            _shared.manager = ProcessManager(background=True)
-            _shared.manager.subscribe(_shared.heard)
-        return _shared.manager
-
-
-def _call(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine of the manager's and wait for it, from a thread that may have a running loop of its own."""
-    return asyncio.run_coroutine_threadsafe(coroutine, manager().home.loop).result()
+    return default_manager()
 
 
 def parse_ready(text: str) -> Ready:
@@ -115,129 +98,6 @@ def parse_ready(text: str) -> Ready:
     except ValueError as error:
         msg = f"--ready takes a port, host:port, a URL or a pattern for a line of the output: {error}"
         raise UsageError(msg) from None
-
-
-class CellProcess:
-    r"""What ``%%proc`` returns: the process of a cell, through its retries and restarts. Await it for the last result.
-
-    ``process`` is the ManagedProcess of the moment, None before the start. Displayed as its live pane.
-
-    >>> handle = CellProcess(manager(), ProcessConfig(command="echo hello", shell=True, name="greeting"))
-    >>> (await handle).text
-    'hello\n'
-    >>> handle.process.name
-    'greeting'
-    """
-
-    def __init__(
-        self,
-        pm: ProcessManager,
-        config: ProcessConfig,
-        *,
-        retries: int = 0,
-        restart: bool = False,
-        ready: Ready | None = None,
-        ready_timeout: float = 30.0,
-        record: str | None = None,
-    ) -> None:
-        self._recorder = None if record is None else recorder_for(record)
-        self.home = pm.home
-        self.config = config
-        self.process: ManagedProcess | None = None
-        self.started = threading.Event()  # it has a process, or will have none
-        self.ended = threading.Event()
-        self.result: ProcessResult | None = None
-        self.error: ProcessError | None = None
-        self._manager = pm
-        self._retries = RetryPolicy(max_retries=retries)
-        self._spawn = {"restart": restart or None, "ready": ready, "ready_timeout": ready_timeout}
-        self._tasks = Tasks(pm.home)
-        self._waiters: Waiters[None] = Waiters()
-        self._changed = asyncio.Event()  # the manager told something of it
-        pm.home.post(self._begin)
-
-    def _begin(self) -> None:
-        self._tasks.start(self._live(), name=f"cell {self.config.name}")
-
-    async def _live(self) -> None:
-        unsubscribe = self._manager.subscribe(self._heard)
-        try:
-            self.result = await self._tries()
-        except ProcessError as error:  # raised again where the handle is awaited
-            self.error = error
-        finally:
-            unsubscribe()
-            self.started.set()
-            if self._recorder is not None:
-                await self._recorder.aclose()
-            self.ended.set()
-            self._waiters.wake(None)
-
-    def _heard(self, event: ProcessEvent) -> None:
-        if event.name != self.config.name:
-            return
-        if event.kind is EventKind.STARTED:
-            self.process = self._manager.get(event.process_id)
-            self.started.set()
-        if self._recorder is not None and self.process is not None:
-            self._recorder.heard(event.kind, self.process, event.error)
-        self._changed.set()
-
-    async def _tries(self) -> ProcessResult:
-        attempt = 0
-        began = time.monotonic()
-        while True:
-            attempt += 1
-            process = await self._manager.spawn(self.config, wait=True, **self._spawn)  # type: ignore[arg-type]
-            result = await self._last_life(process)
-            error = error_from_result(result, attempts=attempt)
-            delay = None if error is None else self._retries.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
-            if delay is None:
-                return result
-            await asyncio.sleep(delay)
-
-    async def _last_life(self, process: ManagedProcess) -> ProcessResult:
-        """The result of a process, or of the last of those that a supervisor made of it."""
-        while True:
-            result = await process.wait()
-            while self._manager.supervisor.supervises(process.id):
-                self._changed.clear()
-                with contextlib.suppress(TimeoutError):  # a restart that is called off while it waits is no event
-                    async with asyncio.timeout(0.5):
-                        await self._changed.wait()
-            if self.process is None or self.process is process:
-                return result
-            process = self.process
-
-    @hops
-    async def wait(self) -> ProcessResult:
-        """Wait for its end: of the last retry, or until it is not restarted any more. Raises what its start raised.
-
-        Cancelling the wait leaves the process alone.
-        """
-        if not self.ended.is_set():
-            await self._waiters.wait()
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None  # noqa: S101 - one of the two is there
-        return self.result
-
-    def __await__(self) -> Generator[Any, None, ProcessResult]:
-        return self.wait().__await__()
-
-    def __repr__(self) -> str:
-        if self.process is not None:
-            return repr(self.process)
-        return f"<CellProcess {self.config.name}, {'failed to start' if self.error else 'starting'}: {self.config.display}>"
-
-    @property
-    def _ipython_display_(self) -> Callable[[], object] | None:
-        return None if self.process is None else self.process._ipython_display_
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        if self.process is None:
-            return {"text/plain": repr(self)}
-        return self.process._repr_mimebundle_(include, exclude)
 
 
 # --- what a cell says it wants ---------------------------------------------------------------------------------------------
@@ -304,8 +164,7 @@ def _config(options: Namespace, body: str, shell: Any) -> ProcessConfig:
     else:
         msg = f"%%proc runs shell cells and `python` cells, not {program!r}; for another program write it into a shell cell"
         raise UsageError(msg)
-    return dataclasses.replace(
-        config,
+    return config.replace(
         name=name,
         working_dir=options.cwd,
         env_vars=_environment(options.env),
@@ -352,20 +211,22 @@ class ProcessMagics(Magics):
     @argument("--send", "-s", default="", help="for python: variables of the notebook to send, as in --send model,rows")
     @argument("--out", "-o", help="a variable that gets the handle")
     @argument("--record", nargs="?", const="", metavar="PATH", help="a run history that gets a row; by default the kernel's, or runs.db")
-    @cell_magic
-    def proc(self, line: str, cell: str) -> "CellProcess | None":
-        """Run this cell as a process in the background, with a live pane.
+    @line_cell_magic
+    def proc(self, line: str, cell: str | None = None) -> "CellProcess | None":
+        """Run this cell, or the rest of this line, as a process in the background, with a live pane.
 
         It survives interrupts, goes on while other cells compute, and ends with the kernel. The value of the cell is a handle:
-        ``await _`` (or the variable of --out) gives its result.
+        ``await _`` (or the variable of --out) gives its result. ``%proc --name web python -m http.server`` is a line of the shell.
         """
+        if cell is None:
+            line, cell = _split_line(self.proc, line)
         options = _parse(self.proc, line)
         if options is None:
             return None
         shell: Any = self.shell
         config = _config(options, cell, shell)
         ready = None if options.ready is None else parse_ready(options.ready)
-        record = "runs.db" if options.record == "" and manager().recorder is None else options.record or None
+        record = "runs.db" if options.record == "" and manager_core(manager()).recorder is None else options.record or None
         how = {"retries": options.retries, "restart": options.restart, "ready": ready, "ready_timeout": options.ready_timeout}
         handle = CellProcess(manager(), config, **how, record=record)
         handle.started.wait(START_WAIT)
@@ -382,19 +243,25 @@ class ProcessMagics(Magics):
     @magic_arguments()
     @line_magic
     def procs(self, line: str) -> ProcessManager | None:
-        """Show the processes of the magics as a live table. Its value is their manager."""
-        return None if _parse(self.procs, line) is None else manager()
+        """Show the processes of every manager of this kernel as live tables. Its value is the default manager."""
+        if _parse(self.procs, line) is None:
+            return None
+        first, *others = all_managers()
+        for other in others:
+            if other.list():
+                display(other)
+        return first
 
     @magic_arguments()
     @argument("name", help="the process")
     @argument("--lines", "-l", type=int, help="print so many of its last lines instead of showing the pane")
     @line_magic
     def output(self, line: str) -> ManagedProcess | None:
-        """Show the live output of a process."""
+        """Show the live output of a process, of whichever manager."""
         options = _parse(self.output, line)
         if options is None:
             return None
-        process = manager().get(options.name)
+        process = find(options.name)[options.name]
         if options.lines is None:
             return process
         print(process.tail(options.lines))  # noqa: T201 - that is what was asked for
@@ -402,25 +269,28 @@ class ProcessMagics(Magics):
 
     @magic_arguments()
     @argument("names", nargs="*", help="the processes")
-    @argument("--all", "-a", action="store_true", help="all that are alive")
+    @argument("--all", "-a", action="store_true", help="all that are alive, of every manager")
     @argument("--grace", "-g", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL")
     @line_magic
     def stop(self, line: str) -> None:
-        """Stop processes, each with its whole tree; returns when they are gone."""
+        """Stop processes, each with its whole tree; returns when they are gone.
+
+        Those of a manager on the kernel's own loop end while the next cells run.
+        """
         options = _parse(self.stop, line)
         if options is None:
             return
-        pm = manager()
-        names = [info.name for info in pm.list() if info.status.live] if options.all else options.names
-        if not names and not options.all:
+        wanted = [(pm, info.id) for pm, info in known(live=True)] if options.all else [(find(name), name) for name in options.names]
+        if not wanted and not options.all:
             msg = "%stop needs the name of a process, or --all; %procs shows them"
             raise UsageError(msg)
-
-        async def stop_all() -> list[ProcessResult]:
-            return await asyncio.gather(*(pm.terminate(name, grace=options.grace) for name in names))
-
-        for result in _call(stop_all()):
-            print(result)  # noqa: T201
+        for pm in dict.fromkeys(pm for pm, _ in wanted):
+            keys = [key for of, key in wanted if of is pm]
+            results = act(pm, functools.partial(_stop_all, pm, keys, options.grace))
+            for key in keys if results is None else ():
+                print(f"stopping {pm[key].name}: it ends within {options.grace + 5:g} s")  # noqa: T201
+            for result in results or ():
+                print(repr(result))  # noqa: T201
 
     @magic_arguments()
     @argument("name", help="the process")
@@ -430,7 +300,30 @@ class ProcessMagics(Magics):
         options = _parse(self.restart, line)
         if options is None:
             return None
-        return _call(manager().restart(options.name))
+        pm = find(options.name)
+        return act(pm, lambda: pm.restart(options.name))
+
+
+async def _stop_all(pm: ProcessManager, keys: list[str], grace: float) -> list[ProcessResult]:
+    return await asyncio.gather(*(pm.terminate(key, grace=grace) for key in keys))
+
+
+def _split_line(magic: Any, line: str) -> tuple[str, str]:
+    """The options in front, and the command behind them as it was typed."""
+    source = io.StringIO(line)
+    lexer = shlex.shlex(source, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    values = {name: action.nargs != 0 for action in magic.parser._actions for name in action.option_strings}  # noqa: SLF001 - no other way
+    at = 0
+    try:
+        while (word := lexer.get_token()) is not None and word.startswith("-"):
+            if values.get(word):
+                lexer.get_token()
+            at = source.tell()
+    except ValueError as error:
+        msg = f"{error}: quotes must come in pairs"
+        raise UsageError(msg) from None
+    return line[:at], line[at:]
 
 
 def _wait_for(handle: CellProcess) -> None:
@@ -449,8 +342,7 @@ _loaded: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 def _complete_names(_: Any, event: Any) -> list[str]:
     """For the completer: live names, and all known ones for %output and %restart."""
-    only_live = event.command.lstrip("%") == "stop"
-    names = [info.name for info in manager().list() if info.status.live or not only_live]
+    names = [info.name for _, info in known(live=event.command.lstrip("%") == "stop")]
     return [name for name in dict.fromkeys(names) if name.startswith(event.symbol)]
 
 
@@ -463,12 +355,19 @@ def _complete_options(_: Any, event: Any) -> list[str]:
 _OPTIONS = sorted(set(re.findall(r"--[a-z-]+", ProcessMagics.proc.__doc__ or "")))
 
 
+def _help_of_a_cell(lines: list[str]) -> list[str]:
+    """``%%proc --help`` without a body: IPython refuses a cell magic whose cell is empty."""
+    asks = len(lines) == 1 and re.match(r"%%proc\s.*(?<!\S)(--help|-h)(?!\S)", lines[0])
+    return ["%proc --help\n"] if asks else lines
+
+
 def load_ipython_extension(ipython: Any) -> None:
     """``%load_ext nbprocs``. Loading it again changes nothing."""
     if ipython in _loaded:
         return
     _loaded.add(ipython)
     ipython.register_magics(ProcessMagics)
+    ipython.input_transformers_cleanup.append(_help_of_a_cell)
     for name in _NAME_MAGICS:
         ipython.set_hook("complete_command", _complete_names, str_key=f"%{name}")
     ipython.set_hook("complete_command", _complete_options, str_key="%%proc")
@@ -477,6 +376,8 @@ def load_ipython_extension(ipython: Any) -> None:
 def unload_ipython_extension(ipython: Any) -> None:
     """``%unload_ext nbprocs``: the magics go, the processes stay."""
     _loaded.discard(ipython)
-    for kind, names in (("line", ("procs", *_NAME_MAGICS)), ("cell", ("proc",))):
+    if _help_of_a_cell in ipython.input_transformers_cleanup:
+        ipython.input_transformers_cleanup.remove(_help_of_a_cell)
+    for kind, names in (("line", ("proc", "procs", *_NAME_MAGICS)), ("cell", ("proc",))):
         for name in names:
             ipython.magics_manager.magics[kind].pop(name, None)

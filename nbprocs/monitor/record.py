@@ -12,7 +12,7 @@ from nbprocs.model import ProcessResult
 from nbprocs.monitor.metrics import Scope
 from nbprocs.monitor.monitor import ProcessMonitor
 from nbprocs.monitor.plots import PANELS
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Recording:
         if self._manager is None:
             return
         manager, self._manager = self._manager, None
-        closing = Tasks(manager.home).start(_end(manager, self.monitor), name="end of a recording")
+        closing = Tasks(manager_core(manager).home).start(_end(manager, self.monitor), name="end of a recording")
         await asyncio.wait({closing})
 
 

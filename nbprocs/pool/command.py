@@ -15,8 +15,8 @@ from nbprocs.guard import text_of
 from nbprocs.model import ProcessConfig
 from nbprocs.pool.connection import ConnectionEvents, Sent
 from nbprocs.pool.worker_main import ERROR, READY, VALUE
-from nbprocs.processes.manager import ProcessManager
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager, manager_core
+from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.redact import mask_command
 
 __all__ = ["CommandConnection", "CommandWorker", "End", "answer_in"]
@@ -127,7 +127,7 @@ class CommandConnection:
             name=name,
         )
         self._process = await manager.spawn(config)
-        manager.home.post(self._events.answers, [(READY, 0, 0, self._process.pid)])
+        manager_core(manager).home.post(self._events.answers, [(READY, 0, 0, self._process.pid)])
         return self._process
 
     def dispatch(self, sent: Iterable[Sent]) -> None:
@@ -174,7 +174,7 @@ class CommandConnection:
                 return VALUE, "\n".join(answer)
             if not process.status.live:
                 return None
-            await process.more_output(seen)
+            await process_core(process).more_output(seen)
 
     def withdraw(self, numbers: list[int]) -> None:  # noqa: ARG002 - Connection's
         """It never holds more than the one that it answers."""

@@ -30,7 +30,7 @@ from nbprocs.pool.task import BlockableFuture, Task
 from nbprocs.pool.worker import WorkerHandle
 from nbprocs.pool.worker_main import MANY, OUTPUT, READY, STOPPED, VALUE, Message
 from nbprocs.pool.workers import Demand, Workers
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 
 __all__ = ["Core"]
 
@@ -51,7 +51,7 @@ class Core:
         make_connection: MakeConnection,
         own_manager: bool,
     ) -> None:
-        self.home: Home = manager.home
+        self.home: Home = manager_core(manager).home
         self.name = name
         self.speech = speech
         self.dispatcher: Dispatcher[Task] = Dispatcher()

@@ -14,7 +14,7 @@ from nbprocs.pool.dispatch import DEEPEST
 from nbprocs.pool.following import Follower
 from nbprocs.pool.model import PythonWorker
 from nbprocs.pool.wire import Decoder, frame
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 
 __all__ = ["PythonConnection"]
@@ -48,7 +48,7 @@ class PythonConnection:
 
     async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
         """Start the interpreter and send it what it needs; it says READY (or BROKEN) when it has done so."""
-        loop, events = manager.home.loop, self._events
+        loop, events = manager_core(manager).home.loop, self._events
         try:
             self._data = Channel(loop, Decoder(), on_messages=events.answers, on_end=events.hung_up)
             self._control = Channel(loop, Decoder(4096), on_messages=self._controlled, on_end=_nothing)

@@ -25,8 +25,8 @@ from nbprocs.pool.model import PoolConfig, WorkerState
 from nbprocs.pool.outcome import crashed
 from nbprocs.pool.scaling import START_COST, Brake, Health, hung, leave_reason, missing
 from nbprocs.pool.worker import WorkerHandle
-from nbprocs.processes.manager import ProcessManager
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.manager import ProcessManager, manager_core
+from nbprocs.processes.process import ManagedProcess, process_core
 
 __all__ = ["Demand", "PoolCore", "Workers"]
 
@@ -75,7 +75,7 @@ class Workers:
 
     def __init__(self, core: PoolCore, manager: ProcessManager, config: PoolConfig, *, name: str, tasks: Tasks) -> None:
         self._core = core
-        self._home = manager.home
+        self._home = manager_core(manager).home
         self._manager = manager
         self._tasks = tasks
         self.config = config
@@ -279,7 +279,7 @@ class Workers:
         """Its whole tree. Only then do its tasks fail: what they had started must not run beside a second try."""
         try:
             if grace:
-                await process.ended_within(grace)
+                await process_core(process).ended_within(grace)
             await process.kill()
         except StopFailed as error:
             log.error("%s", error)

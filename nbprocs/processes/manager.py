@@ -1,50 +1,37 @@
-"""ProcessManager: starts processes, knows them, limits them, tells what happens to them, and ends them.
-
-::
-
-    spawn ─► Slots (max_concurrent) ─► Registry (names) ─► ManagedProcess.launch ─► readiness ─► caller
-                                                               │
-      subscribers ◄── publish(ProcessEvent) ◄── heard / ended ◄┘      monitor, recovery, store, widgets: nobody polls
-
-All state is touched on the home loop only; async methods may be awaited anywhere.
-"""
+"""ProcessManager: what a user holds of a manager, and only that. The machinery is its core."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from nbprocs.checks import data, flag, refuse
+from nbprocs.checks import data, flag, refuse, seconds, whole
 from nbprocs.config import Command, Data, Options, Word, config_from, takes_config
 from nbprocs.display import Displayable, Html
-from nbprocs.engine.child import Engine, engine_for
-from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
-from nbprocs.engine.launcher import Stray, launcher_for
-from nbprocs.engine.oom import OomWatch
+from nbprocs.engine.child import Engine
+from nbprocs.engine.launcher import Stray
 from nbprocs.engine.output import DEFAULT_MEMORY
-from nbprocs.engine.tree import check_ended
-from nbprocs.errors import Closed, NotReady
-from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus, Stream
-from nbprocs.processes.events import EventStream, Subscriber
+from nbprocs.engine.owners import register
+from nbprocs.engine.pending import must_be_awaited
+from nbprocs.guard import WrongValue
+from nbprocs.model import ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
+from nbprocs.policy.restart import restart_policy
+from nbprocs.processes.events import Subscriber
 from nbprocs.processes.frames import frame_of, table_html
-from nbprocs.processes.notices import told_of_the_last
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.manager_core import ManagerCore
+from nbprocs.processes.process import ManagedProcess, face_of
 from nbprocs.processes.recording import recorder_for
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error, tries
+from nbprocs.processes.starting import Launch
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.policy import RestartPolicy, RetryPolicy
-    from nbprocs.processes.readiness import Probe, Ready
-    from nbprocs.processes.supervision import Supervisor
+    from nbprocs.processes.readiness import Ready
 
-__all__ = ["ProcessManager"]
+__all__ = ["ProcessManager", "manager_core"]
 
 
 class ProcessManager(Displayable):
@@ -53,7 +40,8 @@ class ProcessManager(Displayable):
     Args:
         max_concurrent: how many processes may live at once; None: no limit of ours.
         background: True keeps everything going while a cell blocks the kernel.
-        history, history_bytes: how many ended processes stay readable, and bytes of their output in all; the oldest go first.
+        history: how many ended processes stay readable.
+        history_bytes: how much memory their output may take together; the oldest go first.
         output_limit: bytes of output of a live process kept in memory, a stream; more goes to a temporary file.
         grace: seconds between SIGTERM and SIGKILL where a call doesn't say.
         engine: how children are made; "auto" takes the fastest that the loop can have.
@@ -79,40 +67,22 @@ class ProcessManager(Displayable):
         engine: Engine | Literal["auto"] = "auto",
         runs: object = None,
     ) -> None:
-        self.recorder = recorder_for(runs)
-        self._slots = Slots(max_concurrent)
-        home = Home.background() if background else Home.current()
-        choice = engine_for(home.loop) if engine == "auto" else engine
-        if choice is None:  # a Windows selector loop can't have children: another loop can
-            home = Home.background()
-            choice = engine_for(home.loop) or "portable"
-        self.home = home
-        self.engine: Engine = choice
-        self.tasks = Tasks(home)
-        self.oom = OomWatch()
-        self.launcher = launcher_for(choice, home.loop)
-        self.grace = grace
-        self.output_limit = output_limit
-        self._registry = Registry(history=history, history_bytes=history_bytes)
-        self._launches: dict[str, Launch] = {}
-        self._events = EventStream(home)
-        self._closing: asyncio.Task[None] | None = None
-        self._closed = False
-
-    @functools.cached_property
-    def supervisor(self) -> Supervisor[ManagedProcess]:
-        """What keeps supervised processes alive. Loaded when it is first needed: most managers supervise nothing."""
-        from nbprocs.processes.supervision import Supervisor  # noqa: PLC0415 - a fifth of the package's import time
-
-        return Supervisor(self)
+        limit = whole("output_limit", output_limit, least=1)
+        self._core = ManagerCore(
+            slots=Slots(max_concurrent),
+            registry=Registry(history=whole("history", history, least=0), history_bytes=whole("history_bytes", history_bytes, least=0)),
+            background=flag("background", background),
+            output_limit=limit,
+            grace=_grace(grace, 0.0),
+            engine=engine,
+            recorder=recorder_for(runs),
+        )
+        register(self)
 
     # -- start
 
-    def _unwanted(self, process: ManagedProcess) -> None:
-        self.tasks.start(process.end(EndReason.INTERRUPTED, grace=self.grace), name=f"stop {process.name}")
-
     @takes_config
-    @hops_or_undo(_unwanted)
+    @must_be_awaited("pm.spawn", skip=1)
     async def spawn(
         self,
         command: Command,
@@ -137,97 +107,25 @@ class ProcessManager(Displayable):
         Raises StartupFailed, PermissionDenied, ResourceExhausted, NameInUse, NotReady or Closed; then nothing was left running.
         Takes a millisecond or so without ``wait`` and ``ready``.
         """
-        policy = None if restart is None or restart is False else self.supervisor.policy_for(restart)
-        config = config_from(command, args, options)
-        launch = Launch(ready=ready, ready_timeout=ready_timeout)
-        process, probe = await self._open(config, launch, wait=flag("wait", wait))
-        began = time.monotonic()
-        if policy is not None:
-            self.supervisor.attach(process, policy)
-        try:
-            await self._become_ready(process, probe, launch)
-        except NotReady as error:
-            if policy is None:
-                raise
-            return await self.supervisor.first_ready(process, error, seconds=began + launch.ready_timeout - time.monotonic())
-        return process
+        config, launch = config_from(command, args, options), Launch(ready=ready, ready_timeout=ready_timeout)
+        process = await self._core.spawn(config, launch, wait=flag("wait", wait), policy=restart_policy(restart))
+        return face_of(process)
 
-    async def _start(
-        self,
-        config: ProcessConfig,
-        launch: Launch,
-        *,
-        wait: bool,
-        predecessor: ManagedProcess | None = None,
-        name: str | None = None,
-    ) -> ManagedProcess:
-        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name)
-        await self._become_ready(process, probe, launch)
-        return process
+    @must_be_awaited("pm.adopt", skip=1)
+    async def adopt(self, key: str, *, restart: RestartPolicy | bool | None = None) -> ManagedProcess:
+        """Take up a detached process again, by name or id: of an earlier kernel, or of one that looks at it, too.
 
-    async def _become_ready(self, process: ManagedProcess, probe: Probe | None, launch: Launch) -> None:
-        if probe is None:
-            process.mark_ready()
-        else:
-            await become_ready(process, probe, seconds=launch.ready_timeout, tasks=self.tasks, grace=self.grace)
+        It is a ManagedProcess like any other: status, output from the first byte, send, stop, pause; ``wait`` gives the true exit code
+        also where it ended while no kernel was there. ``restart``: None goes on with the policy that it was started with, False with
+        none. A process that is here already is returned as it is. The exit status is None where its shim was killed.
 
-    async def _open(
-        self,
-        config: ProcessConfig,
-        launch: Launch,
-        *,
-        wait: bool,
-        predecessor: ManagedProcess | None = None,
-        name: str | None = None,
-    ) -> tuple[ManagedProcess, Probe | None]:
-        """Start it, and say what it is to be asked before it counts as ready."""
-        self._check_open()
-        probe = launch.probe()
-        wanted = name or config.name
-        if wanted:
-            self._registry.check_free(wanted)
-        await self._slots.take(wait=wait, what=wanted or config.command)
-        try:
-            self._check_open()
-            if probe is not None:
-                probe = await before_start(probe)
-            process = await self._launch(config, predecessor, name)
-        except BaseException:
-            self._slots.free()
-            raise
-        if launch != Launch():
-            self._launches[process.id] = launch
-        if isinstance(config.stdin, bytes):
-            self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
-        return process, probe
-
-    async def _launch(self, config: ProcessConfig, predecessor: ManagedProcess | None, name: str | None) -> ManagedProcess:
-        name = name or config.name
-        if name is None:
-            name = self._registry.fresh_name(config.command)
-        else:
-            self._registry.check_free(name)  # again: somebody may have taken it while we waited for a slot
-        if config.output_limit is None and self.output_limit != DEFAULT_MEMORY:
-            config = config.replace(output_limit=self.output_limit)
-        process = ManagedProcess(config, name=name, owner=self, predecessor=predecessor)
-        self._registry.add(process)
-        try:
-            await process.launch()
-        except BaseException as cause:
-            self._registry.discard(process)
-            process.failed_to_start()
-            if not isinstance(cause, (OSError, ValueError)):
-                raise
-            error = start_error(config, cause, process)
-            self.heard(EventKind.FAILED, process, error=error)
-            raise error from cause
-        if self._closed:  # closed while the loop was starting it
-            await process.end(EndReason.MANAGER_CLOSED, grace=self.grace)
-            self._check_open()
-        return process
+        Raises UnknownProcess, NameInUse, StartupFailed for a record that can't be read here, Closed. Takes some milliseconds, whatever it
+        has written.
+        """
+        return face_of(await self._core.adopt(key, "recorded" if restart is None else restart_policy(restart)))
 
     @takes_config
-    @hops
+    @must_be_awaited("pm.run", skip=1)
     async def run(
         self,
         command: Command,
@@ -249,31 +147,27 @@ class ProcessManager(Displayable):
         given = None
         if input is not None:
             if config.stdin is not False:
-                raise ValueError("give either input= or stdin=")
+                raise WrongValue("give either input= or stdin=")
             given = data("input", input, encoding=config.encoding, errors=config.errors)
             config = config.replace(stdin=True)
-        flag("check", check)
-        flag("wait", wait)
         if retry is not None and not callable(getattr(retry, "decide", None)):
             refuse(TypeError, "retry", "a RetryPolicy or None", retry)
-        config, told = (config, None) if retry is None else told_of_the_last(config, tasks=self.tasks)
-        return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check, told=told)
-
-    async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
-        process = await self._start(config, Launch(), wait=wait)
-        try:
-            if given is not None:
-                self.tasks.start(feed(process, given), name=f"input of {process.name}")
-            return await process.wait()
-        except BaseException:
-            self._unwanted(process)
-            raise
+        return await self._core.run(config, given, wait=flag("wait", wait), retry=retry, check=flag("check", check))
 
     # -- by id or name
 
     def get(self, key: str) -> ManagedProcess:
-        """The process with that id, or the youngest with that name. Raises UnknownProcess."""
-        return self._registry.get(key)
+        """The process with that id, or the youngest with that name. Raises UnknownProcess. ``pm[key]`` is the same."""
+        return face_of(self._core.registry.get(key))
+
+    def __getitem__(self, key: str) -> ManagedProcess:
+        return self.get(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._core.registry.find(key) is not None
+
+    def _ipython_key_completions_(self) -> Sequence[str]:
+        return self._core.registry.names()
 
     def status(self, key: str) -> ProcessStatus:
         """Its status now. Raises UnknownProcess."""
@@ -283,88 +177,62 @@ class ProcessManager(Displayable):
         """ManagedProcess.wait of that process. Raises UnknownProcess."""
         return await self.get(key).wait(timeout)
 
-    @hops
     async def terminate(self, key: str, *, grace: float | None = None) -> ProcessResult:
         """ManagedProcess.stop of that process, and no supervised restart any more. Raises UnknownProcess, StopFailed."""
-        return await self.get(key).stop(self.grace if grace is None else grace)
+        return await self.get(key).stop(_grace(grace, self._core.grace))
 
-    @hops
     async def restart(self, key: str, *, grace: float | None = None) -> ManagedProcess:
         """Stop it, if it lives, and start the same config under the same name; returns the new process.
 
         Its supervision goes on with the new one. Raises what spawn() and stop() raise.
         """
-        process = self.get(key)
-        held = self.supervisor.hold(process.id)
-        try:
-            if process.status.live:
-                await process.end_by_task(EndReason.RESTARTED, grace=self.grace if grace is None else grace)
-            new = await self.respawn(process)
-        except BaseException as error:
-            if held is not None:
-                self.supervisor.lose(held, error)
-            raise
-        if held is not None and not self.supervisor.give(held, new):
-            await new.stop(self.grace)
-        return new
+        return face_of(await self._core.restart(key, grace=_grace(grace, self._core.grace)))
 
-    @hops
     async def replace(self, key: str, *, config: ProcessConfig | None = None, grace: float | None = None) -> ManagedProcess:
         """Start a second one, let it become ready, give it the name, then stop the old one; returns the new process.
 
         ``config`` makes the new one run something else. On an error the old one goes on as before. Raises what spawn() raises.
         """
-        old = self.get(key)
-        held = self.supervisor.hold(old.id)
-        launch, next_name = self._launches.get(old.id, Launch()), self._registry.fresh_name(f"{old.name}-next")
-        try:
-            new = await self._start(config or old.config, launch, wait=True, predecessor=old, name=next_name)
-        except BaseException as error:
-            if held is not None:
-                self.supervisor.lose(held, error)
-            raise
-        self._registry.swap(old, new)
-        unwanted = held is not None and not self.supervisor.give(held, new)
-        if old.status.live:
-            await old.end_by_task(EndReason.REPLACED, grace=self.grace if grace is None else grace)
-        if unwanted:
-            await new.stop(self.grace)
-        return new
+        return face_of(await self._core.replace(key, config=config, grace=_grace(grace, self._core.grace)))
 
-    @hops
     async def rename(self, key: str, name: str) -> None:
         """Give a process another name. Raises NameInUse, UnknownProcess."""
-        self._registry.rename(self.get(key), name)
+        await self._core.rename(key, name)
 
     # -- looking
 
     def processes(self) -> tuple[ManagedProcess, ...]:
         """All that are known: the history, oldest end first, then the live ones. From any thread."""
-        return tuple(self._registry)
+        return tuple(face_of(process) for process in self._core.registry)
 
     def list(self) -> tuple[ProcessInfo, ...]:
         """A snapshot of all that are known, in order of creation. From any thread."""
-        return tuple(sorted((process.info for process in self._registry), key=lambda info: info.created_at))
-
-    @property
-    def closed(self) -> bool:
-        """True once ``aclose()`` was called: it starts nothing any more."""
-        return self._closed
+        return tuple(sorted((process.info for process in self._core.registry), key=lambda info: info.created_at))
 
     @property
     def live(self) -> int:
         """How many processes live now."""
-        return len(self._registry.live)
+        return len(self._core.registry.live)
 
     @property
     def waiting(self) -> int:
         """How many starts wait for a free slot."""
-        return self._slots.waiting
+        return self._core.slots.waiting
 
     @property
     def max_concurrent(self) -> int | None:
         """How many may live at once."""
-        return self._slots.limit
+        return self._core.slots.limit
+
+    @property
+    def grace(self) -> float:
+        """Seconds between SIGTERM and SIGKILL where a call doesn't say."""
+        return self._core.grace
+
+    @property
+    def closed(self) -> bool:
+        """True once ``aclose()`` was called: it starts nothing any more."""
+        return self._core.closed
 
     def frame(self) -> pd.DataFrame:
         """list() as a DataFrame, a row a process, indexed by name; commands are masked.
@@ -376,24 +244,22 @@ class ProcessManager(Displayable):
         """
         return frame_of(self.list())
 
-    def __repr__(self) -> str:
-        ended = sum(not p.status.live for p in self._registry)
-        limit = f" of {self.max_concurrent}" if self.max_concurrent else ""
-        state = ", closed" if self._closed else ""
-        return f"<ProcessManager: {self.live}{limit} live, {ended} ended{state}>"
-
-    def _html_(self) -> Html:
-        return table_html(repr(self), self.list())
-
-    @hops
     async def strays(self) -> tuple[Stray, ...]:
         """What descends from processes of this kernel while nothing tells from which: (pid, start, masked command) each.
 
         Such a process lost its parent and every mark that it had inherited (su and sudo do that to daemons). It is said in the log when
-        it is
-        found, and ended with the last manager that is closed. Takes a millisecond.
+        it is found, and ended with the last manager that is closed. Takes a millisecond.
         """
-        return tuple(await self.launcher.strays())
+        return await self._core.strays()
+
+    def __repr__(self) -> str:
+        ended = sum(not p.status.live for p in self._core.registry)
+        limit = f" of {self.max_concurrent}" if self.max_concurrent else ""
+        state = ", closed" if self.closed else ""
+        return f"<ProcessManager: {self.live}{limit} live, {ended} ended{state}>"
+
+    def _html_(self) -> Html:
+        return table_html(repr(self), self.list())
 
     # -- events
 
@@ -402,99 +268,35 @@ class ProcessManager(Displayable):
 
         It must be quick and not block; what it raises is logged and harms nobody.
         """
-        return self._events.subscribe(callback, output=output)
+        return self._core.stream.subscribe(callback, output=output)
 
     def events(self, *, output: bool = False) -> AsyncIterator[ProcessEvent]:
         """The event stream from now on, until CLOSED. A reader that falls 100,000 events behind loses the oldest."""
-        return self._events.stream(output=output)
-
-    def publish(self, event: ProcessEvent) -> None:
-        """Tell the subscribers. For code of ours, on the home loop."""
-        self._events.publish(event)
-
-    # -- what processes and the supervisor ask of it (process.Owner, supervision.Keeper)
-
-    def heard(
-        self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0, error: BaseException | None = None
-    ) -> None:
-        """Publish what happened to a process."""
-        if self.recorder is not None and kind is not EventKind.OUTPUT:
-            self.recorder.heard(kind, process, error)
-        if self._events.heard_by_nobody(kind):
-            return
-        info = None if kind is EventKind.OUTPUT else process.info
-        now = time.monotonic()
-        self._events.publish(
-            ProcessEvent(kind=kind, process_id=process.id, name=process.name, at=now, info=info, stream=stream, size=size, error=error)
-        )
-
-    def ended(self, process: ManagedProcess) -> None:
-        """A process has its final status."""
-        self._slots.free()
-        gone = self._registry.ended(process, keep=self._supervises)
-        self.heard(EventKind.EXITED, process)
-        for old in gone:
-            self._launches.pop(old.id, None)
-            self.heard(EventKind.REMOVED, old)
-
-    def _supervises(self, process_id: str) -> bool:
-        return "supervisor" in self.__dict__ and self.supervisor.supervises(process_id)
-
-    def let_go(self, process: ManagedProcess) -> None:
-        """Its owner wants its end: no restart."""
-        if self._supervises(process.id):
-            self.supervisor.release(process.id)
-
-    async def respawn(self, process: ManagedProcess) -> ManagedProcess:
-        """Start its config again under its name, as its successor, when nothing of the old one is left."""
-        await process.end_leftovers(grace=self.grace)
-        return await self._start(
-            process.config, self._launches.get(process.id, Launch()), wait=True, predecessor=process, name=process.name
-        )
-
-    def on_end(self, process: ManagedProcess, callback: Callable[[ManagedProcess], None]) -> None:
-        """The supervisor's way to hear of an end."""
-        process.add_done_callback(callback)
+        return self._core.stream.stream(output=output)
 
     # -- end
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("this manager is closed and starts nothing any more", hint="create another ProcessManager")
-
-    @hops
     async def aclose(self, *, grace: float | None = None) -> None:
         """End every live process with its whole tree, all at once, and start nothing any more. Idempotent.
 
         On return nobody is left; takes at most ``grace`` + 5.1 seconds. Raises StopFailed if somebody survived SIGKILL. Cancelling
         the wait does not call it off.
         """
-        if self._closing is None:
-            self._closed = True
-            self._slots.close()
-            self._closing = self.tasks.start(self._close(self.grace if grace is None else grace), name="close the manager")
-        await asyncio.wait({self._closing})
-        self._closing.result()
-
-    async def _close(self, grace: float) -> None:
-        if "supervisor" in self.__dict__:
-            await self.supervisor.aclose()
-        live = self._registry.live
-        for process in live:
-            process.blame(EndReason.MANAGER_CLOSED)
-        started = [process.child for process in self._registry if process.child is not None]
-        left = await self.launcher.end_all(started, grace=grace)  # also what ended ones left behind
-        for process in () if left else live:
-            await process.wait()
-        await self.tasks.aclose()
-        if self.recorder is not None:
-            await self.recorder.aclose()
-        self.launcher.close()
-        self.publish(ProcessEvent(kind=EventKind.CLOSED, process_id="", name="", at=time.monotonic()))
-        check_ended(left, name="what this manager started")
+        await self._core.aclose(grace=_grace(grace, self._core.grace))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.aclose()
+
+
+def _grace(given: float | None, usual: float) -> float:
+    return usual if given is None else seconds("grace", given, zero=True) or 0.0
+
+
+def manager_core(manager: ProcessManager) -> ManagerCore:
+    """The machinery behind a manager, for other rooms of nbprocs; a stand-in is its own."""
+    core: Any = manager
+    found: ManagerCore = getattr(core, "_core", core)
+    return found

@@ -1,80 +1,25 @@
-"""ManagedProcess: one child, its state, its streams and its end.
-
-::
-
-      engine Child ──output──► OutputLog, twice ──► lines(), receive_output(), tail(), panes
-           │                       └─ Owner.heard(OUTPUT)
-           ├──exited──► exit noted, timeout cancelled        status stays RUNNING: output may still be in the pipes
-           └──drained─► result made, status final ──► wait() returns, callbacks, Owner.ended()
-
-The manager makes it and is its owner; nobody else constructs one. State changes happen on the home loop only.
-"""
+"""ManagedProcess: what a user holds of a process, and only that. The machinery is its core."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Protocol
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Any
 
-from nbprocs.display import Html, text
-from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Survivor
-from nbprocs.engine.handles import listening_inodes, open_handle
-from nbprocs.engine.home import Home, Tasks, hops, log
-from nbprocs.engine.launcher import Launcher
-from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, DEFAULT_SPILL, LineReader, OutputLog
-from nbprocs.engine.table import Identity, scan
-from nbprocs.engine.tree import check_ended, members
-from nbprocs.engine.waiting import Waiters
-from nbprocs.errors import StopFailed
-from nbprocs.guard import call
-from nbprocs.model import (
-    EndReason,
-    EventKind,
-    ProcessConfig,
-    ProcessInfo,
-    ProcessResult,
-    ProcessStatus,
-    Stream,
-    allowed,
-    ended_status,
-    signal_name,
-)
-from nbprocs.processes.notices import tell_end
-from nbprocs.processes.spec import spec_of
+from nbprocs.config import Data
+from nbprocs.display import Displayable, Html, text
+from nbprocs.engine.output import LONGEST_LINE, OutputLog
+from nbprocs.engine.table import Identity
+from nbprocs.model import ProcessConfig, ProcessInfo, ProcessResult, ProcessStatus, Stream, signal_name
+from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.talk import Talk
 from nbprocs.redact import one_line
-from nbprocs.terminal import Interleaved
 
-__all__ = ["ManagedProcess", "Owner"]
-
-_SIGKILL = 9
+__all__ = ["ManagedProcess", "face_of", "process_core"]
 
 
-class Owner(Protocol):
-    """What a process needs of its manager."""
-
-    home: Home
-    tasks: Tasks
-    launcher: Launcher
-    oom: OomWatch
-
-    def heard(self, kind: EventKind, process: ManagedProcess, *, stream: Stream | None = None, size: int = 0) -> None:
-        """Something happened to it."""
-
-    def ended(self, process: ManagedProcess) -> None:
-        """Its status is final."""
-
-    def let_go(self, process: ManagedProcess) -> None:
-        """Somebody wants its end: no supervised restart any more."""
-
-
-class ManagedProcess(Talk):
+class ManagedProcess(Displayable):
     """A process that the manager started. Made by ``ProcessManager.spawn``; its async methods may be awaited on any loop.
 
     >>> pm = ProcessManager()
@@ -87,371 +32,227 @@ class ManagedProcess(Talk):
     >>> await pm.aclose()
     """
 
-    def __init__(self, config: ProcessConfig, *, name: str, owner: Owner, predecessor: ManagedProcess | None = None) -> None:
-        import uuid  # noqa: PLC0415 - it loads platform; the first start pays for it, not the import
+    def __init__(self, core: ProcessCore) -> None:
+        self._core = core
+        self._talk = Talk(core)
 
-        self.id = str(uuid.uuid4())
-        self.name = name
-        self.config = config
-        self.created_at = datetime.now(UTC)
-        self.started = time.monotonic()
-        self.predecessor = predecessor
-        self.restarts: int = 0 if predecessor is None else predecessor.restarts + 1
-        self.ready = False
-        self.annotations: dict[str, object] = {}  # what others know of it, for a run history
-        self.status = ProcessStatus.STARTING
-        self.result: ProcessResult | None = None
-        self.ended_at: datetime | None = None
-        self._owner = owner
-        self.home = owner.home
-        limit = config.output_limit or DEFAULT_MEMORY
-        self.stdout = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
-        self.stderr = OutputLog(memory_limit=limit, spill_limit=DEFAULT_SPILL)
-        self._child: Child | None = None
-        self._reason: EndReason | None = None  # why we stopped it
-        self._kills_before = 0  # for memory, by the system, that were counted before it started
-        self._endings = 0  # how many stops are under way
-        self._drained = False
-        self.paused = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._waiters: Waiters[None] = Waiters()
-        self._output_waiters: Waiters[None] = Waiters()
-        self._callbacks: list[Callable[[ManagedProcess], object]] = []
-        self._readers: dict[Stream, tuple[LineReader, deque[str]]] = {}
-        self._expected: dict[Stream, int] = {}
-        self._order = Interleaved()
+    # -- what it is
 
-    # -- start: called by the manager, on the home loop
+    @property
+    def id(self) -> str:
+        """A uuid."""
+        return self._core.id
 
-    async def launch(self) -> None:
-        """Start the child. Raises OSError or ValueError and leaves nothing behind; the manager makes our errors of them."""
-        config = self.config
-        spec = spec_of(config, token=f"{self._owner.launcher.token}.{self.id}", label=Label(id=self.id, name=self.name))
-        self.started = time.monotonic()
-        self._kills_before = self._owner.oom.mark()
-        self._child = await self._owner.launcher.start(spec, self)
-        self._move(ProcessStatus.RUNNING)
-        self.home.watch()
-        if config.timeout is not None and not self._child.keeps_time:
-            self._timer = self.home.loop.call_later(config.timeout, self._out_of_time)
-        self._owner.heard(EventKind.STARTED, self)
+    @property
+    def name(self) -> str:
+        """Unique among live processes."""
+        return self._core.name
 
-    def failed_to_start(self) -> None:
-        """The manager's word that there will be no child."""
-        self._move(ProcessStatus.FAILED)
-        self.stdout.close()
-        self.stderr.close()
+    @property
+    def config(self) -> ProcessConfig:
+        """What it runs."""
+        return self._core.config
 
-    def mark_ready(self) -> None:
-        """Its readiness probe has passed, or it has none."""
-        self.ready = True
-        self._owner.heard(EventKind.READY, self)
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while it has none. After its end the number may be somebody else's."""
+        return self._core.pid
 
-    def _move(self, status: ProcessStatus) -> None:
-        if not allowed(self.status, status):
-            msg = f"{self.name} can't go from {self.status} to {status}"
-            raise AssertionError(msg)
-        self.status = status
+    @property
+    def identity(self) -> Identity:
+        """(pid, start time). Raises CommunicationError before the start."""
+        return self._core.identity
 
-    # -- what the child tells (engine.child.Listener)
+    @property
+    def host(self) -> str:
+        """The name of the machine that it runs on."""
+        return self._core.host
 
-    def output(self, stream: Stream, data: bytes) -> None:
-        """A chunk arrived."""
-        (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
-        self._order.add(stream is Stream.STDERR, len(data))
-        if self._output_waiters:
-            self._output_waiters.wake(None)
-        self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=len(data))
+    @property
+    def created_at(self) -> datetime:
+        """When it was made; with a time zone."""
+        return self._core.created_at
 
-    def exited(self, how: Exit) -> None:
-        """The process has gone; its pipes are being drained."""
-        self.home.unwatch()
-        if self._timer is not None:
-            self._timer.cancel()
-        killed = how.signal == _SIGKILL or how.exit_code == 128 + _SIGKILL  # the second is a shell's word for the first
-        bad = killed or how.exit_code not in self.config.success_codes
-        if self._reason is None and bad and self._owner.oom.explains(self._kills_before, killed=killed):
-            self._reason = EndReason.OUT_OF_MEMORY
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended; None while it lives."""
+        return self._core.ended_at
 
-    def drained(self) -> None:
-        """All that will ever come has come. While its tree is being ended the result waits for that: a wait must not return before."""
-        self._drained = True
-        if not self._endings:
-            self._finish()
+    @property
+    def execution_time(self) -> float:
+        """Seconds since its start, or from start to end."""
+        return self._core.execution_time
 
-    def _finish(self) -> None:
-        """The result is made and everybody is told."""
-        how = self._child.exit if self._child else None
-        if how is None:
-            return
-        self.stdout.close()
-        self.stderr.close()
-        self.ended_at = datetime.now(UTC)
-        stopped = self._reason is not None and self._reason.by_us
-        self._move(ended_status(exit_code=how.exit_code, signal=how.signal, stopped_by_us=stopped, success=self.config.success_codes))
-        self.paused = False
-        self.result = ProcessResult(
-            process_id=self.id,
-            name=self.name,
-            command=self.config.display,
-            exit_code=how.exit_code,
-            signal=how.signal,
-            stdout_source=self.stdout.settled(),
-            stderr_source=self.stderr.settled(),
-            execution_time=how.at - self.started,
-            status=self.status,
-            reason=self._reason,
-            dropped_bytes=self.stdout.dropped + self.stderr.dropped,
-            peak_rss=how.peak_rss,
-            cpu_time=how.cpu_time,
-            read_bytes=how.read_bytes,
-            written_bytes=how.written_bytes,
-            encoding=self.config.encoding,
-            errors=self.config.errors,
-            order=self._order,
-        )
-        self._waiters.wake(None)
-        self._output_waiters.wake(None)
-        self._owner.ended(self)
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            self._call(callback)
-        tell_end(self.result, self.config.notify, tasks=self._owner.tasks)
+    @property
+    def status(self) -> ProcessStatus:
+        """Where in its life it is."""
+        return self._core.status
 
-    def _call(self, callback: Callable[[ManagedProcess], object]) -> None:
-        call(f"a done callback of {self.name}", callback, self)
+    @property
+    def ready(self) -> bool:
+        """Whether its readiness probe has passed; True at once without one."""
+        return self._core.ready
 
-    # -- waiting
+    @property
+    def paused(self) -> bool:
+        """Whether it was paused."""
+        return self._core.paused
 
-    @hops
+    @property
+    def restarts(self) -> int:
+        """How many predecessors of the same lineage there were."""
+        return self._core.restarts
+
+    @property
+    def predecessor(self) -> ManagedProcess | None:
+        """The process that it followed, by a restart say; None once that has left the history."""
+        before = self._core.predecessor
+        return None if before is None else face_of(before)
+
+    @property
+    def result(self) -> ProcessResult | None:
+        """How it ended; None while it lives."""
+        return self._core.result
+
+    @property
+    def info(self) -> ProcessInfo:
+        """A snapshot."""
+        return self._core.info
+
+    # -- its end
+
     async def wait(self, timeout: float | None = None) -> ProcessResult:
         """Wait for the end of the process (not of its pipes) and return its result; never raises for how it ended.
 
         With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at most
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
-        if self.result is None:
-            async with asyncio.timeout(timeout):
-                await self._ending()
-        assert self.result is not None  # noqa: S101 - for the type checker
-        return self.result
-
-    async def _ending(self) -> None:
-        if self.status.live:
-            await self._waiters.wait()
-
-    async def ended_within(self, seconds: float) -> bool:
-        """Wait at most so long; True if the process has ended by then. For code on the home loop."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ending()
-        return not self.status.live
-
-    async def more_output(self, seen: int) -> None:
-        """Wait until both streams together have written more than ``seen`` bytes, or the process has ended. On the home loop."""
-        if self.status.live and self.stdout.end + self.stderr.end <= seen:
-            await self._output_waiters.wait()
+        return await self._core.wait(timeout)
 
     def add_done_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
-        self.home.post(self._add_callback, callback)
+        self._core.add_done_callback(lambda core: callback(face_of(core)))
 
-    def _add_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
-        if self.status.live:
-            self._callbacks.append(callback)
-        else:
-            self._call(callback)
-
-    # -- ending
-
-    @hops
     async def stop(self, grace: float = 5.0) -> ProcessResult:
-        """SIGTERM to the whole tree, SIGKILL to who is left after ``grace`` seconds; a paused process is continued to hear it.
+        """Its stop signal (SIGTERM) to the whole tree, SIGKILL to who is left after ``grace`` seconds; also of a paused process.
 
         On return nobody of the tree is alive, also where the process had ended by itself. Takes at most ``grace`` + 5.1 seconds;
         raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
         """
-        self._owner.let_go(self)
-        return await self.end_by_task(EndReason.STOPPED, grace=grace)
+        return await self._core.stop(grace)
 
-    @hops
     async def kill(self) -> ProcessResult:
         """SIGKILL to the whole tree at once; otherwise as stop."""
-        self._owner.let_go(self)
-        return await self.end_by_task(EndReason.KILLED, grace=0.0)
-
-    async def end_by_task(self, reason: EndReason, *, grace: float) -> ProcessResult:
-        """The stop without a word about supervision, for the manager's restart."""
-        # A task of its own, not awaited directly: an interrupt of the cell must not leave the tree half ended.
-        task = self._owner.tasks.start(self.end(reason, grace=grace), name=f"stop {self.name}")
-        await asyncio.wait({task})
-        return task.result()
-
-    async def end(self, reason: EndReason, *, grace: float) -> ProcessResult:
-        """The stop itself, for code of ours that is a task already."""
-        self.blame(reason)
-        self._endings += 1
-        try:
-            left = () if self._child is None else await self._child.end_tree(grace=grace)
-        finally:
-            self._one_ending_less()
-        check_ended(left, name=self.name, process_id=self.id)
-        await self._ending()
-        assert self.result is not None  # noqa: S101 - for the type checker
-        return self.result
-
-    def _one_ending_less(self) -> None:
-        self._endings -= 1
-        if not self._endings and self._drained and self.status.live:
-            self._finish()
-
-    def ending(self, reason: str) -> None:
-        """The shim has begun to end its tree: its time is up, or somebody asked the shim."""
-        if reason == "stopped":
-            self._owner.let_go(self)
-        self.blame(EndReason(reason))
-        self._endings += 1
-
-    def tree_ended(self, survivors: Sequence[Survivor]) -> None:
-        """That is over."""
-        try:
-            check_ended(survivors, name=self.name, process_id=self.id)
-        except StopFailed as error:
-            log.error("%s", error)
-        self._one_ending_less()
-
-    def changed(self, *, paused: bool) -> None:
-        """Somebody asked the shim to pause or resume it."""
-        self.paused = paused
-        self._tell(EventKind.PAUSED if paused else EventKind.RESUMED)
-
-    async def end_leftovers(self, *, grace: float) -> None:
-        """After its end: end what it left, such as a server that a killed shell had started."""
-        if self._child is not None:
-            check_ended(await self._child.end_tree(grace=grace), name=self.name, process_id=self.id)
-
-    def blame(self, reason: EndReason) -> None:
-        """From now on its end is our doing."""
-        if self.status.live and self._reason is None and (self._child is None or self._child.exit is None):
-            self._reason = reason
-
-    def ports(self) -> set[int]:
-        """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
-        inodes = listening_inodes()
-        found: set[int] = set()
-        for member in () if self._child is None else members([self._child.root], scan()):
-            handle = open_handle(member.pid)
-            if handle is not None:
-                found.update(handle.ports(lambda: inodes) or ())
-                handle.close()
-        return found
-
-    def _out_of_time(self) -> None:
-        self._owner.tasks.start(self.end(EndReason.TIMEOUT, grace=TIMEOUT_GRACE), name=f"timeout of {self.name}")
+        return await self._core.kill()
 
     # -- signals
 
     def pause(self) -> None:
         """SIGSTOP to its whole tree; nothing if it is paused. Raises CommunicationError when it has ended."""
-        self._signalled(lambda child: child.pause())
-        self.paused = True
-        self._tell(EventKind.PAUSED)
+        self._core.pause()
 
     def resume(self) -> None:
         """SIGCONT to its whole tree. Raises CommunicationError when it has ended."""
-        self._signalled(lambda child: child.resume())
-        self.paused = False
-        self._tell(EventKind.RESUMED)
+        self._core.resume()
 
     def send_signal(self, number: int) -> None:
         """A signal to the process itself. Raises CommunicationError when it has ended."""
-        self._signalled(lambda child: child.send_signal(number))
+        self._core.send_signal(number)
 
     def interrupt(self) -> None:
         """SIGINT like Ctrl-C: to the foreground group of its terminal, or, without one, to its whole tree.
 
         Raises CommunicationError when it has ended.
         """
-        self._signalled(lambda child: child.interrupt())
-
-    def _signalled(self, act: Callable[[Child], None]) -> None:
-        if self._child is None:
-            raise self._broken("has not started")
-        try:
-            act(self._child)
-        except ProcessLookupError:
-            raise self._broken("has ended; there is nobody to signal") from None
-
-    def _tell(self, kind: EventKind) -> None:
-        self.home.post(lambda: self._owner.heard(kind, self))
-
-    # -- looking
+        self._core.interrupt()
 
     def resize(self, rows: int, columns: int) -> None:
         """The window size of its pseudo-terminal; nothing without one."""
-        if self._child is not None:
-            self._child.resize(rows, columns)
+        self._core.resize(rows, columns)
+
+    # -- talking
+
+    async def send(self, data: Data) -> None:
+        """Write to its stdin; text in its encoding. Returns when the system has it all: a child that doesn't read holds it back.
+
+        Raises CommunicationError if it was started without ``stdin=True``, closed its stdin, or has ended. When cancelled a part may
+        have been written.
+        """
+        await self._talk.send(data)
+
+    async def send_line(self, line: str) -> None:
+        """send() with a newline behind it."""
+        await self._talk.send_line(line)
+
+    async def close_stdin(self) -> None:
+        """End of input: what was sent is still delivered. Idempotent."""
+        await self._talk.close_stdin()
 
     @property
-    def child(self) -> Child | None:
-        """What the engine made of it, for the manager; None while there is none."""
-        return self._child
+    def stdout(self) -> OutputLog:
+        """What it wrote to its standard output, by offset; with ``pty=True`` all that it wrote."""
+        return self._core.stdout
 
     @property
-    def pid(self) -> int | None:
-        """Its process id; None while it has none. After its end the number may be somebody else's."""
-        return None if self._child is None else self._child.pid
+    def stderr(self) -> OutputLog:
+        """The same of its standard error."""
+        return self._core.stderr
 
-    @property
-    def host(self) -> str:
-        """The name of the machine that it runs on."""
-        return socket.gethostname()
+    def lines(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0, longest: int = LONGEST_LINE) -> AsyncIterator[str]:
+        """Every line of a stream, from the beginning (or a byte position), until its end. Several readers at once each see them all.
 
-    @property
-    def identity(self) -> Identity:
-        """(pid, start time). Raises CommunicationError before the start."""
-        if self._child is None:
-            raise self._broken("has not started")
-        return self._child.identity
+        Lines come whole, without their newline, in pieces if they are longer than ``longest`` bytes; what can't be decoded becomes U+FFFD,
+        or what ``errors`` says. Of a line that only grows by carriage returns (a progress bar) each part comes as a line, 0.2 seconds late
+        at most. Dropped output leaves a line saying so.
+        """
+        return self._talk.lines(stream, position=position, longest=longest)
 
-    @property
-    def execution_time(self) -> float:
-        """Seconds since its start, or from start to end."""
-        return self.result.execution_time if self.result else time.monotonic() - self.started
+    def blocks(self, stream: Stream | str = Stream.STDOUT, *, position: int = 0, longest: int = LONGEST_LINE) -> AsyncIterator[list[str]]:
+        """The same lines, a list of those that have come at a time: several times as fast for a program that writes much."""
+        return self._talk.blocks(stream, position=position, longest=longest)
 
-    @property
-    def info(self) -> ProcessInfo:
-        """A snapshot."""
-        result = self.result
-        return ProcessInfo(
-            id=self.id,
-            name=self.name,
-            pid=self.pid,
-            status=self.status,
-            created_at=self.created_at,
-            config=self.config,
-            ended_at=self.ended_at,
-            exit_code=result.exit_code if result else None,
-            signal=result.signal if result else None,
-            execution_time=self.execution_time,
-            ready=self.ready,
-            paused=self.paused,
-            restarts=self.restarts,
-            reason=self._reason,
-            stdout_bytes=self.stdout.end,
-            stderr_bytes=self.stderr.end,
-            dropped_bytes=self.stdout.dropped + self.stderr.dropped,
-            peak_rss=result.peak_rss if result else None,
-            last_line=self.last_line(),
-        )
+    async def expect(
+        self, pattern: str | re.Pattern[str], *, timeout: float | None = 30.0, stream: Stream | str | None = None
+    ) -> re.Match[str]:
+        r"""Wait until what it wrote matches a regular expression (``re.search``), and return the match.
+
+        The text is taken as it comes, a prompt without a newline too, from where the match before has ended; ``stream=None`` looks at both
+        streams, each by itself. A match can't be longer than 64 KiB. Raises ExpectTimeout after ``timeout`` seconds, and CommunicationError
+        when the output ends without a match; both show the last lines. What was written stays to be read otherwise.
+        """
+        return await self._talk.expect(pattern, timeout=timeout, stream=stream)
+
+    async def receive_output(self) -> str | None:
+        """The next line of stdout that no earlier call has given; None at the end. Waits for it."""
+        return await self._talk.receive(Stream.STDOUT)
+
+    async def receive_error(self) -> str | None:
+        """The same for stderr."""
+        return await self._talk.receive(Stream.STDERR)
+
+    def tail(self, lines: int = 10) -> str:
+        """The last lines that it wrote, both streams in their order, as a terminal shows them."""
+        return self._core.tail(lines)
 
     def __repr__(self) -> str:
         end = ""
-        if self.result is not None:
-            code = self.result.exit_code
-            end = f" exit {code}" if self.result.signal is None else f" {signal_name(self.result.signal)}"
+        if self._core.result is not None:
+            code = self._core.result.exit_code
+            end = f" exit {code}" if self._core.result.signal is None else f" {signal_name(self._core.result.signal)}"
         paused, what = " paused" if self.paused else "", one_line(self.config.display)
         return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
     def _html_(self) -> Html:
         return Html("<div><code>{}</code><pre>{}</pre></div>").format(text(repr(self)), text(self.tail(), limit=4000))
+
+
+def process_core(process: ManagedProcess) -> ProcessCore:
+    """The machinery behind a process, for other rooms of nbprocs; a stand-in, for a process of another host say, is its own."""
+    core: Any = process
+    found: ProcessCore = getattr(core, "_core", core)
+    return found
+
+
+def face_of(core: ProcessCore) -> ManagedProcess:
+    """What a user holds of it."""
+    return core.face(ManagedProcess)

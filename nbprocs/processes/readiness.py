@@ -20,7 +20,8 @@ from nbprocs.engine.output import LineReader
 from nbprocs.errors import CommunicationError
 from nbprocs.guard import repr_of, text_of
 from nbprocs.model import Stream
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.core import ProcessCore
+from nbprocs.processes.process import ManagedProcess, face_of, process_core
 
 __all__ = ["LogLine", "Port", "Probe", "Ready", "Url", "as_probe", "before_start", "until_ready"]
 
@@ -103,11 +104,11 @@ class LogLine:
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUIET if any(reader.unfinished for reader in readers) else None):
-                    await process.more_output(seen)
+                    await process_core(process).more_output(seen)
                     continue
             if any(found(reader.unfinished) for reader in readers):
                 return True
-            await process.more_output(seen)
+            await process_core(process).more_output(seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class _Own:
     port: int
 
     async def check(self, process: ManagedProcess) -> bool:
-        return self.port in process.ports() and await self.probe.check(process)
+        return self.port in process_core(process).ports() and await self.probe.check(process)
 
     def why(self) -> str:
         """What to say when it never passed."""
@@ -230,10 +231,10 @@ async def before_start(probe: Probe) -> Probe:
     return found if isinstance(found, Probe) else probe
 
 
-async def _asked(probe: Probe, process: ManagedProcess) -> bool:
+async def _asked(probe: Probe, process: ProcessCore) -> bool:
     """One check. Whatever the user's code raises is a CommunicationError with that as its cause: sys.exit() must not end the loop."""
     try:
-        return bool(await probe.check(process))
+        return bool(await probe.check(face_of(process)))
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except BaseException as error:
@@ -241,7 +242,7 @@ async def _asked(probe: Probe, process: ManagedProcess) -> bool:
         raise CommunicationError(msg, process_id=process.id, name=process.name) from error
 
 
-async def until_ready(process: ManagedProcess, probe: Probe) -> bool:
+async def until_ready(process: ProcessCore, probe: Probe) -> bool:
     """Ask until the probe passes (True) or the process has ended (False). Cancel it to limit the time.
 
     Raises CommunicationError for a probe that raises.

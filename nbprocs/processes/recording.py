@@ -112,4 +112,7 @@ def witness(runs: Any, subscribe: Subscribe, look: Look) -> Any:
 
 def annotate(process: ManagedProcess, **about: Any) -> None:
     """Say more of a process than it knows, before its end, for its row: ``task``, ``queued`` (seconds since the epoch), ``parent``."""
-    process.annotations = {**process.annotations, **about}
+    from nbprocs.processes.process import process_core  # noqa: PLC0415 - a manager needs this module, not that one
+
+    core = process_core(process)
+    core.annotations = {**core.annotations, **about}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from nbprocs.checks import whole
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.core import ProcessCore
 from nbprocs.redact import readable
 
 __all__ = ["Registry", "Slots"]
@@ -78,16 +78,16 @@ class Registry:
     """All live processes and a bounded history of ended ones."""
 
     def __init__(self, *, history: int, history_bytes: int) -> None:
-        self._live: dict[str, ManagedProcess] = {}
-        self._ended: OrderedDict[str, ManagedProcess] = OrderedDict()  # oldest end first
-        self._names: dict[str, ManagedProcess] = {}
+        self._live: dict[str, ProcessCore] = {}
+        self._ended: OrderedDict[str, ProcessCore] = OrderedDict()  # oldest end first
+        self._names: dict[str, ProcessCore] = {}
         self._history = history
         self._history_bytes = history_bytes
         self._bytes = 0
         self._spilled = 0
         self._numbers = itertools.count(1)
 
-    def __iter__(self) -> Iterator[ManagedProcess]:
+    def __iter__(self) -> Iterator[ProcessCore]:
         """Of one moment, for readers on other threads: processes come and go while they look.
 
         The live ones are taken first, each list in one step of the interpreter: who ends in between is in both, and told once.
@@ -96,7 +96,7 @@ class Registry:
         return iter(dict.fromkeys([*self._ended.values(), *live]))
 
     @property
-    def live(self) -> tuple[ManagedProcess, ...]:
+    def live(self) -> tuple[ProcessCore, ...]:
         """Those that have not ended."""
         return tuple(self._live.values())
 
@@ -120,20 +120,21 @@ class Registry:
                 hint=f"choose another name, or `await pm.terminate({name!r})` first; pm.restart and pm.replace keep the name",
             )
 
-    def add(self, process: ManagedProcess) -> None:
+    def add(self, process: ProcessCore) -> None:
         """A process that is being started; its name must be free."""
         self._live[process.id] = process
         self._names[process.name] = process
 
-    def discard(self, process: ManagedProcess) -> None:
+    def discard(self, process: ProcessCore) -> None:
         """A start that failed: no trace stays."""
+        process.forget_face()
         self._live.pop(process.id, None)
         if self._names.get(process.name) is process:
             del self._names[process.name]
             if process.predecessor is not None and process.predecessor.id in self._ended:
                 self._names[process.name] = process.predecessor
 
-    def rename(self, process: ManagedProcess, name: str) -> None:
+    def rename(self, process: ProcessCore, name: str) -> None:
         """Give it another name, which must be free."""
         self.check_free(name)
         if self._names.get(process.name) is process:
@@ -141,13 +142,13 @@ class Registry:
         process.name = name
         self._names[name] = process
 
-    def swap(self, old: ManagedProcess, new: ManagedProcess) -> None:
+    def swap(self, old: ProcessCore, new: ProcessCore) -> None:
         """The new one takes the old one's name, and the other way round, in one step."""
         old.name, new.name = new.name, old.name
         self._names[old.name] = old
         self._names[new.name] = new
 
-    def ended(self, process: ManagedProcess, *, keep: Callable[[str], bool]) -> list[ManagedProcess]:
+    def ended(self, process: ProcessCore, *, keep: Callable[[str], bool]) -> list[ProcessCore]:
         """Move it to the history; returns who fell out of the history for it. Nobody falls out for whom ``keep(id)`` says so."""
         del self._live[process.id]
         self._ended[process.id] = process
@@ -164,18 +165,27 @@ class Registry:
     def _too_much(self) -> bool:
         return len(self._ended) > self._history or self._bytes > self._history_bytes or self._spilled > _SPILLED_KEPT
 
-    def _forget(self, process_id: str) -> ManagedProcess:
+    def _forget(self, process_id: str) -> ProcessCore:
         process = self._ended.pop(process_id)
         self._bytes -= _held(process)
         self._spilled -= _spills(process)
         if self._names.get(process.name) is process:
             del self._names[process.name]
         process.predecessor = None  # else a lineage would keep all its ancestors
+        process.forget_face()
         return process
 
-    def get(self, key: str) -> ManagedProcess:
-        """By id, else by name (the youngest of that name). Raises UnknownProcess."""
-        process = self._live.get(key) or self._ended.get(key) or self._names.get(key)
+    def names(self) -> tuple[str, ...]:
+        """All names that somebody has or had."""
+        return tuple(self._names)
+
+    def find(self, key: str) -> ProcessCore | None:
+        """By id, else by name (the youngest of that name)."""
+        return self._live.get(key) or self._ended.get(key) or self._names.get(key)
+
+    def get(self, key: str) -> ProcessCore:
+        """The same. Raises UnknownProcess."""
+        process = self.find(key)
         if process is None:
             known = ", ".join(sorted(self._names)[:10]) or "none"
             close = difflib.get_close_matches(str(key), self._names, n=3)
@@ -184,9 +194,9 @@ class Registry:
         return process
 
 
-def _held(process: ManagedProcess) -> int:
+def _held(process: ProcessCore) -> int:
     return process.stdout.in_memory + process.stderr.in_memory + 2048
 
 
-def _spills(process: ManagedProcess) -> int:
+def _spills(process: ProcessCore) -> int:
     return bool(process.stdout.spilled) + bool(process.stderr.spilled)

@@ -1,43 +1,88 @@
-"""What the engine is told of a start: the Spec of a config."""
+"""What the engine is told of a start: the Spec of a config, and the files that it names."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from nbprocs.config import ProcessConfig
+from nbprocs.config import HasDescriptor, ProcessConfig
 from nbprocs.engine.child import Label, Spec, child_environment, shell_argv
 
-__all__ = ["spec_of"]
+__all__ = ["opened", "spec_of"]
 
-_OURS = {
-    "command",
-    "args",
-    "shell",
-    "working_dir",
-    "env_vars",
-    "encoding",
-    "errors",
-    "timeout",
-    "name",
-    "title",
-    "success_codes",
-    "output_limit",
-    "notify",
-}
-_ENGINES = {f.name for f in fields(Spec)}
+_OURS = frozenset(
+    [
+        "command",
+        "args",
+        "shell",
+        "working_dir",
+        "env_vars",
+        "stdin",
+        "stdout",
+        "stderr",
+        "rlimits",
+        "encoding",
+        "errors",
+        "timeout",
+        "name",
+        "title",
+        "success_codes",
+        "output_limit",
+        "detach",
+        "notify",
+    ]
+)
+_ENGINES = frozenset(f.name for f in fields(Spec))
 
 
-def spec_of(config: ProcessConfig, *, token: str, label: Label) -> Spec:
+@contextlib.contextmanager
+def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
+    """The descriptors of the files that stdin, stdout and stderr name, open for the start. Raises OSError.
+
+    A path is written anew; ``again``, for a restart, adds to it: the output of the life before says why it ended. One path for both is
+    one file. Of an open file what Python still holds is written first.
+    """
+    found: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        for option in ("stdin", "stdout", "stderr"):
+            value = getattr(config, option)
+            if isinstance(value, HasDescriptor):
+                flush = getattr(value, "flush", None)
+                if option != "stdin" and callable(flush):
+                    flush()
+                found[option] = value.fileno()
+            elif option == "stderr" and value is not None and value == config.stdout:
+                found[option] = found["stdout"]
+            elif isinstance(value, (str, os.PathLike)):
+                found[option] = _open(os.fspath(value), write=option != "stdin", again=again)
+                stack.callback(os.close, found[option])
+        yield found
+
+
+def _open(path: str, *, write: bool, again: bool) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISFIFO(Path(path).stat().st_mode):
+            raise ValueError(f"{path} is a FIFO, which may not open for hours: open it yourself, and give the open file")
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if again else os.O_TRUNC) if write else os.O_RDONLY
+    return os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+
+def spec_of(config: ProcessConfig, files: Mapping[str, int], *, token: str, label: Label) -> Spec:
     """All that a start needs. Raises ValueError for an option that the engine does not have."""
-    wanted = config.changed()
-    written = isinstance(config.stdin, bytes)
-    wanted["stdin"] = config.takes_input or written
-    if config.stdin is not False and not wanted["stdin"]:
-        raise ValueError("stdin= from a file is not to be had on this system")
-    options = {option: value for option, value in wanted.items() if option not in _OURS}
+    options: dict[str, Any] = {option: value for option, value in config.changed().items() if option not in _OURS}
     for option in options:
         if option not in _ENGINES:
             raise ValueError(f"{option}= is not to be had on this system")
+    if config.rlimits:
+        import resource  # noqa: PLC0415 - POSIX only
+
+        options["rlimits"] = {getattr(resource, f"RLIMIT_{name}"): limits for name, limits in config.rlimits.items()}
+    options["stdin"] = config.takes_input or isinstance(config.stdin, bytes)
     return Spec(
         argv=shell_argv(config.command) if config.shell else config.argv,
         env=child_environment(config.env_vars),
@@ -45,5 +90,5 @@ def spec_of(config: ProcessConfig, *, token: str, label: Label) -> Spec:
         timeout=config.timeout,
         token=token,
         label=label,
-        **options,
+        **{**options, **files},
     )

@@ -18,7 +18,8 @@ from nbprocs.checks import number
 from nbprocs.engine.home import Tasks
 from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os, error_from_result
 from nbprocs.model import EndReason, ProcessConfig, ProcessResult
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.core import ProcessCore
+from nbprocs.processes.talk import Talk
 from nbprocs.redact import readable
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class Launch:
         return as_probe(self.ready)
 
 
-async def feed(process: ManagedProcess, data: bytes) -> None:
+async def feed(process: ProcessCore, data: bytes) -> None:
     """Write its whole input and close it."""
     with contextlib.suppress(CommunicationError):  # it did not want all of it: its exit status says whether that is an error
-        await process.write_input(data)
-        await process.close_stdin()
+        await Talk(process).write_input(data)
+        await Talk(process).close_stdin()
 
 
 Told = Callable[[ProcessResult], None] | None
@@ -98,7 +99,7 @@ _STEPS = {  # what a start may fail at besides the program itself, and what to d
 }
 
 
-def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ManagedProcess) -> ProcessError:
+def start_error(config: ProcessConfig, cause: OSError | ValueError, process: ProcessCore) -> ProcessError:
     """Ours for what the system, or Python in front of it, said of a start."""
     fields: dict[str, Any] = {"process_id": process.id, "name": process.name}
     command = config.display or "''"
@@ -172,7 +173,7 @@ async def before_start(probe: Probe) -> Probe:
     return await readiness.before_start(probe)
 
 
-async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
+async def become_ready(process: ProcessCore, probe: Probe, *, seconds: float, tasks: Tasks, grace: float) -> None:
     """Wait until its probe passes. If it does not in time, or the wait is cancelled, the process is stopped; raises NotReady."""
     from nbprocs.processes.readiness import until_ready  # noqa: PLC0415 - loaded with the probe
 
@@ -194,7 +195,7 @@ async def become_ready(process: ManagedProcess, probe: Probe, *, seconds: float,
     process.mark_ready()
 
 
-def _not_ready(process: ManagedProcess, why: str, hint: str) -> NotReady:
+def _not_ready(process: ProcessCore, why: str, hint: str) -> NotReady:
     result = process.result
     return NotReady(
         f"{process.name} {why}",

@@ -35,7 +35,7 @@ Later = Callable[[float, Callable[[], None]], Cancel]
 
 
 class Supervised(Protocol):
-    """What a supervisor knows of a process; ManagedProcess is one."""
+    """What a supervisor knows of a process; ProcessCore is one."""
 
     @property
     def id(self) -> str:

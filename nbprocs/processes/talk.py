@@ -1,4 +1,4 @@
-"""Talking: what is written to a process and read from it. The half of ManagedProcess that deals with bytes and lines.
+"""Talking: what is written to a process and read from it.
 
 State stays where it is made: the logs are fed by the process, its child writes; here are only the ways to use them.
 """
@@ -9,42 +9,33 @@ import asyncio
 import contextlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from nbprocs.checks import data as bytes_of
 from nbprocs.checks import refuse, seconds, text, whole
-from nbprocs.config import Data, ProcessConfig
-from nbprocs.display import Displayable
-from nbprocs.engine.child import Child
-from nbprocs.engine.home import Home, hops
+from nbprocs.config import Data
+from nbprocs.engine.home import hops
 from nbprocs.engine.output import LONGEST_LINE, LineReader, OutputLog
-from nbprocs.errors import CommunicationError, ExpectTimeout
-from nbprocs.model import ProcessResult, Stream
+from nbprocs.errors import ExpectTimeout
+from nbprocs.model import Stream
 from nbprocs.processes.window import TextWindow
-from nbprocs.terminal import Interleaved, tail_text
+
+if TYPE_CHECKING:
+    from nbprocs.processes.core import ProcessCore
 
 __all__ = ["Talk"]
 
 _CHUNK_OF_LINES = 1 << 20  # bytes that lines() hands out before it lets the loop breathe
-_TAIL = 64 << 10  # bytes of each stream that the last lines are looked for in
 _PATIENCE = 0.2  # seconds that a line which grows by carriage returns may stay without an end
 
 
-class Talk(Displayable):
-    """Send to a process and read its output; the base of ManagedProcess, which makes what is declared here."""
+class Talk:
+    """What is written to a process and read from it. Each of its methods may be awaited on any loop."""
 
-    id: str
-    name: str
-    config: ProcessConfig
-    home: Home
-    result: ProcessResult | None
-    stdout: OutputLog
-    stderr: OutputLog
-    _child: Child | None
-    _readers: dict[Stream, tuple[LineReader, deque[str]]]
-    _expected: dict[Stream, int]  # where the next search of expect() begins
-    _order: Interleaved
-    more_output: Callable[[int], Awaitable[None]]
+    def __init__(self, core: ProcessCore) -> None:
+        self._core = core
+        self.home = core.home
 
     @hops
     async def send(self, data: Data) -> None:
@@ -53,18 +44,18 @@ class Talk(Displayable):
         Raises CommunicationError if it was started without ``stdin=True``, closed its stdin, or has ended. When cancelled a part may
         have been written.
         """
-        if not self.config.takes_input:
-            raise self._broken("has no stdin; start it with stdin=True")
-        await self.write_input(bytes_of("data", data, encoding=self.config.encoding, errors=self.config.errors))
+        if not self._core.config.takes_input:
+            raise self._core.broken("has no stdin; start it with stdin=True")
+        await self.write_input(bytes_of("data", data, encoding=self._core.config.encoding, errors=self._core.config.errors))
 
     async def write_input(self, data: bytes) -> None:
         """Write to its stdin, whoever is to write there. For code on the home loop."""
-        if self._child is None:
-            raise self._broken("has not started")
+        if self._core.child is None:
+            raise self._core.broken("has not started")
         try:
-            await self._child.write(data)
+            await self._core.child.write(data)
         except (BrokenPipeError, ConnectionResetError):
-            raise self._broken("no longer reads its stdin") from None
+            raise self._core.broken("no longer reads its stdin") from None
 
     async def send_line(self, line: str) -> None:
         """send() with a newline behind it."""
@@ -73,13 +64,8 @@ class Talk(Displayable):
     @hops
     async def close_stdin(self) -> None:
         """End of input: what was sent is still delivered. Idempotent."""
-        if self._child is not None and self.config.stdin is not False:
-            await self._child.close_stdin()
-
-    def _broken(self, what: str, kind: type[CommunicationError] = CommunicationError) -> CommunicationError:
-        result, fields = self.result, {"process_id": self.id, "name": self.name, "command": self.config.display, "last_output": self.tail()}
-        how = {} if result is None else {"exit_code": result.exit_code, "signal": result.signal}
-        return kind(f"{self.name} {what}", **fields, **how)  # type: ignore[arg-type]
+        if self._core.child is not None and self._core.config.stdin is not False:
+            await self._core.child.close_stdin()
 
     # -- reading
 
@@ -108,7 +94,7 @@ class Talk(Displayable):
                 await asyncio.sleep(0)
 
     def _reader(self, source: OutputLog, position: int = 0, *, limit: int = LONGEST_LINE) -> LineReader:
-        return LineReader(source, position, encoding=self.config.encoding, errors=self.config.errors, limit=limit)
+        return LineReader(source, position, encoding=self._core.config.encoding, errors=self._core.config.errors, limit=limit)
 
     @hops
     async def _next_lines(self, reader: LineReader) -> list[str] | None:
@@ -144,39 +130,32 @@ class Talk(Displayable):
         limit = seconds("timeout", timeout, zero=True)
         streams = tuple(Stream) if stream is None else (Stream(stream),)
         found, stream, position = await self._expect(compiled, limit, streams)
-        self._expected[stream] = position  # on the caller's side of the hop: a cancelled wait must lose nothing
+        self._core.expected[stream] = position  # on the caller's side of the hop: a cancelled wait must lose nothing
         return found
 
     @hops
     async def _expect(
         self, pattern: re.Pattern[str], limit: float | None, streams: tuple[Stream, ...]
     ) -> tuple[re.Match[str], Stream, int]:
-        windows = {name: TextWindow(self._log(name), self._expected.get(name, 0), self.config) for name in streams}
+        windows = {name: TextWindow(self._log(name), self._core.expected.get(name, 0), self._core.config) for name in streams}
         try:
             async with asyncio.timeout(limit):
                 while True:
-                    seen = self.stdout.end + self.stderr.end
+                    seen = self._core.stdout.end + self._core.stderr.end
                     for name, window in windows.items():
                         found = window.search(pattern)
                         if found is not None:
                             return found, name, window.behind(found)
                     if all(window.over for window in windows.values()):
-                        raise self._broken(f"ended without output that matches {pattern.pattern!r}")
-                    await self.more_output(seen)
+                        raise self._core.broken(f"ended without output that matches {pattern.pattern!r}")
+                    await self._core.more_output(seen)
         except TimeoutError:
-            raise self._broken(f"wrote nothing that matches {pattern.pattern!r} within {limit:g} s", ExpectTimeout) from None
+            raise self._core.broken(f"wrote nothing that matches {pattern.pattern!r} within {limit:g} s", ExpectTimeout) from None
 
-    async def receive_output(self) -> str | None:
-        """The next line of stdout that no earlier call has given; None at the end. Waits for it."""
-        return await self._receive(Stream.STDOUT)
-
-    async def receive_error(self) -> str | None:
-        """The same for stderr."""
-        return await self._receive(Stream.STDERR)
-
-    async def _receive(self, stream: Stream) -> str | None:
+    async def receive(self, stream: Stream) -> str | None:
+        """The next line of a stream that no earlier call has given; None at the end. Waits for it."""
         # Taken on the caller's side of a hop, in one step: a line must not be lost when the wait is cancelled while it arrives.
-        _, pending = self._readers.setdefault(stream, (self._reader(self._log(stream)), deque()))
+        _, pending = self._core.readers.setdefault(stream, (self._reader(self._log(stream)), deque()))
         while True:
             with contextlib.suppress(IndexError):
                 return pending.popleft()
@@ -185,7 +164,7 @@ class Talk(Displayable):
 
     @hops
     async def _fill(self, stream: Stream) -> bool:
-        reader, pending = self._readers[stream]
+        reader, pending = self._core.readers[stream]
         while not pending:
             block = reader.take()
             if block is None:
@@ -196,17 +175,7 @@ class Talk(Displayable):
         return True
 
     def _log(self, stream: Stream | str) -> OutputLog:
-        return self.stdout if Stream(stream) is Stream.STDOUT else self.stderr
-
-    def tail(self, lines: int = 10) -> str:
-        """The last lines that it wrote, both streams in their order, as a terminal shows them."""
-        data = self._order.tail(self.stdout.tail(_TAIL), self.stderr.tail(_TAIL))
-        return tail_text(data.decode(self.config.encoding, "replace"), lines=whole("lines", lines, least=1))
-
-    def last_line(self) -> str:
-        """The last line that is not empty of the stream that wrote last; at most 200 characters."""
-        latest, other = (self.stdout, self.stderr) if self._order.last == 0 else (self.stderr, self.stdout)
-        return latest.last_line() or other.last_line()
+        return self._core.stdout if Stream(stream) is Stream.STDOUT else self._core.stderr
 
 
 def _compiled(pattern: object) -> re.Pattern[str]:

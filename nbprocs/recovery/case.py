@@ -10,7 +10,7 @@ from typing import Any
 from nbprocs.errors import ProcessError, ProcessFailed, RestartsExhausted, error_from_result
 from nbprocs.policy import Life
 from nbprocs.processes.manager import ProcessManager
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, Step, StepKind
 from nbprocs.recovery.rules import Plan
@@ -132,7 +132,7 @@ class Case:
     async def _settled(self, process: ManagedProcess) -> tuple[str, BaseException | None]:
         """What became of a new process: it completed, it runs on, or it failed."""
         settle = self._around.settle if self._plan.settle is None else self._plan.settle
-        if not await process.ended_within(min(settle, _FOREVER)):
+        if not await process_core(process).ended_within(min(settle, _FOREVER)):
             self.seen.discard(process.id)  # should it end from here on, that is another error
             self._note(StepKind.HEALTHY, process_id=process.id)
             return f"running as pid {process.pid}", None
@@ -171,9 +171,11 @@ class Case:
         process, episode = self.process, self._episode
         now = time.monotonic()
         if process is not None:
-            ended = process.started + process.result.execution_time if process.result else now
+            ended = process_core(process).started + process.result.execution_time if process.result else now
             code = process.result.exit_code if process.result else None
-            episode.lives.append(Life(started=process.started, ended=ended, what=str(self.error).partition("\n")[0], exit_code=code))
+            episode.lives.append(
+                Life(started=process_core(process).started, ended=ended, what=str(self.error).partition("\n")[0], exit_code=code)
+            )
         return Incident(
             name=self.name,
             error=self.error,

@@ -24,7 +24,7 @@ from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, ProcessFailed, RestartsExhausted, UnknownProcess, error_from_result
 from nbprocs.model import EventKind, ProcessEvent, ProcessStatus
 from nbprocs.policy import RetryPolicy
-from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.recovery.callbacks import Callbacks
 from nbprocs.recovery.case import Case, Episode, Surroundings
@@ -90,10 +90,10 @@ class ErrorHandler(Displayable):
         if settle != math.inf:  # for jobs: until it has ended
             number("settle", settle, least=0, most=LONGEST, what="a number of seconds, 0 or more")
         number("callback_timeout", callback_timeout, above=0, most=LONGEST, what="a positive number of seconds")
-        self.home: Home = manager.home
+        self.home: Home = manager_core(manager).home
         self._manager = manager
         self._automatic = flag("automatic", automatic)
-        self._tasks = Tasks(manager.home)
+        self._tasks = Tasks(manager_core(manager).home)
         self.journal: Journal = Journal()
         self._around = Surroundings(manager=manager, pool=pool, journal=self.journal, settle=settle, clock=clock, sleep=sleep)
         self._rules = Rules()
@@ -213,7 +213,7 @@ class ErrorHandler(Displayable):
         if process is not None and process.id in self._reports:
             return self._reports[process.id]
         if name not in self._cases:
-            if process is not None and self._manager.supervisor.supervises(process.id):
+            if process is not None and manager_core(self._manager).supervisor.supervises(process.id):
                 return self._left_to_supervisor(process, problem)
             plan = self._rules.plan(name)
             if not plan:
@@ -353,7 +353,7 @@ class ErrorHandler(Displayable):
             self._note(StepKind.STOPPED, event, what=error.reason or "")
         else:
             self._learn(event.name, event.process_id, error)
-            if not self._manager.supervisor.supervises(event.process_id):
+            if not manager_core(self._manager).supervisor.supervises(event.process_id):
                 self._act(event.name, process, error)
 
     def _act(self, name: str, process: ManagedProcess | None, error: BaseException) -> None:

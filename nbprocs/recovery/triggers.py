@@ -9,7 +9,7 @@ from nbprocs.checks import LONGEST, number, text, whole
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Unhealthy
 from nbprocs.guard import finish, repr_of
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.processes.readiness import Probe, as_probe
 from nbprocs.recovery.rules import matches
 
@@ -142,7 +142,7 @@ class Liveness:
 
     async def _watch(self, process: ManagedProcess) -> None:
         bad, why = 0, ""
-        while not await process.ended_within(self._interval):
+        while not await process_core(process).ended_within(self._interval):
             if process.paused:
                 bad = 0  # its owner wants it to be still
                 continue

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from nbprocs.model import EventKind, ProcessConfig
-from nbprocs.processes.process import ManagedProcess
+from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.runs.provenance import Inputs, Repositories
 from nbprocs.runs.schema import COLUMNS
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
@@ -255,7 +255,7 @@ def _own(config: ProcessConfig) -> dict[str, str | None]:
 
 
 def _annotated(process: ManagedProcess) -> dict[str, Any]:
-    about = process.annotations
+    about = process_core(process).annotations
     found: dict[str, Any] = {name: about[name] for name in ("task", "queued", "parent") if name in about}
     task = process.config.env_vars.get(_TASK)
     return {"task": task, **found} if task else found

@@ -87,6 +87,7 @@ class Core:
             for name, _ in options.resources:
                 runner.room.declare(name)
         runner.missing = found.missing
+        runner.adoptees = {key: (runner.queue.entries[key], started) for key, started in found.running.items()}
         runner.restore()
         return last
 
@@ -212,6 +213,14 @@ class Core:
             self._changed(entry, priority=priority)
 
         self.act(act, entry)
+
+    def cancel_all(self, group: str | None) -> None:
+        """Cancel all that have not ended, or those of one group; see TaskScheduler.cancel."""
+        runner = self.runner
+        for entry in [e for e in runner.queue if group is None or e.options.group == group]:
+            if entry.key in runner.queue.entries:
+                runner.cancel(entry, flush=False)
+        runner.writer.flush()
 
     def check_secrets(self, entry: Entry) -> None:
         """Take secrets that were not stored from the environment. Raises ValueError if they are still not there."""

@@ -7,6 +7,7 @@ from typing import Any
 from nbprocs import checks
 from nbprocs.config import ProcessConfig
 from nbprocs.errors import NameInUse, ResourceExhausted
+from nbprocs.scheduler.backend import Adopting
 from nbprocs.scheduler.core import Core
 from nbprocs.scheduler.entry import DEFAULTS, Entry, TaskOptions
 from nbprocs.scheduler.handle import TaskHandle
@@ -108,6 +109,8 @@ def options_of(core: Core, command: Any, given: Mapping[str, Any]) -> TaskOption
     made = make_options(command if isinstance(command, ProcessConfig) else None, **given)
     if made.config is not None and _is_function(command) and (wrong := made.config.changed().keys() - {"command", "notify"}):
         raise TypeError(f"a function has no process of its own: {', '.join(sorted(wrong))} can't be set")
+    if made.detached and (core.store is None or not isinstance(core.runner.backend, Adopting)):
+        raise ValueError("detach=True needs a store= for the next kernel to find the task in, and this machine's processes, which go on")
     room, queue = core.runner.room, core.runner.queue
     for name, amount in made.resources:
         room.declare(name)

@@ -318,8 +318,8 @@ class TaskScheduler(Displayable):
 
     def cancel(self, *, group: str | None = None) -> None:
         """Cancel all tasks that have not ended, or those of one group; running ones tree and all."""
-        runner, name = self._core.runner, check_name("group", group)
-        self._core.do(lambda: runner.cancel_all(name))
+        name = check_name("group", group)
+        self._core.do(lambda: self._core.cancel_all(name))
 
     def subscribe(self, callback: Callable[[SchedulerEvent], object]) -> Callable[[], None]:
         """Call it with every event, on the home loop; it must not block. Returns what ends the subscription."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,24 @@ class Notebook:
 def census(folder: Path, *, notebooks: Mapping[int, Notebook]) -> dict[str, Any]:
     """Ask all shims once; blocks at most a second. ``notebooks`` says by a kernel's pid where it is seen.
 
+    ``"kernels"`` are the ids of those that have loaded nbprocs.
     A shim that does not answer is named under ``"silent"``; one whose socket nobody serves any more is left out.
     """
     replies = [reply for reply in ask_all(folder, {"op": "status"}, timeout=_PATIENCE) if not reply.gone]
     rows = [row for reply in replies if reply.answer is not None for row in _rows(reply, notebooks)]
+    kernels = sorted({row.kernel for row in map(_seen(notebooks), replies) if row.kernel})
     silent = [{"socket": reply.path.name, "error": reply.error} for reply in replies if reply.answer is None]
-    return {"at": time.time(), "processes": rows, "silent": silent}
+    return {"at": time.time(), "processes": rows, "kernels": kernels, "silent": silent}
+
+
+def _seen(notebooks: Mapping[int, Notebook]) -> Callable[[Reply], Notebook]:
+    return lambda reply: notebooks.get((reply.answer or {}).get("shim", {}).get("kernel_pid"), Notebook(kernel=""))
 
 
 def _rows(reply: Reply, notebooks: Mapping[int, Notebook]) -> Iterable[dict[str, Any]]:
     answer = reply.answer or {}
     shim = answer.get("shim", {})
-    seen = notebooks.get(shim.get("kernel_pid"), Notebook(kernel=""))
+    seen = _seen(notebooks)(reply)
     common = {
         "socket": reply.path.name,
         "detached": bool(shim.get("detached")),

@@ -8,6 +8,7 @@ from typing import Any
 from nbprocs.display import Html, cell, joined, plain, text
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.monitor import Alert, ProcessMonitor
+from nbprocs.processes.manager import manager_core
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.record import MUTED, sparkline
 from nbprocs.widgets.sampling import Readings, readings_of
@@ -232,5 +233,8 @@ class Charts(View):
 
     def __init__(self, manager: Any, *, monitor: ProcessMonitor | None = None, height: int = 170) -> None:
         super().__init__(
-            {"charts": ChartsPart(manager, monitor, readings_of(manager, monitor))}, model=manager, home=manager.home, height=height
+            {"charts": ChartsPart(manager, monitor, readings_of(manager, monitor))},
+            model=manager,
+            home=manager_core(manager).home,
+            height=height,
         )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.processes.manager import manager_core
 from nbprocs.widgets.base import Part, View
 from nbprocs.widgets.charts import ChartsPart
 from nbprocs.widgets.process_table import TablePart
@@ -55,7 +56,7 @@ class Dashboard(View):
             from nbprocs.widgets.boards import PoolPart  # noqa: PLC0415 - see above
 
             parts[f"pool{number}"] = PoolPart(one)
-        super().__init__(parts, model=manager, home=manager.home, arranged="dashboard", height=height)
+        super().__init__(parts, model=manager, home=manager_core(manager).home, arranged="dashboard", height=height)
 
 
 def _several(given: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from nbprocs.display import Html, plain
 from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
+from nbprocs.processes.process import process_core
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.python_line import spawn_line
 from nbprocs.widgets.record import ending, process_html, status_word
@@ -245,13 +246,13 @@ class PanePart(Part):
 
     def watch_record(self, changed: Callable[[], None], *, live: bool) -> Callable[[], None]:
         """After the process has ended, and now and then while it writes."""
-        tasks = Tasks(self._process.home)
+        tasks = Tasks(process_core(self._process).home)
         every = _LIVE_EVERY if live else _RECORD_EVERY
 
         async def follow() -> None:
             seen = 0
             while self._process.status.live:
-                await self._process.more_output(seen)
+                await process_core(self._process).more_output(seen)
                 seen = self._process.stdout.end + self._process.stderr.end
                 changed()
                 await asyncio.sleep(every)
@@ -346,4 +347,4 @@ class OutputPane(View):
     """
 
     def __init__(self, process: Any, *, height: int = 300) -> None:
-        super().__init__({"pane": PanePart(process)}, model=process, home=process.home, height=height)
+        super().__init__({"pane": PanePart(process)}, model=process, home=process_core(process).home, height=height)

@@ -9,6 +9,7 @@ from typing import Any
 from nbprocs.display import Html, plain
 from nbprocs.errors import ProcessError, UnknownProcess
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
+from nbprocs.processes.manager import manager_core
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.output_pane import PanePart
 from nbprocs.widgets.record import ending, status_word, table_html
@@ -322,4 +323,4 @@ class ProcessTable(View):
 
     def __init__(self, manager: Any, *, monitor: Any = None, height: int = 360) -> None:
         part = TablePart(manager, readings_of(manager, monitor))
-        super().__init__({"table": part}, model=manager, home=manager.home, height=height)
+        super().__init__({"table": part}, model=manager, home=manager_core(manager).home, height=height)

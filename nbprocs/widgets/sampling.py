@@ -12,6 +12,7 @@ from typing import Any
 from nbprocs.engine.home import Tasks
 from nbprocs.model import EventKind
 from nbprocs.monitor import ProcessMonitor
+from nbprocs.processes.manager import manager_core
 
 __all__ = ["Reading", "Readings", "readings_of"]
 
@@ -70,7 +71,7 @@ class Readings:
         if monitor is None:
             monitor = self._monitor = ProcessMonitor(interval=INTERVAL, members=False, history_bytes=_HISTORY_BYTES)
             monitor.watch(self._manager)
-        home = self._manager.home
+        home = manager_core(self._manager).home
         self._unsubscribe = [
             monitor.subscribe(lambda: self._tick() if home.here else home.post(self._tick)),
             self._manager.subscribe(lambda event: home.post(self._end) if event.kind is EventKind.CLOSED else None),
@@ -82,7 +83,7 @@ class Readings:
             unsubscribe()
         self._unsubscribe = []
         if self._monitor is not None:
-            Tasks(self._manager.home).start(self._monitor.aclose(), name="close a view's monitor")
+            Tasks(manager_core(self._manager).home).start(self._monitor.aclose(), name="close a view's monitor")
             self._monitor = None
 
     def _tick(self) -> None:

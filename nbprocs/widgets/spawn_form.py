@@ -14,6 +14,7 @@ from nbprocs.config import ProcessConfig
 from nbprocs.display import Html, joined, plain
 from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, ResourceExhausted, StartupFailed
 from nbprocs.model import EventKind
+from nbprocs.processes.manager import manager_core
 from nbprocs.processes.readiness import LogLine, Port, Url
 from nbprocs.redact import is_secret_name, mask_text
 from nbprocs.widgets.base import Host, Part, View
@@ -330,4 +331,4 @@ class SpawnForm(View):
     """
 
     def __init__(self, manager: Any) -> None:
-        super().__init__({"form": FormPart(manager)}, model=manager, home=manager.home)
+        super().__init__({"form": FormPart(manager)}, model=manager, home=manager_core(manager).home)

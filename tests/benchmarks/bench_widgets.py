@@ -24,6 +24,7 @@ from jupyter_client.session import Session
 
 from nbprocs import ProcessManager, ProcessStatus
 from nbprocs.model import ProcessConfig, ProcessInfo
+from nbprocs.processes.manager import manager_core
 from nbprocs.widgets import OutputPane, ProcessTable
 from nbprocs.widgets.sampling import Reading
 from tests.browser.server import CHROMIUM, FLAGS, Server, missing, serve
@@ -138,7 +139,7 @@ class Pulse:
 async def table_run() -> tuple[float, float, float]:
     """Bytes a second and share of a core of the table; bytes a second of the same as an HTML table."""
     async with ProcessManager() as pm:
-        crowd = Crowd(pm.home, pm.tasks)
+        crowd = Crowd(manager_core(pm).home, manager_core(pm).tasks)
         view = ProcessTable(crowd)
         pulse = Pulse(crowd)
         view.parts["table"]._readings = pulse

@@ -87,7 +87,7 @@ async def test_a_worker_is_taken_away(fresh, mark, tmp_path, how):
             async with Client(fresh.address, asynchronous=True, set_as_default=False) as client:
                 addresses = {w["name"]: a for a, w in (await client.scheduler.identity())["workers"].items()}
                 await client.retire_workers([addresses[victim]])
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(25):
             while len((tmp_path / "runs").read_text().split()) < 2:
                 await asyncio.sleep(0.02)
             while task.process is None:

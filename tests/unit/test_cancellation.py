@@ -11,6 +11,7 @@ from contextlib import aclosing
 import pytest
 
 from nbprocs import LogLine, ProcessManager, ProcessStatus
+from nbprocs.processes.manager import manager_core
 from tests.children import ECHO, SLEEPER, STUBBORN, python_child, until_line
 
 MOMENTS = ("early", "late")
@@ -72,11 +73,11 @@ async def cancelled_everywhere(scenario, *, moment):
 async def all_ended(pm, *, within=10):
     """Wait until the manager has no live process, and what was under way on its loop is over."""
     async with asyncio.timeout(within):
-        while pm.live or len(pm.tasks):
+        while pm.live or len(manager_core(pm).tasks):
             await asyncio.sleep(0.005)
         for _ in range(3):  # a cancelled call may still be arriving at the manager's loop: three trips behind it
-            await pm.home.hop(asyncio.sleep(0))
-        while pm.live or len(pm.tasks):
+            await manager_core(pm).home.hop(asyncio.sleep(0))
+        while pm.live or len(manager_core(pm).tasks):
             await asyncio.sleep(0.005)
 
 

@@ -3,8 +3,10 @@
 import array
 import dataclasses
 import inspect
+import os
 import pickle
 import signal
+import subprocess
 import typing
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs import ProcessConfig, ProcessManager
+from nbprocs import LogLine, ProcessConfig, ProcessManager, StartupFailed
 from nbprocs.checks import data, number, seconds, whole
 from nbprocs.config import UNSET, Options, config_from
+from tests.children import python_child
 
 NAMES = [f.name for f in dataclasses.fields(ProcessConfig)]
 ODD = st.one_of(
@@ -201,3 +204,84 @@ def test_data_is_bytes_text_or_a_buffer():
     assert data("input", bytearray(b"x")) == b"x"
     with pytest.raises(TypeError, match="bytes or text"):
         data("input", 5)
+
+
+# --- files, streams and limits -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_output_to_files(tmp_path, background):
+    out, err = tmp_path / "out.log", tmp_path / "err.log"
+    async with ProcessManager(background=background) as pm:
+        result = await pm.run("sh", "-c", "echo out; echo err >&2", stdout=out, stderr=str(err))
+        assert (result.stdout, result.stderr) == (b"", b"")
+        assert (out.read_text(), err.read_text()) == ("out\n", "err\n")
+        await pm.run("echo", "anew", stdout=out)
+        assert out.read_text() == "anew\n"
+        await pm.run("sh", "-c", "echo a; echo b >&2; echo c", stdout=out, stderr=out)
+        assert out.read_text() == "a\nb\nc\n", "one file for both"
+        with open(tmp_path / "mine", "w+") as mine:
+            mine.write("before\n")
+            await pm.run("echo", "after", stdout=mine)
+        assert (tmp_path / "mine").read_text() == "before\nafter\n"
+        assert (await pm.run("sh", "-c", "echo x; echo y >&2", stdout=subprocess.DEVNULL)).stderr == b"y\n"
+
+
+async def test_a_restart_adds_to_its_file(tmp_path):
+    out = tmp_path / "out.log"
+    async with ProcessManager() as pm:
+        await (await pm.spawn("echo", "life", stdout=out, name="job")).wait()
+        await (await pm.restart("job")).wait()
+        assert out.read_text() == "life\nlife\n"
+
+
+async def test_merged_streams_come_in_the_order_written():
+    async with ProcessManager() as pm:
+        result = await pm.run("sh", "-c", "for i in 1 2 3; do echo out $i; echo err $i >&2; done", merge_stderr=True)
+        assert result.text == "out 1\nerr 1\nout 2\nerr 2\nout 3\nerr 3\n"
+        assert result.stderr == b""
+
+
+async def test_input_from_files(tmp_path):
+    path = tmp_path / "in"
+    path.write_text("from a file\n")
+    async with ProcessManager() as pm:
+        assert (await pm.run("cat", stdin=path)).text == "from a file\n"
+        with path.open() as file:
+            assert (await pm.run("cat", stdin=file)).text == "from a file\n"
+        assert (await pm.run("cat", stdin=subprocess.DEVNULL)).text == ""
+        with pytest.raises(StartupFailed, match="No such file"):
+            await pm.run("cat", stdin=tmp_path / "nobody")
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(StartupFailed, match="FIFO"):
+            await pm.run("cat", stdin=tmp_path / "fifo")
+        assert pm.live == 0
+
+
+async def test_limits_and_the_rest_reach_the_process():
+    async with ProcessManager() as pm:
+        line = "umask; nice; ulimit -n; ulimit -Hn"
+        usual = os.nice(0)
+        result = await pm.run(line, shell=True, umask=0o27, nice=3, rlimits={"NOFILE": (200, 300)})
+        assert result.text.split() == ["0027", str(usual + 3), "200", "300"]
+        assert (await pm.run("busybody", "-c", "echo $0", executable="/bin/sh")).text == "busybody\n"
+        with open(os.devnull) as file:
+            result = await pm.run("sh", "-c", f"test -e /dev/fd/{file.fileno()}", inherit=[file], check=False)
+            assert result.ok
+
+
+async def test_its_stop_signal_is_what_stops_it():
+    code = "signal.signal(signal.SIGINT, lambda *_: (os.write(1, b'interrupted\\n'), os._exit(0))); ready(); forever()"
+    async with ProcessManager() as pm:
+        process = await pm.spawn(*python_child(code), stop_signal="SIGINT", ready=LogLine("ready"))
+        assert (await process.stop(grace=10)).text.endswith("interrupted\n")
+
+
+async def test_detach_is_refused_or_honoured_but_never_ignored():
+    async with ProcessManager() as pm:
+        try:
+            process = await pm.spawn("true", detach=True)
+        except StartupFailed as error:
+            assert "detach" in str(error)
+        else:
+            await process.stop()

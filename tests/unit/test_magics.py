@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import functools
 import signal
 import time
 
@@ -12,7 +13,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import nbprocs
-from nbprocs import LogLine, Port, ProcessFailed, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
+from nbprocs import LogLine, Port, ProcessFailed, ProcessManager, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
+from nbprocs.processes.manager import manager_core
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def shell(monkeypatch, capsys):
     magics.load_ipython_extension(shell)
     yield shell
     pm = magics.manager()
-    asyncio.run_coroutine_threadsafe(pm.aclose(grace=1), pm.home.loop).result()
+    asyncio.run_coroutine_threadsafe(pm.aclose(grace=1), manager_core(pm).home.loop).result()
     atexit.unregister(shell.atexit_operations)
     shell.atexit_operations()
     InteractiveShell.clear_instance()
@@ -117,6 +119,44 @@ if __name__ == "__main__":
         print(pool.map(shifted, [1, 2]))
 """
     assert done(run(shell, code)).text == "[11, 12]\n"
+
+
+def test_a_line_runs_the_rest_as_it_was_typed(shell):
+    handle = run(shell, "%proc --name line -t 50 echo 'a b' | tr a-z A-Z; echo $((1 + 2))")
+    assert done(handle).text == "A B\n3\n"
+    assert (handle.process.name, handle.process.config.timeout) == ("line", 50)
+    with pytest.raises(UsageError):
+        run(shell, "%proc --name")
+
+
+@pytest.mark.parametrize("line", ["%%proc --help", "%%proc -h", "%proc --help", "%%proc --help\necho never"])
+def test_help_works_without_a_body(shell, line, capsys):
+    assert run(shell, line) is None
+    assert "--ready-timeout" in capsys.readouterr().out
+
+
+def test_other_managers_are_known(shell, capsys):
+    """What a cell started on a manager of its own is shown, completed and stopped by the magics."""
+
+    async def work():
+        async with ProcessManager(background=True) as pm:
+            process = await pm.spawn("sleep", "1000", name="elsewhere")
+            run_here = functools.partial(asyncio.get_running_loop().run_in_executor, None)
+            assert await run_here(run, shell, "%output elsewhere") is process
+            assert completed(shell, "%stop elsew") == {"elsewhere"}
+            await run_here(run, shell, "%stop elsewhere")
+            assert process.status is ProcessStatus.TERMINATED
+        async with ProcessManager() as pm:
+            process = await pm.spawn("sleep", "1000", name="here")
+            run(shell, "%stop here")
+            await process.wait()
+        with pytest.raises(UsageError, match="no process is called 'elsewhere'"):
+            run(shell, "%stop elsewhere")
+
+    asyncio.run(work())
+    out = capsys.readouterr().out
+    assert "elsewhere: terminated" in out
+    assert "stopping here: it ends within 10 s" in out
 
 
 def test_a_python_cell_is_titled_by_its_first_line(shell):
@@ -278,7 +318,7 @@ def test_load_ext_by_the_packages_name(shell):
 
 def test_a_closed_manager_is_replaced(shell):
     pm = magics.manager()
-    asyncio.run_coroutine_threadsafe(pm.aclose(), pm.home.loop).result()
+    asyncio.run_coroutine_threadsafe(pm.aclose(), manager_core(pm).home.loop).result()
     assert magics.manager() is not pm
     assert done(run(shell, "%%proc\necho again")).stdout == b"again\n"
 

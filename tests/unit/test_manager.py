@@ -13,6 +13,7 @@ import pytest
 
 import nbprocs
 from nbprocs import EventKind, ProcessManager, ProcessStatus, Stream
+from nbprocs.processes.manager import manager_core
 from tests.children import ECHO, SLEEPER, STUBBORN, python_child, until_line
 
 TREE = python_child(
@@ -330,7 +331,7 @@ async def test_a_stop_during_the_backoff_is_the_end(pm: ProcessManager) -> None:
             if event.kind is EventKind.RESTARTING:
                 break
     await process.stop()
-    assert not pm.supervisor.supervises(process.id)
+    assert not manager_core(pm).supervisor.supervises(process.id)
 
 
 async def test_a_supervised_process_is_restarted_as_it_was_though_the_history_is_full() -> None:

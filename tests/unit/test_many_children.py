@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from nbprocs import ProcessManager
+from nbprocs.processes.manager import manager_core
 from nbprocs.testing import Snapshot
 
 MANY, WIDTH = 10_000, 8
@@ -36,7 +37,7 @@ async def test_ten_thousand_children(background):
         await run_many(pm, count)
         assert Snapshot.take().since(before) == []
         assert len(asyncio.all_tasks()) == tasks
-        assert len(pm.tasks) == 0
+        assert len(manager_core(pm).tasks) == 0
         assert len(pm.list()) == 100
         assert pm.live == 0
         gc.collect()

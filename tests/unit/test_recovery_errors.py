@@ -25,6 +25,7 @@ from nbprocs.errors import (
     error_from_result,
 )
 from nbprocs.model import EndReason, ProcessResult, ProcessStatus
+from nbprocs.processes.manager import manager_core
 from tests.children import SLEEPER, python_child
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ProcessError)]
@@ -166,7 +167,7 @@ class TestRealEnds:
         counter = tmp_path / "memory.events"
         counter.write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 4\n")
         monkeypatch.setattr(oom, "kill_counter", lambda: counter)
-        pm.oom = oom.OomWatch()
+        manager_core(pm).oom = oom.OomWatch()
         first = await pm.spawn(*SLEEPER, name="hog")
         counter.write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 5\n")
         os.kill(first.pid, signal.SIGKILL)
@@ -207,7 +208,7 @@ def test_what_the_system_refuses_is_ours(number):
         count(0)
         monkeypatch.setattr(oom, "kill_counter", lambda: counter)
         monkeypatch.setattr(oom, "FRESH", 0.0)
-        pm.oom = oom.OomWatch()
+        manager_core(pm).oom = oom.OomWatch()
         old = await pm.spawn(*SLEEPER, name="old")
         count(1)  # somebody who is none of ours
         later = await pm.spawn(*SLEEPER, name="later")

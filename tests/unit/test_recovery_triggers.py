@@ -11,6 +11,7 @@ import pytest
 from nbprocs import LogLine, Port, ProcessManager, RestartPolicy
 from nbprocs.errors import Unhealthy
 from nbprocs.monitor import AlertThresholds, AlertType, ProcessMonitor
+from nbprocs.processes.manager import manager_core
 from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, StepKind
 from tests.children import SLEEPER, python_child
 from tests.unit.recovery_kit import until
@@ -151,7 +152,7 @@ class TestAlerts:
         await until(handler, lambda: steps(handler, StepKind.OUTCOME))
         second = pm.get("web")
         assert second.restarts == 1
-        assert pm.supervisor.supervises(second.id)
+        assert manager_core(pm).supervisor.supervises(second.id)
         os.kill(second.pid, signal.SIGKILL)
         await until(handler, lambda: pm.get("web").restarts == 2)
 

@@ -263,7 +263,7 @@ async def test_bad_attempts_and_settings_are_passed_over(path: Path) -> None:
         assert w.sch.status().groups[0].paused
 
 
-@given(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20))
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20).filter(str.strip))
 async def test_any_name_can_be_stored_and_found(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     path = tmp_path_factory.mktemp("q") / "q.db"
     w = World(store=path)

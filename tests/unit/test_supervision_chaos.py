@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from nbprocs import EventKind, ProcessManager, ProcessStatus, RestartPolicy, RestartsExhausted
+from nbprocs.processes.manager import manager_core
 from nbprocs.recovery import ErrorHandler, RestartProcess
 from nbprocs.testing import chaos
 
@@ -42,7 +43,7 @@ class Witness:
             self.living[event.name].pop(event.process_id, None)
         elif event.kind is EventKind.FATAL:
             self.fatal[event.name] = event
-        names = [p.name for p in self.pm._registry.live]
+        names = [p.name for p in manager_core(self.pm).registry.live]
         if len(names) != len(set(names)):
             self.doubles.append(names)
 
@@ -98,7 +99,7 @@ async def test_a_hundred_supervised_processes_killed_at_random():
                 assert len(recent) == POLICY.max_restarts, (name, seed)
                 assert f"{POLICY.max_restarts} restarts within" in str(event.error)
                 assert len([line for line in event.error.history if "started" in line]) == len(times) + 1
-                assert name not in {p.name for p in pm._registry.live}
+                assert name not in {p.name for p in manager_core(pm).registry.live}
             else:
                 assert pm.status(name) is ProcessStatus.RUNNING
         up = [name for name in names if name not in witness.fatal]
@@ -158,4 +159,4 @@ async def test_a_thousand_idle_supervised_processes_cost_nothing():
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert len(timers) <= 3  # the heartbeat of the loop and the time limit of the test
         assert len(tasks) <= 1
-        assert len(pm.supervisor._tasks) == 0
+        assert len(manager_core(pm).supervisor._tasks) == 0

@@ -10,6 +10,7 @@ import pytest
 
 from nbprocs import CircuitBreaker, EventKind, LogLine, ProcessManager, ProcessStatus, RestartPolicy, RestartsExhausted
 from nbprocs.policy import BreakerState
+from nbprocs.processes.manager import manager_core
 from tests.children import SLEEPER, python_child, until_line
 
 AT_ONCE = RestartPolicy(initial_delay=0, max_restarts=100)
@@ -99,9 +100,9 @@ async def test_its_owner_stops_it_while_it_waits(pm, events):
     process = await pm.spawn(*SLEEPER, name="web", restart=RestartPolicy(initial_delay=30, jitter=False))
     kill(process)
     await events.until(EventKind.RESTARTING)
-    assert pm.supervisor.supervises(process.id)
+    assert manager_core(pm).supervisor.supervises(process.id)
     await pm.terminate("web")
-    assert not pm.supervisor.supervises(process.id)
+    assert not manager_core(pm).supervisor.supervises(process.id)
     assert pm.live == 0
 
 
@@ -204,12 +205,12 @@ async def test_a_callback_that_stops_it_on_the_spot(pm, events):
 
     def react(event):
         if event.kind is EventKind.RESTARTING:
-            pm.supervisor.release(event.process_id)
+            manager_core(pm).supervisor.release(event.process_id)
 
     pm.subscribe(react)
     kill(process)
     await events.until(EventKind.RESTARTING)
-    assert not pm.supervisor.supervises(process.id)
+    assert not manager_core(pm).supervisor.supervises(process.id)
     assert len(events.of(EventKind.STARTED)) == 1
 
 
@@ -238,7 +239,7 @@ async def test_a_breaker_holds_a_failing_command_back_until_a_try_goes_well(pm, 
     policy = RestartPolicy(initial_delay=0, max_restarts=100, healthy_after=0.2, breaker=breaker)
 
     def state():
-        return pm.supervisor.breaker(pm.get("web").config).state(time.monotonic())
+        return manager_core(pm).supervisor.breaker(pm.get("web").config).state(time.monotonic())
 
     await pm.spawn(*command, name="web", restart=policy)
     opened = await events.until(EventKind.RESTARTING, 2)  # the second failure is one too many

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nbprocs import ProcessManager
 from nbprocs.engine.home import Home
+from nbprocs.processes.manager import manager_core
 from nbprocs.widgets import Dashboard, ProcessTable
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.wire import Delta, Refused, number, op, text
@@ -243,4 +244,4 @@ async def test_closing_cancels_what_a_front_end_began() -> None:
 
 def subscribers(pm: ProcessManager) -> int:
     """How many listen to a manager's events."""
-    return len(pm._events._everything)
+    return len(manager_core(pm).stream._everything)

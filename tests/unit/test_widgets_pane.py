@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbprocs import ProcessConfig, ProcessManager, Stream
+from nbprocs.processes.process import process_core
 from nbprocs.widgets import OutputPane
 from nbprocs.widgets.output_pane import BURST, FILE_PART, PAGE, RATE, Budget, Journal, newest
 from nbprocs.widgets.python_line import spawn_line
@@ -179,8 +180,8 @@ async def test_nothing_is_left_when_it_is_closed_while_the_process_lives() -> No
             await tab.hello()
             assert len(view.tasks) == 3
         await settled(lambda: len(view.tasks) == 0)
-        assert not len(process._waiters)
-        assert not process._callbacks
+        assert not len(process_core(process)._waiters)
+        assert not process_core(process)._callbacks
         assert not process.stdout._waiters
 
 

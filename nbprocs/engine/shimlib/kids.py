@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbprocs.engine.shimlib.links import ShimLink
+    from nbprocs.engine.shimlib.links import Link
 
 __all__ = ["Kid", "Kids"]
 
@@ -44,7 +44,7 @@ class Kid:
         number: int,
         pid: int,
         tag: int,
-        link: ShimLink | None,
+        link: Link | None,
         label: tuple[str, str, str | None],
         argv: tuple[bytes, ...],
         token: str,

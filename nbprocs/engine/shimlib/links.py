@@ -8,16 +8,29 @@ import errno
 import os
 import socket
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from nbprocs.engine.shimlib.wire import Unpacker, pack
 
-__all__ = ["MOST_DESCRIPTORS", "ShimLink"]
+__all__ = ["MOST_DESCRIPTORS", "Link", "ShimLink"]
 
 MOST_DESCRIPTORS = 250  # in one frame; the system's own limit is 253
 _READ = 64 << 10
 _SPACE = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Link(Protocol):
+    """What a server needs of whoever it serves: orders come from it, reports go to it."""
+
+    fd: int
+    environments: dict[int, dict[bytes, bytes]]
+
+    def descriptors(self) -> list[int]:
+        """Those of the order that is being handled; its owner closes them. Raises OSError."""
+
+    def tell(self, *message: Any) -> None:
+        """Report, with the next ``flush`` at the latest."""
 
 
 class ShimLink:

@@ -29,7 +29,7 @@ from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.evidence import Claim
 from nbprocs.engine.shimlib.kids import Kid, Kids
 from nbprocs.engine.shimlib.launching import TAGS, Refusal, launch
-from nbprocs.engine.shimlib.links import ShimLink
+from nbprocs.engine.shimlib.links import Link, ShimLink
 from nbprocs.engine.shimlib.looks import Looker
 from nbprocs.engine.shimlib.proc import command_of, read_proc, tag_of
 from nbprocs.engine.shimlib.tending import Tending, Timers
@@ -59,7 +59,9 @@ def _high_water() -> int:
 class Server:
     """One shim. ``base`` and ``token`` are its kernel's; ``inherits`` says that it follows one that died."""
 
-    def __init__(self, first: socket.socket, *, kernel: int, base: int, token: str, inherits: bool) -> None:
+    detached = False
+
+    def __init__(self, first: ShimLink, *, kernel: int, base: int, token: str, inherits: bool) -> None:
         self.kernel = kernel
         self.started = time.time()
         self.began = time.monotonic()
@@ -69,9 +71,10 @@ class Server:
         self.tending = Tending(self.kids, self.looker, reap=self.reap)
         self.kernel_alive = True
         self.told_strays: set[int] = set()
+        self.operations: dict[str, Callable[[dict[str, Any], Any], None]] = {}  # what its status socket does beyond the common
         self.status: Any = None
         self._inherits = inherits
-        self._first = ShimLink(first)
+        self._first = first
         self._links: dict[int, ShimLink] = {}
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[int], object]] = {}
@@ -86,12 +89,7 @@ class Server:
     def run(self) -> None:
         """Serve until the kernel and everything that descends from here are gone."""
         self._wake_by_signals()
-        self.watch(self._first.fd, self._first_ready)
-        with contextlib.suppress(AttributeError, OSError):  # not on this system, or it is gone already: then the parent's pid tells
-            self.watch(os.pidfd_open(self.kernel), self._kernel_gone)
-        self._first.tell(wire.HELLO, wire.VERSION, os.getpid(), TAGS)
-        if os.getppid() != self.kernel:
-            self._kernel_gone(-1)
+        self.meet_kernel()
         while not self._done:
             self._flush()
             ready = self._poll.poll(self._timeout())
@@ -103,10 +101,23 @@ class Server:
                 self.reap()
                 self.timers.run(time.monotonic())
                 self.tending.step()
+                self.after_turn()
             except Exception as error:  # noqa: BLE001 - whatever it is, the children must keep their guard
                 self._complain(error)
         if self.status is not None:
             self.status.close()
+
+    def meet_kernel(self) -> None:
+        """Hear of its orders and of its end."""
+        self.watch(self._first.fd, self._first_ready)
+        with contextlib.suppress(AttributeError, OSError):  # not on this system, or it is gone already: then the parent's pid tells
+            self.watch(os.pidfd_open(self.kernel), self._kernel_gone)
+        self._first.tell(wire.HELLO, wire.VERSION, os.getpid(), TAGS)
+        if os.getppid() != self.kernel:
+            self._kernel_gone(-1)
+
+    def after_turn(self) -> None:
+        """Called at the end of each turn of the loop."""
 
     def _complain(self, error: Exception) -> None:
         """Say it in the kernel's log; a fault that comes again at once must not make it spin."""
@@ -172,7 +183,7 @@ class Server:
                         self._links[link.fd] = link
                         self.watch(link.fd, self._link_ready)
                 case wire.SERVE:
-                    self._serve(*fields)
+                    self.serve(*fields)
                 case wire.GUARD:
                     number, pid, start, token, tag = fields
                     self._guard(
@@ -183,7 +194,8 @@ class Server:
                     if kid is not None:
                         self._gone(kid)
 
-    def _serve(self, path: str) -> None:
+    def serve(self, path: str) -> None:
+        """Answer status questions at a path."""
         from nbprocs.engine.shimlib.status import Status  # noqa: PLC0415 - after the first start, which must be quick
 
         try:
@@ -279,7 +291,7 @@ class Server:
 
     # -- starting
 
-    def _start(self, link: ShimLink, order: wire.StartOrder) -> None:
+    def _start(self, link: Link, order: wire.StartOrder) -> None:
         fds: list[int] = []
         try:
             if order.pty or order.inherit or any(place >= 0 for place in order.places):

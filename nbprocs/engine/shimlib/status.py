@@ -109,6 +109,8 @@ class Status:
             reply.say(_refusal(f"version {version!r} is not spoken here, only {VERSION}"))
         elif operation == "status":
             reply.say(self._status())
+        elif operation in self._server.operations:
+            self._server.operations[operation](request, reply)
         elif operation in ("stop", "pause", "resume", "interrupt"):
             self._act(operation, request, reply)
         else:
@@ -138,6 +140,8 @@ class Status:
         server = self._server
         server.reap()
         now, real = time.monotonic(), time.time()
+        kids = tuple(server.kids)
+        trees = server.looker.look([server.tending.claim_of(kid) for kid in kids])  # one look for all: there may be thousands
         return {
             "v": VERSION,
             "shim": {
@@ -146,18 +150,18 @@ class Status:
                 "version": wire.VERSION,
                 "started": server.started,
                 "uptime": now - server.began,
-                "detached": False,
+                "detached": server.detached,
                 "kernel_alive": server.kernel_alive,
             },
-            "children": [self._child(kid, now, real) for kid in server.kids],
+            "children": [self._child(kid, members, now, real) for kid, members in zip(kids, trees, strict=True)],
             "strays": [
                 {"pid": found.pid, "start": found.start, "command": _masked(command_of(found.pid))} for found in server.looker.strays()
             ],
         }
 
-    def _child(self, kid: Kid, now: float, real: float) -> dict[str, Any]:
+    @staticmethod
+    def _child(kid: Kid, members: dict[int, float], now: float, real: float) -> dict[str, Any]:
         row = read_proc(kid.pid)
-        members = self._server.looker.look([self._server.tending.claim_of(kid)])[0]
         tree = [found for pid in members if (found := read_proc(pid)) is not None]
         return {
             "id": kid.label[0],
@@ -181,11 +185,16 @@ class _Asker:
         self._status = status
         self.sock = sock
         self._data = b""
-        self._unsent = b""
+        self.unsent = b""
+
+    @property
+    def open(self) -> bool:
+        """Whether the other side has not hung up."""
+        return self.sock.fileno() >= 0
 
     def ready(self, _: int) -> None:
         """Something came, or something can go."""
-        if self._unsent:
+        if self.unsent:
             self._send()
             return
         try:
@@ -207,19 +216,19 @@ class _Asker:
         """One line; dropped if the other side has hung up."""
         import json  # noqa: PLC0415 - as above
 
-        if self.sock.fileno() >= 0:
-            self._unsent += json.dumps(answer).encode("ascii", "backslashreplace") + b"\n"
+        if self.open:
+            self.unsent += json.dumps(answer).encode("ascii", "backslashreplace") + b"\n"
             self._send()
 
     def _send(self) -> None:
         try:
-            while self._unsent:
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            while self.unsent:
+                self.unsent = self.unsent[self.sock.send(self.unsent) :]
         except (BlockingIOError, InterruptedError):
             self._status.watch(self, select.POLLOUT)
             return
         except OSError:
-            self._unsent = b""
+            self.unsent = b""
             self._status.leave(self)
             return
         self._status.watch(self, select.POLLIN)

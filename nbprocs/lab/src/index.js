@@ -122,12 +122,17 @@ class Panel {
 
   /** @param {INotebookTracker} tracker */
   listenTo(tracker) {
-    const hear = (/** @type {any} */ panel) => {
-      this.announcer.listen(panel.sessionContext.session?.kernel);
-      panel.sessionContext.kernelChanged.connect((/** @type {any} */ _, /** @type {any} */ change) => this.announcer.listen(change.newValue));
-    };
-    tracker.forEach(hear);
-    tracker.widgetAdded.connect((_, panel) => hear(panel));
+    // A kernel is asked for news when the server says that it has loaded nbprocs; a cell that ran may just have done that.
+    this.processes.changed.connect(() => {
+      const known = new Set(this.processes.kernels);
+      tracker.forEach((panel) => {
+        const kernel = panel.sessionContext.session?.kernel;
+        if (kernel && known.has(kernel.id)) this.announcer.listen(kernel);
+      });
+    });
+    NotebookActions.executed.connect(() => {
+      if (!document.hidden) void this.processes.poll.refresh();
+    });
   }
 
   // -- commands

@@ -16,6 +16,8 @@ export class Processes {
     this.settings = settings;
     /** @type {Process[]} */
     this.rows = [];
+    /** @type {string[]} ids of the kernels that have loaded nbprocs */
+    this.kernels = [];
     this.at = Date.now() / 1000;
     /** @type {Map<string, {cpu?: number, at: number}>} */
     this.before = new Map();
@@ -51,6 +53,7 @@ export class Processes {
       seen.set(key, now);
     }
     this.before = seen;
+    this.kernels = answer.kernels;
     this.at = answer.at;
     this.rows = ordered(answer.processes);
     this.changed.emit(undefined);

@@ -1,4 +1,5 @@
-// The news of ends: a comm "nbprocs.notify" of any kernel becomes a toast here, a browser notification and a mark in the title while hidden.
+// The news of ends: what kernels tell on a comm "nbprocs.notify", opened from here, becomes a toast, and while the page is hidden a browser
+// notification and a mark in the title. The contract stands in nbprocs/notify/__init__.py.
 import { Notification as Toast } from "@jupyterlab/apputils";
 import { TEXTS } from "./texts.js";
 
@@ -7,11 +8,11 @@ const KEPT = 1000; // ids of the latest news, so that two connections to one ker
 
 /**
  * @typedef {object} News
- * @property {string} id
  * @property {string} title
  * @property {string} body
- * @property {"success" | "error" | "info" | "warning"} level
+ * @property {"success" | "error" | "warning"} level
  * @property {string} [process_id]
+ * @property {number} at seconds since the epoch
  */
 
 export class Announcer {
@@ -31,16 +32,19 @@ export class Announcer {
   listen(kernel) {
     if (!kernel || this.kernels.has(kernel)) return;
     this.kernels.add(kernel);
-    kernel.registerCommTarget(COMM, (comm, message) => {
-      comm.onMsg = (next) => this.tell(/** @type {any} */ (next.content.data));
-      this.tell(/** @type {any} */ (message.content.data));
-    });
+    const comm = kernel.createComm(COMM);
+    comm.onMsg = (message) => {
+      for (const news of /** @type {any} */ (message.content.data).notices ?? []) this.tell(news);
+    };
+    comm.onClose = () => void this.kernels.delete(kernel); // nbprocs was not loaded, or the kernel restarted: asked again when it is
+    comm.open({});
   }
 
   /** @param {News} news */
   tell(news) {
-    if (!news?.id || this.told.has(news.id)) return;
-    this.told.add(news.id);
+    const key = `${news.process_id} ${news.at} ${news.title}`;
+    if (this.told.has(key)) return;
+    this.told.add(key);
     if (this.told.size > KEPT) this.told.delete(/** @type {string} */ (this.told.values().next().value));
     const text = news.body ? `${news.title}\n${news.body}` : news.title;
     /** @type {Toast.IAction[]} */
@@ -49,15 +53,14 @@ export class Announcer {
     if ("Notification" in window && Notification.permission === "default") {
       actions.push({ label: TEXTS.allow, callback: () => void Notification.requestPermission() });
     }
-    const level = news.level === "info" ? "default" : news.level;
-    Toast.emit(text, level, { autoClose: news.level === "error" ? false : 8000, actions });
+    Toast.emit(text, news.level, { autoClose: news.level === "error" ? false : 8000, actions });
     if (document.hidden) this.tellAway(news);
   }
 
   /** @param {News} news */
   tellAway(news) {
     if ("Notification" in window && Notification.permission === "granted") {
-      new Notification(news.title, { body: news.body, tag: news.id });
+      new Notification(news.title, { body: news.body, tag: `nbprocs ${news.process_id} ${news.at}` });
     }
     if (this.unseen === 0) this.title = document.title;
     this.unseen += 1;

@@ -118,12 +118,14 @@ export function fromShim(processes, tab) {
 export function fromKernel(kernel, tab) {
   tab.say(TEXTS.busy);
   const comm = kernel.createComm(COMM);
+  const over = new Set();
   comm.onMsg = (message) => {
     const content = /** @type {any} */ (message.content.data);
+    if (content.ended) over.add(content.stream);
     for (const buffer of message.buffers ?? []) {
       tab.write(buffer instanceof ArrayBuffer ? new Uint8Array(buffer) : new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength));
     }
-    tab.say(content.unknown ? TEXTS.unknown : content.ended ? TEXTS.ended : "");
+    tab.say(content.unknown ? TEXTS.unknown : over.size === 2 ? TEXTS.ended : "");
   };
   comm.onClose = () => tab.say(tab.note.textContent || TEXTS.kernelGone);
   comm.open({ op: "output", id: tab.row.id });

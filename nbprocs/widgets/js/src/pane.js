@@ -399,6 +399,7 @@ export class Pane {
       this.find.focus();
       return false;
     }
+    if (event.ctrlKey || event.metaKey) return false; // the notebook's: Ctrl+S saves it, also from here
     const moves = { PageUp: -this.term.rows, PageDown: this.term.rows, ArrowUp: -1, ArrowDown: 1 };
     if (event.key in moves) {
       this.term.scrollLines(moves[event.key]);

@@ -1,0 +1,396 @@
+"""``nbprocs`` on the command line, also ``python -m nbprocs``: the processes of all kernels and the detached ones. The shims answer.
+
+::
+
+    nbprocs ps [--json]            nbprocs logs [-f] [-n N] [--stderr] NAME      nbprocs stop [--grace S] NAME…
+    nbprocs wait NAME              nbprocs attach NAME                           nbprocs run [--detach] [--name NAME] -- COMMAND…
+    nbprocs forget [NAME]          nbprocs doctor [--json]
+
+Exit status 0 for success, 1 for a failure that is said on stderr, 2 for wrong words; ``run`` and ``wait`` exit as the process did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nbprocs.display import bytes_text, duration
+from nbprocs.engine.asking import ask, ask_all
+from nbprocs.engine.places import runtime_folder
+from nbprocs.engine.recorded import RecordedLog
+from nbprocs.engine.records import DetachedRecord, records
+from nbprocs.errors import ProcessError, UnknownProcess
+from nbprocs.redact import readable
+
+__all__ = ["main"]
+
+_PATIENCE = 1.0  # seconds for all shims to answer
+_MARGIN = 10.0  # seconds beyond the grace until a stop is answered
+_LEAVE = b"\x1d"  # Ctrl-], as telnet has it
+_SIGNALLED = 128  # a shell's way to say that a signal ended it
+_USUAL_LINES = 10
+
+Row = dict[str, Any]
+
+
+# -- who is there
+
+
+def _rows() -> list[Row]:
+    """Every live process that a shim knows, and the detached ones that have ended."""
+    found: list[Row] = []
+    for reply in ask_all(runtime_folder(), {"op": "status"}, timeout=_PATIENCE):
+        if reply.answer is None:
+            if not reply.gone:
+                print(f"nbprocs: {reply.path.name} {reply.error}", file=sys.stderr)
+            continue
+        shim = reply.answer["shim"]
+        common = {"socket": str(reply.path), "detached": shim["detached"], "kernel": shim["kernel_pid"]}
+        found += [{**child, **common} for child in reply.answer["children"]]
+    known = {row["id"] for row in found}
+    found += [_row_of(record) for record in records() if record.id not in known]
+    return sorted(found, key=lambda row: row["started"])
+
+
+def _row_of(record: DetachedRecord) -> Row:
+    code = record.exit_code
+    return {
+        "id": record.id,
+        "name": record.name,
+        "pid": record.pid,
+        "status": record.state if code is None else f"exit {code}",
+        "started": record.created,
+        "ended": record.ended,
+        "cpu": record.cpu,
+        "rss": record.peak,
+        "command": record.command,
+        "detached": True,
+        "kernel": record.started_by,
+    }
+
+
+def _one(key: str) -> Row:
+    """The process with that id, or the youngest live one of that name, else the youngest. Raises UnknownProcess."""
+    fitting = [row for row in _rows() if row["name"] == key or row["id"] == key or (len(key) >= 8 and row["id"].startswith(key))]  # noqa: PLR2004
+    if not fitting:
+        raise UnknownProcess(f"there is no process {key!r}", hint="`nbprocs ps` lists them all")
+    return max(fitting, key=lambda row: ("socket" in row, row["started"]))
+
+
+def _record(key: str) -> DetachedRecord:
+    row = _one(key)
+    for record in records():
+        if record.id == row["id"]:
+            return record
+    raise ProcessError(f"{row['name']} belongs to the kernel {row['kernel']}, and so does its output", hint="look at it in its notebook")
+
+
+# -- commands
+
+
+def _ps(options: argparse.Namespace) -> int:
+    rows = _rows()
+    if options.json:
+        print(json.dumps([{key: value for key, value in row.items() if key != "socket"} for row in rows], indent=2))
+        return 0
+    now = time.time()
+    head = ("NAME", "ID", "PID", "STATUS", "TIME", "CPU", "MEMORY", "OF", "COMMAND")
+    table = [head, *(_columns(row, now) for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(head) - 1)]
+    room = os.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    for line in table:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])[:room].rstrip())
+    return 0
+
+
+def _columns(row: Row, now: float) -> tuple[str, ...]:
+    status = "paused" if row.get("paused") else row["status"]
+    owner = "detached" if row["detached"] else f"kernel {row['kernel']}"
+    took = (row.get("ended") or now) - row["started"]
+    cpu = "" if row.get("cpu") is None else f"{row['cpu']:.1f} s"
+    memory = "" if not row.get("rss") else bytes_text(row["rss"])
+    command = readable(row["command"] or "")
+    return readable(row["name"]), row["id"][:8], str(row["pid"] or ""), status, duration(took), cpu, memory, owner, command
+
+
+def _stop(options: argparse.Namespace) -> int:
+    failed = 0
+    for key in options.names:
+        row = _one(key)
+        if "socket" not in row:
+            print(f"{row['name']} has ended already ({row['status']})")
+            continue
+        request = {"op": "stop", "id": row["id"], "grace": options.grace}
+        reply = ask(Path(row["socket"]), request, timeout=options.grace + _MARGIN)
+        answer = reply.answer or {"ok": False, "error": reply.error}
+        print(f"stopped {row['name']}" if answer["ok"] else f"nbprocs: {row['name']}: {answer['error']}")
+        failed |= not answer["ok"]
+    return int(failed)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    record = _record(options.name)
+    log = RecordedLog("stderr" if options.stderr else "stdout")
+    log.lie_in(record.folder)
+    log.grown(record.size(log.stream))
+    if log.dropped:
+        print(f"nbprocs: {bytes_text(log.dropped)} in the middle were dropped", file=sys.stderr)
+    position = _place_of_last_lines(log, options.lines)
+    out = sys.stdout.buffer
+    position = _copy(log, position, out)
+    if options.follow and record.live:
+        asyncio.run(_followed(record, lambda ends: _grown(log, ends, out), position))
+    return 0
+
+
+def _place_of_last_lines(log: RecordedLog, lines: int | None) -> int:
+    if lines is None:
+        return log.start
+    data, wanted = b"", lines + 1
+    reach = 64 << 10
+    while data.count(b"\n") < wanted and reach < 2 * (log.end - log.start) + (128 << 10):
+        data = log.tail(reach)
+        reach *= 2
+    kept = data.removesuffix(b"\n").split(b"\n")[-lines:] if lines else []
+    return log.end - (len(b"\n".join(kept)) + data.endswith(b"\n") if kept else 0)
+
+
+def _copy(log: RecordedLog, position: int, out: Any) -> int:
+    while True:
+        position, data = log.read(position, 1 << 20)
+        if not data:
+            out.flush()
+            return position
+        out.write(data)
+        position += len(data)
+
+
+def _grown(log: RecordedLog, ends: dict[str, int], out: Any) -> None:
+    before = log.end
+    log.grown(ends.get(log.stream, 0))
+    _copy(log, before, out)
+
+
+async def _followed(record: DetachedRecord, grown: Callable[[dict[str, int]], None], _: int = 0) -> Any:
+    """Follow it until its end; returns how it ended."""
+    from nbprocs.engine.detaching import DetachedChild  # noqa: PLC0415 - `ps` need not load it
+
+    child = DetachedChild(record, _Listener(grown))
+    await child.follow()
+    return child.exit
+
+
+class _Listener:
+    """Hears of output, and of nothing else."""
+
+    def __init__(self, grown: Callable[[dict[str, int]], None]) -> None:
+        self.grown = grown
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        """Of no interest here."""
+
+    output = exited = drained = ending = tree_ended = changed = because = _nothing
+
+
+def _wait(options: argparse.Namespace) -> int:
+    row = _one(options.name)
+    if row["detached"]:
+        record = _record(options.name)
+        how = asyncio.run(_followed(record, lambda _: None))
+        return _code(how.exit_code, how.signal)
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(row["pid"])
+        select.select([fd], [], [])
+        os.close(fd)
+    print(f"{row['name']} has ended; its exit status is its kernel's to tell")
+    return 0
+
+
+def _code(exit_code: int | None, signal: int | None) -> int:
+    if exit_code is None and signal is None:
+        print("nbprocs: nobody saw how it ended: its shim was killed", file=sys.stderr)
+        return 1
+    return exit_code if exit_code is not None else _SIGNALLED + (signal or 0)
+
+
+def _attach(options: argparse.Namespace) -> int:
+    record = _record(options.name)
+    if not record.live:
+        print(f"nbprocs: {record.name} has ended; `nbprocs logs {record.name}` shows its output", file=sys.stderr)
+        return 1
+    return asyncio.run(_attached(record))
+
+
+async def _attached(record: DetachedRecord) -> int:
+    from nbprocs.engine.detaching import DetachedChild  # noqa: PLC0415 - as above
+    from nbprocs.engine.terminal_modes import raw  # noqa: PLC0415
+
+    log, out, keys = RecordedLog("stdout"), sys.stdout.buffer, sys.stdin.fileno()
+    log.lie_in(record.folder)
+    log.grown(record.size("stdout"))
+    _copy(log, max(log.start, log.end - (16 << 10)), out)
+    child = DetachedChild(record, _Listener(lambda ends: _grown(log, ends, out)))
+    print(f"[attached to {record.name}; Ctrl-] leaves it running]\r", file=sys.stderr)
+    typed: asyncio.Queue[bytes] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    with raw(keys) if record.pty else contextlib.nullcontext():
+        if record.pty and sys.stdout.isatty():
+            columns, rows = os.get_terminal_size()
+            child.resize(rows, columns)
+        loop.add_reader(keys, lambda: typed.put_nowait(os.read(keys, 4096)))
+        async with _together(child.follow(), _type(child, typed)) as either:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        loop.remove_reader(keys)
+    if child.exit is None:
+        print(f"\r\n[{record.name} goes on]", file=sys.stderr)
+        return 0
+    return _code(child.exit.exit_code, child.exit.signal)
+
+
+@contextlib.asynccontextmanager
+async def _together(*coroutines: Any) -> Any:
+    """Run them side by side; those that have not ended at the end are cancelled."""
+    from nbprocs.engine.home import Home, Tasks  # noqa: PLC0415 - as above
+
+    tasks = Tasks(Home.current())
+    started = [tasks.start(coroutine, name="attach") for coroutine in coroutines]
+    yield started
+    await tasks.aclose()
+
+
+async def _type(child: Any, typed: asyncio.Queue[bytes]) -> None:
+    """Hand on what is typed, until Ctrl-]."""
+    while True:
+        data = await typed.get()
+        if not data:
+            await child.close_stdin()
+            await asyncio.get_running_loop().create_future()  # its end is waited for beside
+        if _LEAVE in data:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            await child.write(data)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.command:
+        print("nbprocs: run needs a command: nbprocs run -- make -j4", file=sys.stderr)
+        return 2
+    return asyncio.run(_ran(options))
+
+
+async def _ran(options: argparse.Namespace) -> int:
+    from nbprocs.processes import ProcessManager  # noqa: PLC0415 - as above
+
+    program, *args = options.command
+    wanted = {"name": options.name, "pty": options.pty or None, "timeout": options.timeout, "working_dir": options.dir}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    async with ProcessManager() as pm:
+        if options.detach:
+            process = await pm.spawn(program, *args, detach=True, stdin=options.stdin, **given)
+            print(f"{process.name}  {process.id}  pid {process.pid}")
+            return 0
+        process = await pm.spawn(program, *args, stdin=False, **given)
+        async with _together(_poured(process, "stdout", sys.stdout.buffer), _poured(process, "stderr", sys.stderr.buffer)) as both:
+            result = await process.wait()
+            await asyncio.wait(both)
+    return _code(result.exit_code, result.signal)
+
+
+async def _poured(process: Any, stream: str, out: Any) -> None:
+    """Write what it writes, as it comes."""
+    log = getattr(process, stream)
+    position = 0
+    while True:
+        position, data = log.read(position, 1 << 20)
+        if data:
+            out.write(data)
+            out.flush()
+            position += len(data)
+        elif log.closed:
+            return
+        else:
+            await log.wait(position)
+
+
+def _forget(options: argparse.Namespace) -> int:
+    from nbprocs.processes.detached import forget  # noqa: PLC0415 - as above
+
+    print(f"forgot {forget(options.name)}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import nbprocs  # noqa: PLC0415 - as above
+
+    report = nbprocs.doctor()
+    print(report.json(indent=2) if options.json else report)
+    return int(not report.ok)
+
+
+# -- words
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nbprocs", description="The processes of all kernels, and the detached ones.")
+    commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+
+    def add(name: str, act: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(act=act)
+        return made
+
+    ps = add("ps", _ps, "list all processes")
+    ps.add_argument("--json", action="store_true", help="for programs")
+    logs = add("logs", _logs, "show the output of a detached process")
+    logs.add_argument("name", help="its name or id")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    logs.add_argument("-n", "--lines", type=int, help=f"the last N lines, say {_USUAL_LINES}; all by default")
+    logs.add_argument("--stderr", action="store_true", help="its standard error instead")
+    stop = add("stop", _stop, "end processes with all that they started")
+    stop.add_argument("names", nargs="+", metavar="NAME", help="name or id")
+    stop.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL (5)")
+    wait = add("wait", _wait, "wait for the end of a process, and exit as it did")
+    wait.add_argument("name", help="its name or id")
+    attach = add("attach", _attach, "type to a detached process and see its output; Ctrl-] leaves it running")
+    attach.add_argument("name", help="its name or id")
+    run = add("run", _run, "run a command here, or detached")
+    run.add_argument("--detach", action="store_true", help="let it go on by itself; adopt it from a notebook, or attach")
+    run.add_argument("--name", help="by default the program's name and a number")
+    run.add_argument("--pty", action="store_true", help="give it a terminal")
+    run.add_argument("--stdin", action="store_true", help="with --detach: keep its stdin open for attach")
+    run.add_argument("--timeout", type=float, help="seconds after which it is ended")
+    run.add_argument("--dir", help="its working directory")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
+    forget = add("forget", _forget, "remove the records and logs of detached processes that have ended")
+    forget.add_argument("name", nargs="?", help="only this one")
+    doctor = add("doctor", _doctor, "look for what is wrong here, and say how to mend it")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Carry out one command line; returns the exit status."""
+    options = _parser().parse_args(words)
+    if getattr(options, "command", None) and options.command[0] == "--":
+        options.command = options.command[1:]
+    try:
+        status: int = options.act(options)
+    except (ProcessError, ValueError, OSError) as error:
+        print(f"nbprocs: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

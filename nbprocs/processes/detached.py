@@ -1,0 +1,298 @@
+"""Processes that outlive the kernel: started detached, listed, adopted by any later kernel, forgotten.
+
+::
+
+    spawn(…, detach=True) ──► engine.detaching ──► a shim of its own: record, log, socket
+                                                        │
+    adopt(name) ──► record ──► ManagedProcess ◄──follow─┘      status, output from the first byte, stop, the true exit code
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import difflib
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from nbprocs.config import ProcessConfig
+from nbprocs.engine.child import Spec
+from nbprocs.engine.detaching import DetachedChild
+from nbprocs.engine.detaching import launch as launch_child
+from nbprocs.engine.recorded import RecordedLog
+from nbprocs.engine.records import DetachedRecord, forget_record, records
+from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
+from nbprocs.model import EndReason, EventKind, Stream
+from nbprocs.processes.core import ProcessCore, ProcessOwner
+from nbprocs.redact import is_secret_name, mask_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nbprocs.policy import RestartPolicy
+
+__all__ = ["STALE", "adopted", "check_whole", "config_of", "detached", "find", "forget", "launch", "leave", "policy_of", "start", "take_up"]
+
+STALE = 7 * 86400.0  # seconds since anybody looked at it
+_LOST = "what was masked in its record is lost"
+
+
+# -- start
+
+
+def check_name(name: str) -> None:
+    """Raise NameInUse if a live detached process has that name, of whatever kernel: it is the key to find it again."""
+    for record in records():
+        if record.live and record.name == name:
+            raise NameInUse(
+                f"a detached process named {name!r} lives already (pid {record.pid})",
+                name=name,
+                hint=f"await nbprocs.adopt({name!r}) takes it up again; or choose another name",
+            )
+
+
+async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | None) -> DetachedRecord:
+    """Start it with a shim of its own. Raises as nbprocs.engine.detaching.launch, and NameInUse."""
+    check_name(spec.label.name)
+    about = {
+        "id": spec.label.id,
+        "name": spec.label.name,
+        "command": config.display,
+        "config": _as_json(config),
+        "restart": None if restart is None else _policy_as_json(restart),
+    }
+    return await launch_child(spec, about)
+
+
+async def start(core: ProcessCore, owner: ProcessOwner) -> None:
+    """Start it, detached, and be told of it from then on. A start that is cancelled is waited for, and then undone by whoever cancelled."""
+    launching = owner.tasks.start(launch(_spec(core), core.config, restart=core.restart_policy), name=f"detach {core.name}")
+    try:
+        await asyncio.wait({launching})
+    except asyncio.CancelledError:
+        await asyncio.wait({launching})
+        if not launching.cancelled() and launching.exception() is None:
+            await DetachedChild(launching.result(), _Follows(core)).end_tree(grace=0.0)
+        raise
+    await take_up(core, launching.result(), owner)
+    owner.heard(EventKind.STARTED, core)
+
+
+def _spec(core: ProcessCore) -> Spec:
+    config = core.config
+    if config.stdout is not None or config.stderr is not None or not isinstance(config.stdin, (bool, bytes)):
+        raise ValueError("a detached process can't have files of this kernel: leave stdin=, stdout=, stderr= away, or let a shell redirect")
+    return core.spec({})
+
+
+async def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> None:
+    """Let it be the process of a record. On return what is known was told: its output's length, and its end if it has ended."""
+    core.created_at = datetime.fromtimestamp(record.created, UTC)
+    core.started = time.monotonic() - (time.time() - record.created)
+    for log in (core.stdout, core.stderr):
+        assert isinstance(log, RecordedLog)  # noqa: S101 - its config says detach
+        log.lie_in(record.folder)
+    child = DetachedChild(record, _Follows(core))
+    core.became(child)
+    owner.tasks.start(child.follow(), name=f"follow {core.name}")
+    await child.met()
+
+
+async def adopted(record: DetachedRecord, owner: ProcessOwner, add: Callable[[ProcessCore], None]) -> ProcessCore:
+    """The process of a record, taken up again; ``add`` makes it known before its end can be told."""
+    core = ProcessCore(config_of(record), name=record.name, owner=owner)
+    core.id = record.id
+    add(core)
+    await take_up(core, record, owner)
+    core.mark_adopted()
+    return core
+
+
+def leave(core: ProcessCore) -> None:
+    """Hear of it no more: its manager closes, and it goes on."""
+    if isinstance(core.child, DetachedChild):
+        core.child.leave()
+    hint = f"await nbprocs.adopt({core.name!r}) takes it up again"
+    core.leave_alone(Closed(f"{core.name} goes on without this manager, which was closed", name=core.name, hint=hint))
+
+
+class _Follows:
+    """Tells a core what its detached child tells: the logs grow by themselves, the rest is as of any child."""
+
+    def __init__(self, core: ProcessCore) -> None:
+        self._core = core
+        self.output = core.output
+        self.exited = core.exited
+        self.drained = core.drained
+        self.ending = core.ending
+        self.tree_ended = core.tree_ended
+        self.changed = core.changed
+
+    def grown(self, ends: dict[str, int]) -> None:
+        """It has written up to there."""
+        for stream, log in ((Stream.STDOUT, self._core.stdout), (Stream.STDERR, self._core.stderr)):
+            size = ends.get(stream.value, 0) - log.end
+            if size > 0 and isinstance(log, RecordedLog):
+                log.grown(log.end + size)
+                self._core.wrote(stream, size)
+
+    def because(self, reason: str) -> None:
+        """It ends for that reason."""
+        with contextlib.suppress(ValueError):  # a reason of a later version
+            self._core.blame(EndReason(reason))
+
+
+# -- what a record says of its config
+
+
+def _as_json(config: ProcessConfig) -> dict[str, Any]:
+    """The options as JSON, secrets taken out: what is missing is named under ``"lost"``."""
+    found = config.changed()
+    lost = []
+    words = mask_words(config.argv, shell=config.shell)
+    if words != tuple(config.argv):
+        lost.append("command")
+    found["command"], found["args"] = words[0], list(words[1:])
+    variables = dict(config.env_vars)
+    secret = sorted(name for name, value in variables.items() if value is not None and is_secret_name(name))
+    lost += [f"env_vars[{name!r}]" for name in secret]
+    found["env_vars"] = {name: value for name, value in variables.items() if name not in secret}
+    if isinstance(found.get("stdin"), bytes):
+        lost.append("stdin")
+        found["stdin"] = False
+    if not isinstance(found.get("notify", True), (bool, str)):
+        del found["notify"]  # a callable belongs to its kernel
+    return {**{name: _plain(value) for name, value in found.items()}, "lost": lost}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def config_of(record: DetachedRecord) -> ProcessConfig:
+    """Its config, as far as the record has it; secrets are masked in it."""
+    if record.state in {"newer", "broken"}:
+        why = "was written by a later version of nbprocs" if record.state == "newer" else f"in {record.folder} can't be read"
+        raise StartupFailed(
+            f"the record of {record.name or record.id} {why}", name=record.name, hint="update nbprocs, or forget() a broken one"
+        )
+    options = {name: value for name, value in record.config.items() if name != "lost"}
+    return ProcessConfig(**{"command": record.command or record.name or "?", **options, "name": record.name or None})
+
+
+def check_whole(record: DetachedRecord) -> None:
+    """Raise StartupFailed if what was started can't be started again from its record."""
+    lost = record.config.get("lost")
+    if lost:
+        raise StartupFailed(
+            f"{record.name} can't be started again from its record: {', '.join(lost)} held a secret or an input, and {_LOST}",
+            name=record.name,
+            command=record.command,
+            hint="spawn it again with what is missing",
+        )
+
+
+def _policy_as_json(policy: RestartPolicy) -> dict[str, Any] | None:
+    """The policy, if it is made of plain values only: a callable in it belongs to its kernel."""
+    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.init}
+    plain = {name: _plain(value) for name, value in fields.items()}
+    if all(isinstance(value, (int, float, str, bool, list, type(None))) for value in plain.values()):
+        return plain
+    return None
+
+
+def policy_of(record: DetachedRecord) -> RestartPolicy | None:
+    """The restart policy that it was started with, if its record could keep it."""
+    if record.restart is None:
+        return None
+    from nbprocs.policy import RestartPolicy  # noqa: PLC0415 - most processes have none
+
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.restart.items()}
+    return RestartPolicy(**fields)
+
+
+# -- looking
+
+
+def find(key: str) -> DetachedRecord:
+    """The record with that id, or the live one of that name, else the youngest. Raises UnknownProcess with close matches."""
+    known = records()
+    fitting = [record for record in known if key in (record.id, record.name)]
+    if fitting:
+        return max(fitting, key=lambda record: (record.id == key, record.live, record.created))
+    close = difflib.get_close_matches(key, [record.name for record in known], n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "nbprocs.detached() lists them all"
+    raise UnknownProcess(f"there is no detached process {key!r}", hint=hint)
+
+
+def detached(*, stale: bool = False) -> pd.DataFrame:
+    """All detached processes of this user, live and ended, of every kernel, a row each, the oldest first; commands are masked.
+
+    Args:
+        stale: only those that nobody has looked at for a week.
+
+    ``state`` is running, ended, unguarded (its shim was killed, it lives on), lost (both are gone; ``rebooted`` says whether by a restart
+    of the machine), newer or broken. Reads one small file each.
+
+    >>> sorted(nbprocs.detached().columns)[:4]
+    ['command', 'cpu_time', 'created_at', 'dropped_bytes']
+    """
+    import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
+
+    now = time.time()
+    rows = [
+        {
+            "id": record.id,
+            "name": record.name,
+            "state": record.state,
+            "pid": record.pid,
+            "exit_code": record.exit_code,
+            "created_at": _moment(record.created),
+            "ended_at": _moment(record.ended),
+            "execution_time": record.execution_time if not record.live else now - record.created,
+            "cpu_time": record.cpu,
+            "peak_rss": record.peak,
+            "stdout_bytes": record.size("stdout"),
+            "stderr_bytes": record.size("stderr"),
+            "dropped_bytes": record.dropped,
+            "rebooted": record.rebooted,
+            "seen_at": _moment(record.seen),
+            "command": record.command,
+        }
+        for record in records()
+        if not stale or now - record.seen > STALE
+    ]
+    columns = ["id", "name", "state", "pid", "exit_code", "created_at", "ended_at", "execution_time", "cpu_time", "peak_rss"]
+    columns += ["stdout_bytes", "stderr_bytes", "dropped_bytes", "rebooted", "seen_at", "command"]
+    frame = pd.DataFrame(rows, columns=columns)
+    kinds = {"pid": "Int64", "exit_code": "Int64", "peak_rss": "Int64", "execution_time": "float64", "cpu_time": "float64"}
+    times = dict.fromkeys(("created_at", "ended_at", "seen_at"), "datetime64[us, UTC]")
+    return frame.astype({**kinds, **times})
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def forget(key: str | None = None) -> int:
+    """Remove records and logs of detached processes that are not there any more: one by name or id, or all; returns how many.
+
+    Raises UnknownProcess, ValueError for one that lives (stop it first), OSError.
+
+    >>> forget()
+    0
+    """
+    chosen = [find(key)] if key is not None else [record for record in records() if not record.live and record.state != "newer"]
+    for record in chosen:
+        if record.live:
+            raise ValueError(f"{record.name} lives (pid {record.pid}); stop it before its record is removed")
+        forget_record(record)
+    return len(chosen)

@@ -1,0 +1,539 @@
+"""Processes that outlive their kernel: started detached, adopted by another, with all that they wrote and how they ended."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import nbprocs
+from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess
+from nbprocs.engine import recorded, records, shim
+from nbprocs.engine.shimlib import segments
+
+ROOT = Path(nbprocs.__file__).parents[1]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Folders of the test's own; at its end nothing lives that it detached, no shim either."""
+    monkeypatch.setenv("NBPROCS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", str(tmp_path / "run"))
+    yield tmp_path
+    shims = []
+    for record in records.records():
+        if record.live and record.pid:
+            os.kill(record.pid, signal.SIGKILL)
+        if record.shim_pid and record.shim_pid != os.getpid():
+            shims.append(record.shim_pid)
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in shims if alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "shims of detached processes that do not leave"
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def until(condition, *, seconds=20.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def pm(home):
+    async with ProcessManager() as manager:
+        yield manager
+
+
+@pytest.fixture
+async def other(home):
+    """The manager of another kernel, as far as a detached process can tell."""
+    async with ProcessManager() as manager:
+        yield manager
+
+
+# --- the life of one ------------------------------------------------------------------------------------------------------------
+
+
+async def test_it_outlives_its_manager_and_is_adopted_whole(home, other):
+    async with ProcessManager() as pm:
+        first = await pm.spawn("sh", "-c", "echo one; echo err >&2; read line; echo $line; exit 7", name="job", detach=True, stdin=True)
+        assert await first.receive_output() == "one"
+    assert alive(first.pid)
+    kinds = []
+    other.subscribe(lambda event: kinds.append(event.kind))
+    job = await other.adopt("job")
+    assert (job.id, job.pid, job.status, job.identity) == (first.id, first.pid, ProcessStatus.RUNNING, first.identity)
+    assert kinds == [EventKind.ADOPTED]
+    await job.send_line("two")
+    result = await job.wait()
+    assert (result.exit_code, result.status, result.stdout, result.stderr) == (7, ProcessStatus.FAILED, b"one\ntwo\n", b"err\n")
+    assert [line async for line in job.lines()] == ["one", "two"]
+
+
+async def test_who_waits_when_the_manager_closes_is_told_how_to_go_on(home):
+    async with ProcessManager() as pm:
+        job = await pm.spawn("sleep", "1000", name="job", detach=True)
+        waiting = asyncio.ensure_future(job.wait())
+        await asyncio.sleep(0)
+    with pytest.raises(nbprocs.ProcessError, match="goes on without this manager"):
+        await waiting
+    assert alive(job.pid)
+    async with ProcessManager() as pm:
+        assert (await (await pm.adopt("job")).stop()).status is ProcessStatus.TERMINATED
+    assert not alive(job.pid)
+
+
+async def test_its_end_is_known_though_nobody_was_there(home, other):
+    async with ProcessManager() as pm:
+        job = await pm.spawn("sh", "-c", "echo done; exit 3", name="job", detach=True)
+    await until(lambda: records.records()[0].state == "ended")
+    found = await other.adopt(job.id)
+    assert (found.status, found.result.exit_code, found.result.text) == (ProcessStatus.FAILED, 3, "done\n")
+    assert found.result.execution_time < 20
+    assert (await found.wait()) is found.result
+
+
+async def test_a_signal_that_ended_it_is_known(home, pm, other):
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    os.kill(job.pid, signal.SIGKILL)
+    assert (await job.wait()).signal == signal.SIGKILL
+    assert (await other.adopt("job")).result.signal == signal.SIGKILL
+
+
+async def test_two_kernels_look_at_once_and_both_hear_the_end(pm, other):
+    first = await pm.spawn("sh", "-c", "trap '' TERM; sleep 1000 & setsid sleep 1001 & wait", name="job", detach=True)
+    second = await other.adopt("job")
+    results = await asyncio.gather(first.stop(grace=0.2), second.stop(grace=0.3))
+    assert {result.status for result in results} == {ProcessStatus.TERMINATED}
+    assert not alive(first.pid)
+
+
+async def test_stop_of_one_that_was_adopted_ends_its_whole_tree_verified(home, pm, other):
+    pids = home / "pids"
+    await pm.spawn("sh", "-c", f"setsid sleep 1000 & echo $! > {pids}; sleep 1001 & echo $! >> {pids}; wait", name="job", detach=True)
+    await until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    job = await other.adopt("job")
+    await job.stop(grace=1)
+    assert not [pid for pid in map(int, pids.read_text().split()) if alive(pid)]
+
+
+async def test_pause_resume_and_interrupt_reach_it_from_another_kernel(pm, other):
+    first = await pm.spawn("sleep", "1000", name="job", detach=True)
+    job = await other.adopt("job")
+    job.pause()
+    assert Path(f"/proc/{job.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    await until(lambda: first.paused)
+    job.resume()
+    await until(lambda: not first.paused)
+    job.interrupt()
+    assert (await job.wait()).signal == signal.SIGINT
+
+
+async def test_its_timeout_is_its_shims(home):
+    async with ProcessManager() as pm:
+        job = await pm.spawn("sleep", "1000", name="job", detach=True, timeout=0.3)
+    await until(lambda: records.records()[0].state == "ended")
+    assert not alive(job.pid)
+    async with ProcessManager() as pm:
+        found = await pm.adopt("job")
+        assert str(found.result.reason) == "timeout"
+
+
+async def test_a_terminal_stays_open_and_is_resized(pm, other):
+    await pm.spawn("sh", "-c", "read a; stty size; read b", name="job", detach=True, pty=True, stdin=True)
+    job = await other.adopt("job")
+    job.resize(33, 101)
+    await job.send_line("")
+    await job.expect("33 101", timeout=20)
+    await job.close_stdin()
+    assert (await job.wait()).exit_code is not None
+
+
+async def test_end_of_input_reaches_it(pm, other):
+    await pm.spawn("cat", name="job", detach=True, stdin=True)
+    job = await other.adopt("job")
+    await job.send(b"x" * 300_000)
+    await job.close_stdin()
+    result = await job.wait()
+    assert (result.exit_code, len(result.stdout)) == (0, 300_000)
+
+
+async def test_adopting_twice_gives_the_same_process(pm):
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    assert await pm.adopt("job") is job
+    await job.stop()
+
+
+async def test_supervision_goes_on_after_adoption(home, other):
+    policy = RestartPolicy(initial_delay=0.01, max_delay=0.02, max_restarts=3)
+    async with ProcessManager() as pm:
+        first = await pm.spawn("sh", "-c", "sleep 1000", name="job", detach=True, restart=policy)
+    await other.adopt("job")
+    os.kill(first.pid, signal.SIGKILL)
+    await until(lambda: other.get("job").pid not in {None, first.pid} and other.get("job").status is ProcessStatus.RUNNING)
+    assert other.get("job").restarts == 1
+    await other.get("job").stop()
+
+
+# --- starts -------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_that_fails_leaves_no_record(home, pm):
+    with pytest.raises(StartupFailed, match="no such program"):
+        await pm.spawn("no-such-program-here", detach=True)
+    with pytest.raises(StartupFailed, match="working directory"):
+        await pm.spawn("true", working_dir="/no/such/folder", detach=True)
+    assert records.records() == []
+    assert list((home / "state" / "detached").iterdir()) == []
+
+
+async def test_a_live_name_is_taken_for_every_kernel(pm, other):
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    with pytest.raises(NameInUse, match="adopt"):
+        await other.spawn("sleep", "1001", name="job", detach=True)
+    await job.stop()
+    again = await other.spawn("sleep", "1001", name="job", detach=True)
+    await again.stop()
+
+
+async def test_a_state_folder_that_cannot_be_made_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NBPROCS_STATE_DIR", str(tmp_path / "file" / "state"))
+    async with ProcessManager() as pm:
+        with pytest.raises(StartupFailed, match="NBPROCS_STATE_DIR"):
+            await pm.spawn("true", detach=True)
+
+
+async def test_a_cancelled_start_is_undone(home, pm):
+    for delay in (0.0, 0.002, 0.01, 0.03):
+        start = asyncio.ensure_future(pm.spawn("sleep", "1000", detach=True))
+        await asyncio.sleep(delay)
+        start.cancel()
+        await asyncio.wait({start})
+        if not start.cancelled():
+            await start.result().stop()
+    await until(lambda: not [record for record in records.records() if record.live])
+
+
+@pytest.mark.parametrize("option", [{"inherit": [3]}, {"stdout": "log"}, {"stdin": open}])
+async def test_what_a_detached_process_cannot_have_is_refused(home, pm, option):
+    if option.get("stdin") is open:
+        with open(os.devnull) as file, pytest.raises(StartupFailed, match="files"):
+            await pm.spawn("true", detach=True, stdin=file)
+    else:
+        with pytest.raises(StartupFailed, match="detached"):
+            await pm.spawn("true", detach=True, **option)
+
+
+async def test_secrets_are_nowhere_on_disk(home, pm):
+    job = await pm.spawn(
+        "sh", "-c", "exit 0", "--password=planted-one", detach=True, env_vars={"API_TOKEN": "planted-two", "PLAIN": "kept"}, name="job"
+    )
+    await job.wait()
+    written = b"".join(path.read_bytes() for path in (home / "state").rglob("*") if path.is_file())
+    assert b"planted" not in written
+    assert b"kept" in written
+    with pytest.raises(StartupFailed, match="can't be started again"):
+        await pm.restart("job")
+
+
+async def test_records_and_sockets_are_for_their_owner_only(home, pm):
+    job = await pm.spawn("sleep", "1000", detach=True)
+    [folder] = (home / "state" / "detached").iterdir()
+    [sock] = [path for path in (home / "run").iterdir() if path.name.startswith("detached")]
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "record.json", sock)] == [0o700, 0o600, 0o600]
+    await job.stop()
+
+
+# --- faults -------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_shim_leaves_a_process_that_can_still_be_stopped(pm, other):
+    job = await pm.spawn("sh", "-c", "echo before; sleep 1000", name="job", detach=True)
+    assert await job.receive_output() == "before"
+    os.kill(records.records()[0].shim_pid, signal.SIGKILL)
+    await until(lambda: records.records()[0].state == "unguarded")
+    found = await other.adopt("job")
+    assert found.status is ProcessStatus.RUNNING
+    result = await found.stop(grace=1)
+    assert (result.exit_code, result.signal, result.stdout) == (None, None, b"before\n")
+    assert not alive(job.pid)
+    assert (await job.wait()).stdout == b"before\n"
+    assert records.records()[0].state == "lost"
+
+
+def rewritten(home, **changes):
+    [path] = (home / "state" / "detached").glob("*/record.json")
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, **changes}))
+
+
+async def test_after_a_reboot_the_record_says_so(home, other):
+    async with ProcessManager() as pm:
+        job = await pm.spawn("true", name="job", detach=True)
+    await until(lambda: records.records()[0].state == "ended")
+    # The pid is somebody's, and its start fits: the boot's id alone tells that it can't be the same process.
+    me = os.getpid()
+    start = int(Path(f"/proc/{me}/stat").read_text().rpartition(")")[2].split()[19])
+    rewritten(home, state="running", pid=me, start=start, shim={"pid": me, "start": start}, boot="another", status=None)
+    [record] = records.records()
+    assert (record.state, record.rebooted) == ("lost", True)
+    found = await other.adopt("job")
+    assert (found.id, found.status, found.result.exit_code) == (job.id, ProcessStatus.FAILED, None)
+    assert bool(nbprocs.detached().loc[0, "rebooted"])
+
+
+async def test_a_pid_that_is_somebody_elses_by_now_is_not_taken_for_it(home):
+    async with ProcessManager() as pm:
+        await pm.spawn("true", name="job", detach=True)
+    await until(lambda: records.records()[0].state == "ended")
+    rewritten(home, state="running", pid=os.getpid(), start=1.0, shim={"pid": os.getpid(), "start": 1.0})
+    assert records.records()[0].state == "lost"
+
+
+async def test_records_of_a_newer_version_and_broken_ones_are_shown_and_left_alone(home, other):
+    async with ProcessManager() as pm:
+        await pm.spawn("true", name="job", detach=True)
+    await until(lambda: records.records()[0].state == "ended")
+    rewritten(home, v=99)
+    assert nbprocs.detached().loc[0, "state"] == "newer"
+    with pytest.raises(StartupFailed, match="later version"):
+        await other.adopt("job")
+    assert nbprocs.forget() == 0
+    [path] = (home / "state" / "detached").glob("*/record.json")
+    path.write_text("{ half")
+    assert nbprocs.detached().loc[0, "state"] == "broken"
+    assert nbprocs.forget() == 1
+
+
+async def test_what_is_not_there_is_named_with_close_matches(home, pm):
+    job = await pm.spawn("sleep", "1000", name="training", detach=True)
+    with pytest.raises(UnknownProcess, match="training"):
+        await pm.adopt("trainnig")
+    with pytest.raises(ValueError, match="lives"):
+        nbprocs.forget("training")
+    await job.stop()
+    await until(lambda: records.records()[0].state == "ended")
+    assert nbprocs.forget("training") == 1
+    assert nbprocs.detached().empty
+
+
+def test_stale_ones_are_those_that_nobody_looked_at(home):
+    folder = records.detached_folder() / "x"
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps({"v": 1, "id": "x", "name": "old", "command": "c", "state": "ended", "created": 1.0}))
+    assert nbprocs.detached(stale=True).empty
+    long_ago = time.time() - 8 * 86400
+    os.utime(folder, (long_ago, long_ago))
+    assert list(nbprocs.detached(stale=True)["name"]) == ["old"]
+
+
+KERNEL = """
+import asyncio, sys, nbprocs
+async def main():
+    pm = nbprocs.ProcessManager()
+    print("up", flush=True)
+    n = 0
+    while True:
+        job = await pm.spawn("sh", "-c", "for i in 1 2 3; do echo $i; done; exec sleep 1000", name=f"job-{n}", detach=True, stdin=True)
+        n += 1
+        await job.receive_output()
+        if n % 2:
+            await job.stop(grace=0.1)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_a_kernel_killed_at_any_moment_loses_none(home):
+    """At 40 random moments: each process runs and can be adopted, or has ended with its status."""
+    chance = random.Random(7)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(40):
+        with subprocess.Popen([sys.executable, "-c", KERNEL], env=env, stdout=subprocess.PIPE) as kernel:
+            kernel.stdout.readline()
+            await asyncio.sleep(chance.random() * 0.5)
+            kernel.kill()
+        await until(lambda: not [r for r in records.records() if r.state == "starting"])
+        async with ProcessManager() as pm:
+            for record in records.records():
+                assert record.state in {"running", "ended"}, record
+                job = await pm.adopt(record.id)
+                if record.state == "running":
+                    result = await job.stop(grace=1)
+                    assert result.status is ProcessStatus.TERMINATED
+                    assert not alive(record.pid)
+                else:
+                    assert job.result.exit_code is not None or job.result.signal is not None
+        await until(lambda: not [r for r in records.records() if r.live])
+        nbprocs.forget()
+        assert list((home / "state" / "detached").iterdir()) == []
+
+
+# --- the log ------------------------------------------------------------------------------------------------------------------------
+
+
+def filled(folder, size, *, limit, stream="stdout"):
+    """A log that so many bytes were written to, through a pipe; each 8 bytes say their number."""
+    log = segments.Segments(str(folder), stream, limit=limit)
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    for number in range(0, size, 4096):
+        os.write(write, b"".join(b"%08d" % (number + i) for i in range(0, 4096, 8)))
+        log.take(read)
+    os.close(write)
+    assert log.take(read) == 0
+    os.close(read)
+    log.close()
+    return log
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_the_head_and_the_youngest_part_of_the_tail_are_kept(tmp_path, monkeypatch, spliced):
+    monkeypatch.setattr(segments, "SEGMENT", 8192)
+    monkeypatch.setattr(segments, "_HAS_SPLICE", spliced)
+    log = filled(tmp_path, 100 * 4096, limit=4 * 8192)
+    assert log.end == 100 * 4096
+    kept = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert kept == 4 * 8192
+    assert log.dropped == log.end - kept
+    view = recorded.RecordedLog("stdout")
+    view.lie_in(tmp_path)
+    view.grown(log.end)
+    assert (view.dropped, view.start, view.spilled) == (log.dropped, 0, kept)
+    assert view.read(0, 16) == (0, b"0000000000000008")
+    position, data = view.read(8192, 8)
+    assert position == log.end - (kept - 8192)
+    assert data == b"%08d" % position
+    assert view.tail(8) == b"%08d" % (log.end - 8)
+    assert len(view.getvalue()) == kept
+
+
+def test_bytes_that_a_full_disk_refused_are_counted_and_the_child_never_waits(home):
+    """RLIMIT_FSIZE plays the full disk: the shim inherits it from its kernel."""
+    code = (
+        "import asyncio, resource, nbprocs\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "async def main():\n"
+        "    pm = nbprocs.ProcessManager()\n"
+        "    job = await pm.spawn('sh', '-c', 'head -c 5000000 /dev/zero; echo end', name='job', detach=True)\n"
+        "    r = await job.wait(30)\n"
+        "    print(r.exit_code, job.stdout.end, r.dropped_bytes, len(r.stdout))\n"
+        "asyncio.run(main())\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    code, end, dropped, kept = map(int, out.stdout.split())
+    assert (code, end) == (0, 5_000_004)
+    assert dropped > 0
+    assert dropped + kept == end
+
+
+async def test_the_gap_leaves_a_line_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT", 8192)
+    log = filled(tmp_path, 20 * 4096, limit=2 * 8192)
+    view = recorded.RecordedLog("stdout")
+    view.lie_in(tmp_path)
+    view.grown(log.end)
+    view.close()
+    reader = nbprocs.engine.output.LineReader(view)
+    lines = []
+    while (block := reader.take()) is not None:
+        lines += block
+    assert any(f"{log.dropped:,} bytes of output dropped" in line for line in lines)
+
+
+async def test_a_log_that_somebody_removed_is_said_to_be_dropped(tmp_path):
+    log = filled(tmp_path, 8192, limit=1 << 30)
+    view = recorded.RecordedLog("stdout")
+    view.lie_in(tmp_path / "gone")
+    view.grown(log.end)
+    view.close()
+    reader = nbprocs.engine.output.LineReader(view)
+    lines = []
+    while (block := reader.take()) is not None:
+        lines += block
+    assert lines[0] == "[nbprocs: 8,192 bytes of output dropped here]"
+
+
+async def test_a_gigabyte_of_log_is_adopted_at_once(home, pm, other):
+    """To the handle in less than 100 ms: nothing of the log is read. A sparse file plays the gigabyte."""
+    job = await pm.spawn("sh", "-c", "echo begin; sleep 1000", name="job", detach=True)
+    await job.receive_output()
+    await job.stop()
+    await until(lambda: records.records()[0].state == "ended")
+    [head] = (home / "state" / "detached").glob("*/stdout.*")
+    os.truncate(head, 1 << 30)
+    began = time.perf_counter()
+    found = await other.adopt("job")
+    assert time.perf_counter() - began < 0.1 * (1 + os.getloadavg()[0])
+    assert found.stdout.end == 1 << 30
+    assert found.stdout.read(0, 6) == (0, b"begin\n")
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------------------
+
+
+def command(*words, stdin=None):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "nbprocs", *words], env=env, capture_output=True, text=True, input=stdin, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_from_start_to_end(home):
+    code, out, _ = command("run", "--detach", "--name", "job", "--stdin", "--", "sh", "-c", "echo one; echo two; read x; exit $x")
+    assert code == 0
+    assert out.startswith("job  ")
+    assert "job" in command("ps")[1]
+    [row] = json.loads(command("ps", "--json")[1])
+    assert (row["name"], row["status"], row["detached"]) == ("job", "running", True)
+    assert command("logs", "-n", "1", "job") == (0, "two\n", "")
+    code, out, err = command("attach", "job", stdin="9\n")
+    assert (code, out) == (9, "one\ntwo\n"), err
+    assert command("wait", "job")[0] == 9
+    assert command("logs", "job")[1] == "one\ntwo\n"
+    assert "exit 9" in command("ps")[1]
+    assert command("forget")[1] == "forgot 1\n"
+    assert json.loads(command("ps", "--json")[1]) == []
+
+
+def test_the_command_line_says_what_is_wrong(home):
+    code, _, err = command("stop", "nobody")
+    assert (code, "no process 'nobody'" in err) == (1, True)
+    assert command("run")[0] == 2
+    assert command("run", "--", "sh", "-c", "echo out; exit 4")[:2] == (4, "out\n")
+    code, _, err = command("run", "--", "no-such-program-here")
+    assert (code, "no such program" in err) == (1, True)
+
+
+async def answering():
+    """The status socket of this interpreter's shim, which began to answer before this test."""
+    await until(lambda: shim.shims._shims and shim.shims._shims[0].path)
+    return shim.shims._shims[0].path
+
+
+async def test_the_command_line_sees_and_stops_a_kernels_process(home, pm, monkeypatch):
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", os.path.dirname(await answering()))
+    job = await pm.spawn("sleep", "1000", name="kernels")
+    code, out, err = await asyncio.to_thread(command, "logs", "kernels")
+    assert (code, "belongs to the kernel" in err) == (1, True), (out, err)
+    assert (await asyncio.to_thread(command, "stop", "kernels"))[:2] == (0, "stopped kernels\n")
+    assert (await job.wait()).status is ProcessStatus.TERMINATED
