@@ -490,6 +490,7 @@ class ProcessMonitor(Displayable):
 
     def __repr__(self) -> str:
         targets, open_ones = len(self._roster.targets), len(self.alerts(open_only=True))
+        state = ", closed" if self.closed else ""
         return f"<ProcessMonitor: {targets} watched, {len(self._book.history):,} samples, {open_ones} open alerts{state}>"
 
     def _html_(self) -> Html:
