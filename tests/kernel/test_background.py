@@ -1,6 +1,8 @@
 """What goes on while a cell blocks the kernel, and what is said when nothing can."""
 
+import itertools
 import json
+import re
 import textwrap
 
 import pytest
@@ -70,10 +72,13 @@ async def test_views_move_while_a_cell_blocks(kernel):
     """
     await kernel.run(code.replace("\n    ", "\n"))
     comms = [m["content"]["comm_id"] for _, m in kernel.messages if m["msg_type"] == "comm_open"]
+    pages = [m["content"]["data"].get("text/html", "") for _, m in kernel.messages if m["msg_type"] == "display_data"]
+    views = [found[1] for page in pages if (found := re.search(r"nb-hole-(\w+)", page))]
     assert comms, "the display of a manager is a live view"
-    for comm in comms:
+    assert len(views) == 2
+    for comm, view in itertools.product(comms, views):  # one of the comms is the hub's
         message = kernel.client.session.msg(
-            "comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": {"do": "hello", "view": "a-test"}}}
+            "comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": {"do": "hello", "view": "a-test", "v": view}}}
         )
         kernel.client.shell_channel.send(message)
     cell = await kernel.start("print('blocking'); time.sleep(6); print('over')")
