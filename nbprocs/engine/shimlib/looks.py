@@ -29,6 +29,7 @@ class Looker:
         self.base = base
         self.token = token
         self.orphans: dict[int, Found] = {}  # children of ours that we did not start; by pid, which is theirs until we reap them
+        self.everywhere = False  # a shim died: its orphans are not below us
         self._nested: dict[int, int] = {}  # another kernel's part of its tags -> the tag of the tree that it was seen in
         self._kids = kids
         self._me = os.getpid()
@@ -42,7 +43,7 @@ class Looker:
         """What an order to end means: one child by number and the pid that it had, or a manager."""
         sessions = {pid} - {0}
         if number is None:
-            sessions |= {kid.pid for kid in self._kids if parts_of_tag(kid.tag)[1] == manager}
+            sessions |= self._kids.sessions(manager)
         child = None if number is None else child_part(number)
         return Claim(self.base, manager, child, frozenset(sessions), token, strays)
 
@@ -50,7 +51,7 @@ class Looker:
 
     def look(self, claims: Sequence[Claim], *, whole_table: bool = False) -> list[dict[int, float]]:
         """For each claim the living members of its tree, pid → start; the start of children of our own is 0."""
-        if whole_table or not self._lists or any(not kid.own for kid in self._kids):
+        if whole_table or self.everywhere or not self._lists or any(not kid.own for kid in self._kids):
             return self._by_table(claims)
         leaders, orphans = self._own()
         by_tag = {kid.tag: kid for kid in leaders}  # a thousand stops at once must not each go through a thousand children
