@@ -8,10 +8,8 @@
                                     └── orphans of theirs
 
 A shim is the parent of every child, the only one that signals, and the only one that reaps. There is one; more join while starts queue
-up, and
-leave when nobody descends from them any more. A thread watches them: it sleeps in ``poll``, so it notices a shim's death and a shim that does not
-answer
-also while a cell computes.
+up, and leave when nobody descends from them any more: a shim without a living child may have what an ended one left. A thread watches them:
+it sleeps in ``poll``, so it notices a shim's death and a shim that does not answer also while a cell computes.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from nbprocs.engine.shim import shims
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.proc import read_proc
 from nbprocs.processes.manager import manager_core
+from nbprocs.processes.process import process_core
 from tests.children import python_child
 from tests.kernel.conftest import alive, eventually
 from tests.unit.test_child import Heard
@@ -143,7 +144,7 @@ async def test_stop_ends_it_and_nobody_else(kind):
         await proc.stop(grace=0.3)
         assert members(place) == []
         assert other.status.live
-        assert len(other.child.root.token) > 10
+        assert len(process_core(other).child.root.token) > 10
         assert len(alive(await descendants(other))) == 1, "a neighbour's daemon was left alone"
 
 

@@ -184,19 +184,24 @@ class Server:
                         self.watch(link.fd, self._link_ready)
                 case wire.SERVE:
                     self.serve(*fields)
-                case wire.LEAVE:
-                    self._leave()
-                case wire.INHERIT:
-                    self._inherits = self.looker.everywhere = True
-                case wire.GUARD:
-                    number, pid, start, token, tag = fields
-                    self._guard(
-                        Kid(number, pid, tag, None, ("", "", None), (), token, (0, False, 0.0, None), self.began, own=False, start=start)
-                    )
-                case wire.RELEASE:
-                    kid = self.kids.by_number.get(fields[0])
-                    if kid is not None:
-                        self._gone(kid)
+                case _:
+                    self._first_rarer(operation, fields)
+
+    def _first_rarer(self, operation: int, fields: list[Any]) -> None:
+        match operation:
+            case wire.LEAVE:
+                self._leave()
+            case wire.INHERIT:
+                self._inherits = self.looker.everywhere = True
+            case wire.GUARD:
+                number, pid, start, token, tag = fields
+                self._guard(
+                    Kid(number, pid, tag, None, ("", "", None), (), token, (0, False, 0.0, None), self.began, own=False, start=start)
+                )
+            case wire.RELEASE:
+                kid = self.kids.by_number.get(fields[0])
+                if kid is not None:
+                    self._gone(kid)
 
     def _leave(self) -> None:
         """End, if that leaves nobody without a guard. What a child left behind when it ended is somebody, too."""
