@@ -110,8 +110,9 @@ def members(place):
                 found.add(int(folder.name))
         except OSError:
             continue
-    if place.exists() and place.read_text().strip():
-        found.add(int(place.read_text()))
+    text = place.read_text().strip() if place.exists() else ""  # read once: a chain of forks writes it anew all the time
+    if text:
+        found.add(int(text))
     return alive(found - {os.getpid()})
 
 
