@@ -18,7 +18,7 @@ from typing import Any
 from nbprocs.cluster.calls import pickled_call
 from nbprocs.cluster.files import described
 from nbprocs.cluster.ledger import Ledger, Wish
-from nbprocs.cluster.link import Link, LinkDown
+from nbprocs.cluster.link import LinkDown, PeerLink
 from nbprocs.cluster.peer import Peer
 from nbprocs.cluster.remote import RemoteProcess
 from nbprocs.cluster.wire import ended_from, lost, order_to
@@ -202,7 +202,7 @@ class Fleet:
 
     # -- workers
 
-    def arrived(self, address: str, link: Callable[[], Link]) -> None:
+    def arrived(self, address: str, link: Callable[[], PeerLink]) -> None:
         """A worker has a carrier of ours."""
         if address not in self.peers:
             peer = self.peers[address] = Peer(self, address, link())

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any, Protocol
 
-__all__ = ["Link", "LinkDown", "Sign", "certainly_gone"]
+__all__ = ["LinkDown", "PeerLink", "Sign", "certainly_gone"]
 
 _DEAD = 2.0  # seconds from the end of a worker's process until its trees are certainly gone: its shim takes some 0.1 s
 _MARGIN = 5.0  # seconds, at least, that a worker is given beyond the time after which it ends by itself
@@ -21,7 +21,7 @@ class Sign(StrEnum):
     SILENT = "silent"  # nothing can be seen: it may well run
 
 
-class Link(Protocol):
+class PeerLink(Protocol):
     """Calls to one worker, on the home loop."""
 
     async def call(self, op: str, *, limit: float, **given: Any) -> dict[str, Any]:

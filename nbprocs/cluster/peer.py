@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.files import parts
-from nbprocs.cluster.link import Link, LinkDown, Sign, certainly_gone
+from nbprocs.cluster.link import LinkDown, PeerLink, Sign, certainly_gone
 from nbprocs.cluster.wire import PROTOCOL, Facts
 from nbprocs.engine.home import Tasks, log
 from nbprocs.engine.waiting import Waiters
@@ -36,7 +36,7 @@ _PAUSES = (0.05, 0.1, 0.2, 0.5)  # seconds between tries while nothing answers
 class Peer:
     """A worker that this kernel has carriers on; on the home loop only."""
 
-    def __init__(self, fleet: Fleet, address: str, link: Link) -> None:
+    def __init__(self, fleet: Fleet, address: str, link: PeerLink) -> None:
         self.address = address
         self.link = link
         self.facts: Facts | None = None

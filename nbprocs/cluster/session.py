@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.run import Run, RunState
-from nbprocs.cluster.window import Window
+from nbprocs.cluster.window import PullWindow
 from nbprocs.cluster.wire import Order, order_from
 from nbprocs.engine.container import available_memory
 from nbprocs.engine.waiting import Waiters
@@ -41,7 +41,7 @@ class Session:
         self.carriers: set[str] = set()
         self.slots = 0
         self.runs: dict[str, Run] = {}
-        self.window = Window(self._extra)
+        self.window = PullWindow(self._extra)
         self.leaving: tuple[bool, str] | None = None
         self.on_close: list[Callable[[], object]] = []
         self._bay = bay

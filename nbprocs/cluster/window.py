@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from nbprocs.engine.waiting import Waiters
 
-__all__ = ["Teller", "Window"]
+__all__ = ["PullWindow", "Teller"]
 
 _TURN = 64 << 10  # bytes of one stream before the next run has its turn
 _BUNCH = 0.005  # seconds: news that come faster than this are told together
@@ -38,7 +38,7 @@ class Teller(Protocol):
         """Its last item has been acknowledged."""
 
 
-class Window:
+class PullWindow:
     """One batch at a time; on the worker's loop only."""
 
     def __init__(self, extra: Callable[[], list[Item]]) -> None:

@@ -36,14 +36,14 @@ from nbprocs.engine.tree import Root, end_trees
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import CommunicationError
 
-__all__ = ["DETACHED_LOG", "DetachedChild", "Follower", "launch"]
+__all__ = ["DETACHED_LOG", "DetachedChild", "DetachedListener", "launch"]
 
 DETACHED_LOG = 1 << 30  # bytes of each stream that are kept on disk
 _MAIN = os.path.join(os.path.dirname(__file__), "shim_main.py")
 _START_WITHIN = 30.0  # seconds; a start takes some twenty milliseconds
 
 
-class Follower(Listener, Protocol):
+class DetachedListener(Listener, Protocol):
     """Who is told of a detached child: a Listener whose logs grow by themselves."""
 
     def grown(self, ends: dict[str, int]) -> None:
@@ -164,7 +164,7 @@ class DetachedChild:
 
     keeps_time = True
 
-    def __init__(self, record: DetachedRecord, listener: Follower) -> None:
+    def __init__(self, record: DetachedRecord, listener: DetachedListener) -> None:
         self._record = record
         self._listener = listener
         self._loop = asyncio.get_running_loop()

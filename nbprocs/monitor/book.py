@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nbprocs.monitor.alerts import Batch, Episodes, Transition
-from nbprocs.monitor.history import History, Series, Snapshot
+from nbprocs.monitor.history import History, HistorySnapshot, Series
 from nbprocs.monitor.metrics import METRICS, Scope, State
 from nbprocs.monitor.model import Alert, Rule
 
@@ -22,7 +22,9 @@ class Book:
     the order of samples around.
     """
 
-    def __init__(self, rules: Iterable[Rule], *, max_bytes: int, clock: Clock, on_full: Callable[[Snapshot], object] | None = None) -> None:
+    def __init__(
+        self, rules: Iterable[Rule], *, max_bytes: int, clock: Clock, on_full: Callable[[HistorySnapshot], object] | None = None
+    ) -> None:
         self.history = History(max_bytes=max_bytes, on_full=on_full)
         self._episodes = Episodes(rules)
         self._clock = clock

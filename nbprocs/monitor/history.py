@@ -25,7 +25,7 @@ from nbprocs.monitor.metrics import METRICS, Scope, State
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "History", "Series", "Snapshot", "Spill"]
+__all__ = ["COLUMNS", "History", "HistorySnapshot", "Series", "Spill"]
 
 COLUMNS: Mapping[str, str] = {
     "time": "i8",  # microseconds since the epoch: exact, so that a replay sees what the live rules saw
@@ -56,7 +56,7 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class HistorySnapshot:
     """What the history held at one moment. Immutable; taking one copies nothing."""
 
     parts: tuple[tuple[dict[str, Any], int], ...]  # columns of a block and how many of its rows count
@@ -143,7 +143,7 @@ def _whole(values: Any, kind: str) -> Any:
 class History:
     """All samples of one monitor, within a byte budget. Appended to by one thread; snapshots may be taken by any."""
 
-    def __init__(self, *, max_bytes: int = 64 << 20, on_full: Callable[[Snapshot], object] | None = None) -> None:
+    def __init__(self, *, max_bytes: int = 64 << 20, on_full: Callable[[HistorySnapshot], object] | None = None) -> None:
         self.max_rows = max(max_bytes // ROW_BYTES, 2 * BLOCK)
         self.on_full = on_full  # gets the samples that leave memory
         self.dropped = 0  # samples that left memory
@@ -195,7 +195,7 @@ class History:
             self._last.update(zip(series.tolist(), range(self.total, self.total + rows), strict=True))
             self.total += rows
             self.last_time = int(times[-1])
-            leaving = [Snapshot(((block.columns, block.used),), dict(self._series)) for block in full if self.on_full is not None]
+            leaving = [HistorySnapshot(((block.columns, block.used),), dict(self._series)) for block in full if self.on_full is not None]
             if full:
                 self.dropped += sum(block.used for block in full)
                 self._forget()
@@ -216,10 +216,10 @@ class History:
         for code in [code for code, last in self._last.items() if last < self.dropped]:
             del self._last[code], self._series[code]
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> HistorySnapshot:
         """Everything in memory now. Thread-safe; takes microseconds."""
         with self._lock:
-            return Snapshot(tuple((block.columns, block.used) for block in self._blocks), dict(self._series))
+            return HistorySnapshot(tuple((block.columns, block.used) for block in self._blocks), dict(self._series))
 
     def latest(self) -> list[tuple[Series, dict[str, Any]]]:
         """The latest sample of every series, in order of registration."""
@@ -257,7 +257,7 @@ class Spill:
                 msg = "writing Parquet needs pyarrow: `pip install pyarrow`, or spill to a .csv"
                 raise ImportError(msg) from error
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: HistorySnapshot) -> None:
         """Append samples. Raises OSError."""
         frame = snapshot.frame(scope=None)
         if frame.empty:

@@ -7,7 +7,7 @@
       tick: Roster.asks  ──────────────────────►    Sampler.sample (one look at the process table)
             Book.take    ◄──────────────────────    rows
               ├─ History (rings)   ──► frame, latest, summary, plot, export_prometheus
-              └─ Episodes (rules)  ──► Callbacks
+              └─ Episodes (rules)  ──► AlertCallbacks
       events of managers ──► Roster ──► Book        an end is known at once, not at the next tick
 """
 
@@ -28,15 +28,16 @@ from nbprocs.config import Command, Word
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.container import Limits, read_limits
 from nbprocs.engine.home import Home, Tasks, hops, log
+from nbprocs.engine.owners import register
 from nbprocs.engine.table import ON_LINUX
 from nbprocs.errors import Closed, UnknownProcess
 from nbprocs.monitor.alerts import Transition, as_rules, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
-from nbprocs.monitor.history import Snapshot, Spill
+from nbprocs.monitor.history import HistorySnapshot, Spill
 from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope
 from nbprocs.monitor.model import Alert, AlertThresholds, Rule
-from nbprocs.monitor.notify import AlertCallback, CallbackFailure, Callbacks
+from nbprocs.monitor.notify import AlertCallback, AlertCallbacks, CallbackFailure
 from nbprocs.monitor.plots import PANELS, plot
 from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.prometheus import exposition
@@ -116,7 +117,7 @@ class ProcessMonitor(Displayable):
         self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=flag("members", members))
         self._portable = portable
         self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable, past=past_for(runs))
-        self._callbacks = Callbacks()
+        self._callbacks = AlertCallbacks()
         self._listeners: Subscribers[[]] = Subscribers("the monitor's ticks")
         self._tasks: Tasks | None = None
         self._clock = clock
@@ -126,7 +127,8 @@ class ProcessMonitor(Displayable):
         self._closing: asyncio.Task[None] | None = None
         self._failure: type[Exception] | None = None  # of the latest tick
         self._writing: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.closed: bool = False  # whether aclose() was called
+        register(self)
 
     # -- what to watch
 
@@ -216,7 +218,7 @@ class ProcessMonitor(Displayable):
             self.home.post(self._do, action, *args)
 
     def _do(self, action: Callable[..., object], *args: Any) -> None:
-        if not self._closed:
+        if not self.closed:
             action(*args)
             self._begin()
 
@@ -294,12 +296,12 @@ class ProcessMonitor(Displayable):
         if changes:
             self._callbacks.tell(changes, now=self._clock(), tasks=self._own_tasks)
 
-    def _leaving(self, snapshot: Snapshot) -> None:
+    def _leaving(self, snapshot: HistorySnapshot) -> None:
         writing = Tasks(self.home).start(self._write(snapshot), name="spill of samples")  # not cancelled by the end, but awaited
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
 
-    async def _write(self, snapshot: Snapshot) -> None:
+    async def _write(self, snapshot: HistorySnapshot) -> None:
         if self._spill is None:
             return
         try:
@@ -447,7 +449,7 @@ class ProcessMonitor(Displayable):
     # -- end
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise Closed("the monitor is closed", hint="make a new one; its frame can still be read")
 
     @hops
@@ -456,7 +458,7 @@ class ProcessMonitor(Displayable):
 
         With ``spill`` what is still in memory is written too, so that the file holds the whole run.
         """
-        self._closed = True
+        self.closed = True
         if self._closing is None:
             self._closing = Tasks(self.home).start(self._close(), name="close the monitor")
         await asyncio.wait({self._closing})
@@ -488,7 +490,7 @@ class ProcessMonitor(Displayable):
 
     def __repr__(self) -> str:
         targets, open_ones = len(self._roster.targets), len(self.alerts(open_only=True))
-        state = ", closed" if self._closed else ""
+        state = ", closed" if self.closed else ""
         return f"<ProcessMonitor: {targets} watched, {len(self._book.history):,} samples, {open_ones} open alerts{state}>"
 
     def _html_(self) -> Html:

@@ -13,7 +13,7 @@ from nbprocs.monitor.alerts import Transition
 from nbprocs.monitor.model import Alert
 from nbprocs.policy.bucket import TokenBucket
 
-__all__ = ["CallbackFailure", "Callbacks"]
+__all__ = ["AlertCallbacks", "CallbackFailure"]
 
 AlertCallback = Callable[[Alert], object]
 _LONGEST = 60.0  # seconds that an async callback may take
@@ -30,7 +30,7 @@ class CallbackFailure:
     at: datetime
 
 
-class Callbacks:
+class AlertCallbacks:
     """The callbacks of one monitor. ``suppressed`` counts the calls that the rate limit held back: the alerts themselves are all kept."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.display import Html, joined, table, text
-from nbprocs.monitor.history import Series, Snapshot
+from nbprocs.monitor.history import HistorySnapshot, Series
 from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope, State
 from nbprocs.monitor.model import Alert
 
@@ -42,7 +42,7 @@ def metrics_of(
     )
 
 
-def wide_frame(snapshot: Snapshot, metric: str, *, names: Iterable[str] | None, since: int | None) -> "pd.DataFrame":
+def wide_frame(snapshot: HistorySnapshot, metric: str, *, names: Iterable[str] | None, since: int | None) -> "pd.DataFrame":
     """A column a process, a row a moment."""
     if metric not in METRICS:
         msg = f"no metric {metric!r}; there are: {', '.join(METRICS)}"

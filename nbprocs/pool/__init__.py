@@ -5,28 +5,28 @@ from nbprocs.pool.executor import PoolExecutor
 from nbprocs.pool.model import (
     PoolConfig,
     PoolMetrics,
+    PoolTaskState,
     PythonWorker,
     RemoteError,
     RemoteTraceback,
-    TaskState,
     WorkerInfo,
     WorkerOutput,
     WorkerState,
 )
 from nbprocs.pool.pool import ProcessPool
-from nbprocs.pool.task import TaskHandle
+from nbprocs.pool.task import PoolTaskHandle
 
 __all__ = [
     "CommandWorker",
     "PoolConfig",
     "PoolExecutor",
     "PoolMetrics",
+    "PoolTaskHandle",
+    "PoolTaskState",
     "ProcessPool",
     "PythonWorker",
     "RemoteError",
     "RemoteTraceback",
-    "TaskHandle",
-    "TaskState",
     "WorkerInfo",
     "WorkerOutput",
     "WorkerState",

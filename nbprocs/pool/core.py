@@ -22,7 +22,7 @@ from nbprocs.errors import Closed
 from nbprocs.pool.connection import Connection, ConnectionEvents, MakeConnection
 from nbprocs.pool.dispatch import STALE, Dispatcher, Window
 from nbprocs.pool.kills import Kills
-from nbprocs.pool.model import PoolConfig, TaskState
+from nbprocs.pool.model import PoolConfig, PoolTaskState
 from nbprocs.pool.outcome import crashed, raised, read
 from nbprocs.pool.speech import Speech
 from nbprocs.pool.table import TaskTable
@@ -32,13 +32,13 @@ from nbprocs.pool.worker_main import MANY, OUTPUT, READY, STOPPED, VALUE, Messag
 from nbprocs.pool.workers import Demand, Workers
 from nbprocs.processes.manager import ProcessManager, manager_core
 
-__all__ = ["Core"]
+__all__ = ["PoolCore"]
 
 _BURST = 64  # tasks submitted in one go before they are handed out without waiting for the loop
 _DOUBT = 0.2  # seconds after a worker closed its socket: normally it is ending
 
 
-class Core:
+class PoolCore:
     """Everything of a pool that lives on its home loop."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Core:
                 window.sent.pop(number)
                 self.dispatcher.answered(window, 1)
                 continue
-            task.state = TaskState.RUNNING
+            task.state = PoolTaskState.RUNNING
             task.worker = worker.name
             task.started = now
             timed = timed or task.timeout is not None
@@ -219,7 +219,7 @@ class Core:
         for number in numbers:
             task = worker.window.sent.get(number)
             if task is not None and not task.dropped:
-                task.state = TaskState.QUEUED
+                task.state = PoolTaskState.QUEUED
         self.dispatcher.returned(worker.window, numbers)
         worker.count()
         self._kills.returned(worker)
@@ -260,7 +260,7 @@ class Core:
         claimed, _ = worker.connection.claimed()
         for number, task in worker.window.sent.items():
             if number > claimed and not task.dropped:
-                task.state = TaskState.QUEUED
+                task.state = PoolTaskState.QUEUED
         for task in self.dispatcher.lost(worker.window, claimed):
             if not task.dropped:
                 self.table.dying[task] = worker.kill_for.get(task) or self._crash_error(worker, task, ours=ours)
@@ -303,7 +303,7 @@ class Core:
         if task.state.final or task.dropped:
             self.flush()  # it ended when it was handed out, which tells nobody
             return
-        running = task.state is TaskState.RUNNING
+        running = task.state is PoolTaskState.RUNNING
         if not running and task not in self.table.delayed:
             self.dispatcher.queue.drop(task)
         dying = task in self.table.dying

@@ -10,14 +10,14 @@ import sys
 import warnings
 from typing import Any
 
-__all__ = ["Follower"]
+__all__ = ["KernelFollower"]
 
 _SEEN: Any = "nbprocs"  # in the cache of the root logger, which every change of a level empties
 _versions = itertools.count(1)
 _level_version = 0
 
 
-class Follower:
+class KernelFollower:
     """What one worker was told of it. ``news()`` is called for every message to it, so it costs next to nothing when nothing is new."""
 
     __slots__ = ("_authkey", "_environment", "_filters", "_folder", "_follow", "_levels", "_path")

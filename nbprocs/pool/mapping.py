@@ -12,7 +12,7 @@ from nbprocs.config import Unset
 from nbprocs.engine.home import Home
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
-from nbprocs.pool.task import TaskHandle
+from nbprocs.pool.task import PoolTaskHandle
 
 __all__ = ["MapOptions", "Sizer", "Submit", "chunks_of", "length_of", "mapped", "progress_bar"]
 
@@ -20,7 +20,7 @@ _AIM = 0.03  # seconds of work in a chunk: long beside its overhead, short enoug
 _GROWTH = 8  # a chunk is at most so many times larger than the one before
 _LARGEST = 50_000  # items
 
-Submit = Callable[[Sequence[Any], int], TaskHandle[tuple[list[Any], BaseException | None]]]
+Submit = Callable[[Sequence[Any], int], PoolTaskHandle[tuple[list[Any], BaseException | None]]]
 
 
 class MapOptions(TypedDict, total=False):
@@ -117,7 +117,7 @@ async def mapped(
     All in one generator: a second one around it would cost as much for each item as this one does.
     """
     chunks = chunks_of(items, sizer)
-    flying: deque[TaskHandle[tuple[list[Any], BaseException | None]]] = deque()
+    flying: deque[PoolTaskHandle[tuple[list[Any], BaseException | None]]] = deque()
     shown = bar()
     try:
         with Home.current():
@@ -147,7 +147,7 @@ async def mapped(
         finish()
 
 
-async def _next(flying: "deque[TaskHandle[Any]]", *, ordered: bool) -> TaskHandle[Any]:
+async def _next(flying: "deque[PoolTaskHandle[Any]]", *, ordered: bool) -> PoolTaskHandle[Any]:
     """Take the next one out: the first, or whichever has ended."""
     if ordered:
         return flying.popleft()

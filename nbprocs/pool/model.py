@@ -15,10 +15,10 @@ from nbprocs.errors import ProcessError
 __all__ = [
     "PoolConfig",
     "PoolMetrics",
+    "PoolTaskState",
     "PythonWorker",
     "RemoteError",
     "RemoteTraceback",
-    "TaskState",
     "WorkerInfo",
     "WorkerOutput",
     "WorkerState",
@@ -47,7 +47,7 @@ class RemoteError(ProcessError):
     kind: str = ""
 
 
-class TaskState(StrEnum):
+class PoolTaskState(StrEnum):
     """The life of one task. The last four are final."""
 
     QUEUED = "queued"  # also while it waits to be tried again
@@ -60,7 +60,7 @@ class TaskState(StrEnum):
     @property
     def final(self) -> bool:
         """True when the task will not change any more."""
-        return self not in (TaskState.QUEUED, TaskState.RUNNING)
+        return self not in (PoolTaskState.QUEUED, PoolTaskState.RUNNING)
 
 
 class WorkerState(StrEnum):

@@ -5,7 +5,7 @@
     submit / run / map / executor      any thread, any loop
             │  Codec: the call as bytes
             ▼
-       Submission ─► Core ─► Dispatcher, TaskTable      tasks: queue, windows, retries, outcomes     (home loop)
+       Submission ─► PoolCore ─► Dispatcher, TaskTable      tasks: queue, windows, retries, outcomes     (home loop)
                       │
                       └────► Workers ─► WorkerHandle ─► Connection ─► worker process                  (home loop)
 
@@ -26,6 +26,7 @@ from nbprocs import checks
 from nbprocs.config import UNSET, Unset
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, hops
+from nbprocs.engine.owners import register
 from nbprocs.errors import Closed, ProcessError, StartupFailed
 from nbprocs.model import TaskPriority
 from nbprocs.notify import as_notify
@@ -33,7 +34,7 @@ from nbprocs.policy import RetryPolicy
 from nbprocs.pool import report
 from nbprocs.pool.codec import Codec
 from nbprocs.pool.command import CommandWorker
-from nbprocs.pool.core import Core
+from nbprocs.pool.core import PoolCore
 from nbprocs.pool.executor import PoolExecutor
 from nbprocs.pool.kinds import connections, is_a, setup_of, title_of
 from nbprocs.pool.mapping import MapOptions, Sizer, length_of, mapped, progress_bar
@@ -41,7 +42,7 @@ from nbprocs.pool.model import PoolConfig, PoolMetrics, PythonWorker, WorkerInfo
 from nbprocs.pool.notices import told_at_the_end
 from nbprocs.pool.speech import Speech
 from nbprocs.pool.submission import How, Submission
-from nbprocs.pool.task import TaskHandle, stands_for
+from nbprocs.pool.task import PoolTaskHandle, stands_for
 from nbprocs.processes.manager import ProcessManager
 
 if TYPE_CHECKING:
@@ -98,13 +99,14 @@ class ProcessPool(Displayable):
         self.manager = manager or ProcessManager(background=background, history=_HISTORY)
         codec = Codec()
         make = connections(self.worker, codec, setup_of(self.worker), most=config.most)
-        core = Core(self.manager, config, name=self.name, speech=Speech(self.worker), make_connection=make, own_manager=own)
+        core = PoolCore(self.manager, config, name=self.name, speech=Speech(self.worker), make_connection=make, own_manager=own)
         self._core = core
         self._submission = submission = Submission(core, codec, self.worker)
         codec.on_reload = lambda: submission.do(core.workers.renew)
         self._codec = codec
         self._finalizer = weakref.finalize(self, _forget, core)
         self._finalizer.atexit = False
+        register(self)
 
     @property
     def home(self) -> Home:
@@ -178,15 +180,15 @@ class ProcessPool(Displayable):
     @overload
     def submit(
         self, function: str, /, *, priority: TaskPriority = ..., timeout: Limit = ..., retries: Retries = ...
-    ) -> TaskHandle[str]: ...
+    ) -> PoolTaskHandle[str]: ...
     @overload
-    def submit(self, function: Callable[..., T], /, *args: Any, timeout: Limit, **options: Any) -> TaskHandle[T]: ...
+    def submit(self, function: Callable[..., T], /, *args: Any, timeout: Limit, **options: Any) -> PoolTaskHandle[T]: ...
     @overload
-    def submit(self, function: Callable[..., T], /, *args: Any, priority: TaskPriority, **options: Any) -> TaskHandle[T]: ...
+    def submit(self, function: Callable[..., T], /, *args: Any, priority: TaskPriority, **options: Any) -> PoolTaskHandle[T]: ...
     @overload
-    def submit(self, function: Callable[..., T], /, *args: Any, retries: Retries, **options: Any) -> TaskHandle[T]: ...
+    def submit(self, function: Callable[..., T], /, *args: Any, retries: Retries, **options: Any) -> PoolTaskHandle[T]: ...
     @overload
-    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> PoolTaskHandle[T]: ...
     def submit(  # type: ignore[misc]  # no type can tell our options from the function's own
         self,
         function: Callable[..., Any] | str,
@@ -196,7 +198,7 @@ class ProcessPool(Displayable):
         timeout: Limit = UNSET,
         retries: Retries = None,
         **kwargs: Any,
-    ) -> TaskHandle[Any]:
+    ) -> PoolTaskHandle[Any]:
         """Queue one call and return its handle at once. From any thread.
 
         Args:
@@ -345,7 +347,7 @@ class ProcessPool(Displayable):
         known = self._submission.snapshot(function)
         title = title_of(function)
 
-        def submit(chunk: Sequence[Any], start: int) -> TaskHandle[Any]:
+        def submit(chunk: Sequence[Any], start: int) -> PoolTaskHandle[Any]:
             handle = self._submission.handle()
             task = self._submission.submit_chunk(handle, known, f"{title}[{start}:{start + len(chunk)}]", chunk, how, star=star)
             stands_for(handle, task)
@@ -362,7 +364,7 @@ class ProcessPool(Displayable):
         )
 
     def _map_lines(self, lines: Any, how: How, *, ordered: bool, bar: Callable[[], Any]) -> AsyncGenerator[Any, None]:
-        def submit(chunk: Sequence[Any], _start: int) -> TaskHandle[Any]:
+        def submit(chunk: Sequence[Any], _start: int) -> PoolTaskHandle[Any]:
             handle = self._submission.handle()
             stands_for(handle, self._submission.submit(handle, chunk[0], (), {}, how, listed=True))
             return handle
@@ -469,7 +471,7 @@ class ProcessPool(Displayable):
         return report.html(repr(self), self.workers())
 
 
-def _forget(core: Core) -> None:
+def _forget(core: PoolCore) -> None:
     """Nobody holds the pool any more; called by the garbage collector, on any thread."""
     with contextlib.suppress(Closed):  # its loop is gone, and the workers with it
         core.home.post(core.forget)

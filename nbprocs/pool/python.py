@@ -11,7 +11,7 @@ from nbprocs.pool import worker_main as child
 from nbprocs.pool.codec import Codec
 from nbprocs.pool.connection import ConnectionEvents, Sent
 from nbprocs.pool.dispatch import DEEPEST
-from nbprocs.pool.following import Follower
+from nbprocs.pool.following import KernelFollower
 from nbprocs.pool.model import PythonWorker
 from nbprocs.pool.wire import Decoder, frame
 from nbprocs.processes.manager import ProcessManager, manager_core
@@ -40,7 +40,7 @@ class PythonConnection:
         self._events = events
         self._setup = setup
         self._known: set[int] = set()
-        self._settings = Follower(follow=kind.follow)
+        self._settings = KernelFollower(follow=kind.follow)
         self._data: Channel | None = None
         self._control: Channel | None = None
         self._page: SharedPage | None = None

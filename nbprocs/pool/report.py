@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from nbprocs.display import Html, table, text
-from nbprocs.pool.core import Core
+from nbprocs.pool.core import PoolCore
 from nbprocs.pool.model import PoolMetrics, WorkerInfo
 from nbprocs.pool.task import Task
 from nbprocs.pool.worker import WorkerHandle
@@ -19,7 +19,7 @@ __all__ = ["html", "metrics", "summary", "task_frame", "worker_frame", "workers"
 _SHOWN = 50  # workers in the static table
 
 
-def metrics(core: Core) -> PoolMetrics:
+def metrics(core: PoolCore) -> PoolMetrics:
     """The figures now."""
     table, workers, dispatcher = core.table, core.workers, core.dispatcher
     live = list(workers.live.values())
@@ -41,14 +41,14 @@ def metrics(core: Core) -> PoolMetrics:
     )
 
 
-def _tasks(core: Core) -> list[Task]:
+def _tasks(core: PoolCore) -> list[Task]:
     """The remembered ones, then those at work, then those that wait."""
     table, dispatcher = core.table, core.dispatcher
     sent = [task for window in list(dispatcher.windows) for task in list(window.sent.values()) if not task.dropped]
     return [*table.ended.copy(), *sent, *table.dying, *table.delayed, *dispatcher.queue]
 
 
-def task_frame(core: Core) -> "pd.DataFrame":
+def task_frame(core: PoolCore) -> "pd.DataFrame":
     """A row a task, indexed by its number; see ProcessPool.frame."""
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
@@ -77,7 +77,7 @@ def task_frame(core: Core) -> "pd.DataFrame":
     return frame.astype({**words, **times, "seconds": "float64", "attempts": "int64", "priority": "int64"}).sort_index()
 
 
-def workers(core: Core) -> tuple[WorkerInfo, ...]:
+def workers(core: PoolCore) -> tuple[WorkerInfo, ...]:
     """Those that are there, the oldest first."""
     when = _Clock()
     return tuple(_info(worker, when) for worker in core.workers.live.values())
@@ -98,7 +98,7 @@ def _info(worker: WorkerHandle, when: "_Clock") -> WorkerInfo:
     )
 
 
-def worker_frame(core: Core) -> "pd.DataFrame":
+def worker_frame(core: PoolCore) -> "pd.DataFrame":
     """A row a worker, indexed by name; see ProcessPool.frame."""
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 

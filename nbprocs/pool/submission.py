@@ -2,8 +2,8 @@
 
 ::
 
-    submit, map, executor ─► Codec ─► Task ─┬─ on the home loop ────────────────► Core
-                                            └─ elsewhere ─► inbox ─one wake-up─►  Core
+    submit, map, executor ─► Codec ─► Task ─┬─ on the home loop ────────────────► PoolCore
+                                            └─ elsewhere ─► inbox ─one wake-up─►  PoolCore
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool.codec import Codec, Function
 from nbprocs.pool.command import CommandWorker
-from nbprocs.pool.core import Core
+from nbprocs.pool.core import PoolCore
 from nbprocs.pool.kinds import title_of, unpicklable
 from nbprocs.pool.model import PoolConfig, PythonWorker
-from nbprocs.pool.task import BlockableFuture, Task, TaskHandle, stands_for
+from nbprocs.pool.task import BlockableFuture, PoolTaskHandle, Task, stands_for
 from nbprocs.pool.worker_main import dumps
 
 __all__ = ["How", "Submission"]
@@ -46,7 +46,7 @@ class How:
 class Submission:
     """The one door of a pool. It is also what the executor works with."""
 
-    def __init__(self, core: Core, codec: Codec, kind: PythonWorker | CommandWorker) -> None:
+    def __init__(self, core: PoolCore, codec: Codec, kind: PythonWorker | CommandWorker) -> None:
         self._home = core.home
         self._core = core
         self._codec = codec
@@ -70,13 +70,13 @@ class Submission:
         if self.closed:
             raise Closed(f"{self._name} is closed and takes no more tasks", name=self._name, hint="create another ProcessPool")
 
-    def handle(self) -> TaskHandle[Any]:
+    def handle(self) -> PoolTaskHandle[Any]:
         """A new handle of the running loop, or of the pool's own where none runs."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = self._home.loop
-        handle: TaskHandle[Any] = TaskHandle(self.give_up, loop)
+        handle: PoolTaskHandle[Any] = PoolTaskHandle(self.give_up, loop)
         if loop is not self._home.loop:  # our own loop beats while workers live; the other one must notice interrupts, too
             caller = Home.current()
             caller.__enter__()

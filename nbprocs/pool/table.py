@@ -13,7 +13,7 @@ from typing import Any
 from nbprocs.engine.home import Home
 from nbprocs.errors import ProcessError
 from nbprocs.guard import add_note, text_of, told
-from nbprocs.pool.model import TaskState
+from nbprocs.pool.model import PoolTaskState
 from nbprocs.pool.outcome import Outcome
 from nbprocs.pool.task import BlockableFuture, Task
 
@@ -43,7 +43,7 @@ class TaskTable:
     def complete(self, task: Task, outcome: Outcome) -> None:
         """It has a result."""
         task.attempts += 1
-        task.state = TaskState.COMPLETED
+        task.state = PoolTaskState.COMPLETED
         self.completed += 1
         self.seconds += task.seconds
         self._settle(task, (([outcome[0]], None), None) if task.listed else outcome)
@@ -56,7 +56,7 @@ class TaskTable:
         delay = _decide(task, error, now) if self.retrying else None
         if delay is not None:
             self.retries += 1
-            task.state = TaskState.QUEUED
+            task.state = PoolTaskState.QUEUED
             self.delayed[task] = self._home.loop.call_later(delay, self._try_again, task)
             return
         if isinstance(error, ProcessError):
@@ -65,7 +65,9 @@ class TaskTable:
         elif task.attempts > 1:
             add_note(error, f"after {task.attempts} attempts")
         task.ended = now
-        task.state = TaskState.TIMED_OUT if isinstance(error, TimeoutError) and isinstance(error, ProcessError) else TaskState.FAILED
+        task.state = (
+            PoolTaskState.TIMED_OUT if isinstance(error, TimeoutError) and isinstance(error, ProcessError) else PoolTaskState.FAILED
+        )
         self.failed += 1
         self._settle(task, outcome or (None, error))
 
@@ -96,7 +98,7 @@ class TaskTable:
         if isinstance(task.future, BlockableFuture):
             task.future.begin()
         task.ended = time.monotonic()
-        task.state = TaskState.CANCELLED
+        task.state = PoolTaskState.CANCELLED
         self.cancelled += 1
         task.release()
         self.ended.append(task)

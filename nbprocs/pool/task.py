@@ -14,9 +14,9 @@ from nbprocs.engine.home import Home
 from nbprocs.errors import CommunicationError
 from nbprocs.policy import RetryPolicy
 from nbprocs.pool.codec import Buffers, Function
-from nbprocs.pool.model import TaskState
+from nbprocs.pool.model import PoolTaskState
 
-__all__ = ["BlockableFuture", "Task", "TaskHandle", "stands_for"]
+__all__ = ["BlockableFuture", "PoolTaskHandle", "Task", "stands_for"]
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Task:
     future: "asyncio.Future[Any] | BlockableFuture[Any] | None"  # None once it is settled
     star: bool | None = None  # None: one call; else a chunk of them, with one argument (False) or several (True)
     listed: bool = False  # the result is wanted as that of a chunk of one
-    state: TaskState = TaskState.QUEUED
+    state: PoolTaskState = PoolTaskState.QUEUED
     attempts: int = 0  # tries that ended
     dropped: bool = False
     worker: str = ""
@@ -53,7 +53,7 @@ class Task:
         self.payload = self.buffers = self.function = self.future = self.context = None
 
 
-class TaskHandle(asyncio.Future[T]):
+class PoolTaskHandle(asyncio.Future[T]):
     """Stands for one task of a pool. Await it for the result; ``cancel()`` it at any time, also while it runs.
 
     It is an asyncio future of the loop that submitted it, so ``asyncio.gather``, ``wait`` and ``timeout`` take it as it is, without a
@@ -65,7 +65,7 @@ class TaskHandle(asyncio.Future[T]):
     >>> await handle
     1024
     >>> handle.state
-    <TaskState.COMPLETED: 'completed'>
+    <PoolTaskState.COMPLETED: 'completed'>
     >>> await pool.aclose()
     """
 
@@ -82,9 +82,9 @@ class TaskHandle(asyncio.Future[T]):
         return self._task.number if self._task else 0
 
     @property
-    def state(self) -> TaskState:
+    def state(self) -> PoolTaskState:
         """Where the task is now."""
-        return self._task.state if self._task else TaskState.FAILED
+        return self._task.state if self._task else PoolTaskState.FAILED
 
     @property
     def attempts(self) -> int:
@@ -129,12 +129,12 @@ class TaskHandle(asyncio.Future[T]):
     __iter__ = __await__
 
 
-def stands_for(future: "TaskHandle[Any] | BlockableFuture[Any]", task: Task) -> None:
+def stands_for(future: "PoolTaskHandle[Any] | BlockableFuture[Any]", task: Task) -> None:
     """Tell a handle which task it is for; not a method, since users don't call it."""
     future._task = task  # noqa: SLF001 - of this module
 
 
-def _elsewhere(handle: "TaskHandle[T]", loop: asyncio.AbstractEventLoop) -> "asyncio.Future[T]":
+def _elsewhere(handle: "PoolTaskHandle[T]", loop: asyncio.AbstractEventLoop) -> "asyncio.Future[T]":
     """A future of this loop that ends as the handle does, and gives the handle up when it is cancelled."""
     mirror: concurrent.futures.Future[T] = concurrent.futures.Future()
 

@@ -10,7 +10,7 @@
          └────── manager.respawn ◄─────┘   (breaker of the command: may add a wait)
 
 Nothing here polls: an idle supervised process costs one entry in a dictionary. The manager owns one Supervisor and gives it
-what it needs by the ``Keeper`` protocol; everything runs on the manager's home loop.
+what it needs by the ``RestartKeeper`` protocol; everything runs on the manager's home loop.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from nbprocs.errors import Closed, NameInUse, NotReady, ProcessError, RestartsEx
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
 from nbprocs.policy import CircuitBreaker, Fatal, Finished, Life, RestartPolicy, decide_restart, restart_policy
 
-__all__ = ["Keeper", "Supervised", "Supervisor"]
+__all__ = ["RestartKeeper", "Supervised", "Supervisor"]
 
 _EARLY = 0.01  # seconds; a timer may fire before its time by the resolution of the clock
 Cancel = Callable[[], object]
@@ -72,7 +72,7 @@ class Supervised(Protocol):
 P = TypeVar("P", bound=Supervised)
 
 
-class Keeper(Protocol[P]):
+class RestartKeeper(Protocol[P]):
     """What a supervisor needs of its manager."""
 
     @property
@@ -121,7 +121,7 @@ class Supervisor(Generic[P]):
     True
     """
 
-    def __init__(self, keeper: Keeper[P], *, clock: Callable[[], float] = time.monotonic, later: Later | None = None) -> None:
+    def __init__(self, keeper: RestartKeeper[P], *, clock: Callable[[], float] = time.monotonic, later: Later | None = None) -> None:
         """``clock`` and ``later`` are for tests; by default the monotonic clock and the home loop's timers."""
         self._keeper = keeper
         self._tasks = Tasks(keeper.home)

@@ -16,14 +16,14 @@ from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Step, StepKind
 from nbprocs.recovery.rules import matches
 
-__all__ = ["Callbacks"]
+__all__ = ["ErrorCallbacks"]
 
 DEEPEST = 3
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("nbprocs_callback_depth", default=0)
 Callback = Callable[[BaseException], object]
 
 
-class Callbacks:
+class ErrorCallbacks:
     """Who wants to hear of errors."""
 
     def __init__(self, *, tasks: Tasks, journal: Journal, timeout: float) -> None:

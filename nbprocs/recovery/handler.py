@@ -26,7 +26,7 @@ from nbprocs.model import EventKind, ProcessEvent, ProcessStatus
 from nbprocs.policy import RetryPolicy
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
-from nbprocs.recovery.callbacks import Callbacks
+from nbprocs.recovery.callbacks import ErrorCallbacks
 from nbprocs.recovery.case import Case, Episode, Surroundings
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, RecoveryStrategy, Step, StepKind, in_a_word
@@ -97,7 +97,7 @@ class ErrorHandler(Displayable):
         self.journal: Journal = Journal()
         self._around = Surroundings(manager=manager, pool=pool, journal=self.journal, settle=settle, clock=clock, sleep=sleep)
         self._rules = Rules()
-        self._callbacks = Callbacks(tasks=self._tasks, journal=self.journal, timeout=callback_timeout)
+        self._callbacks = ErrorCallbacks(tasks=self._tasks, journal=self.journal, timeout=callback_timeout)
         self._episodes: OrderedDict[str, Episode] = OrderedDict()
         self._cases: dict[str, tuple[Case, asyncio.Task[RecoveryReport]]] = {}  # by name: never two for one name
         self._reports: OrderedDict[str, RecoveryReport] = OrderedDict()  # by the id of each process dealt with

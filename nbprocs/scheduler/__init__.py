@@ -12,7 +12,7 @@
 Each module imports only from below; import-linter holds it. The queue knows no clock, the runner no face, the store no task.
 """
 
-from nbprocs.scheduler.backend import Backend, Capacity, Elastic, Ended, Fenced, Job, JobProcess, Shape, Started
+from nbprocs.scheduler.backend import Adopting, Backend, Capacity, Elastic, Ended, Fenced, Job, JobProcess, Shape, Started
 from nbprocs.scheduler.calls import PoolBackend
 from nbprocs.scheduler.errors import (
     DependencyFailed,
@@ -47,6 +47,7 @@ from nbprocs.scheduler.model import (
 from nbprocs.scheduler.scheduler import TaskScheduler
 
 __all__ = [
+    "Adopting",
     "After",
     "Attempt",
     "Backend",

@@ -26,7 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 from nbprocs.engine.home import Home
 from nbprocs.model import Stream
 
-__all__ = ["Backend", "Capacity", "Elastic", "Ended", "Fenced", "Job", "JobOutput", "JobProcess", "Report", "Shape", "Started"]
+__all__ = ["Adopting", "Backend", "Capacity", "Elastic", "Ended", "Fenced", "Job", "JobOutput", "JobProcess", "Report", "Shape", "Started"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,9 @@ class Job:
     True
     """
 
-    id: str  # of the attempt
+    id: str  # of the attempt, in this kernel
     task_id: str
+    attempt: int = 1  # of the task: with task_id the same in every kernel
     name: str
     command: str | Callable[..., Any]
     args: tuple[Any, ...] = ()
@@ -198,6 +199,17 @@ class Elastic(Protocol):
 
     def demand(self, shapes: tuple[Shape, ...]) -> None:
         """What runs and what would run if there were room, each time that this changes; () when nothing is to do. Returns at once."""
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A backend with jobs that go on without the kernel: those whose options say ``detach``. ``aclose`` leaves them running, unreported."""
+
+    def adopt(self, job: Job, report: Report) -> None:
+        """Take up what a former kernel started as this task's attempt; reports as ``start``.
+
+        Also when it has ended meanwhile. Ended with UnknownProcess says that nothing of it is known: it never ran, or left no record.
+        """
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ from typing import Any
 
 from nbprocs import checks
 from nbprocs.config import ProcessConfig
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import Entry, TaskOptions
 from nbprocs.scheduler.handle import TaskHandle
 from nbprocs.scheduler.intake import Links, known, links_to, make_argv, options_of, place_of, set_time, wishes
@@ -24,7 +24,7 @@ _NORMAL = 1  # TaskPriority.NORMAL
 class TaskBatch:
     """The tasks of one call, checked as a whole before any of them is scheduled."""
 
-    def __init__(self, core: Core, options: Mapping[str, Any]) -> None:
+    def __init__(self, core: SchedulerCore, options: Mapping[str, Any]) -> None:
         self._core = core
         self._common = dict(options)
         self._place, self._shared = self._split(None, self._common)

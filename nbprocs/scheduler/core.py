@@ -3,7 +3,7 @@
 ::
 
     TaskScheduler ─┐
-                   ├──► Core ──► Runner ──► queue, writer, backend
+                   ├──► SchedulerCore ──► Runner ──► queue, writer, backend
     TaskHandle ────┘       └───► Store
 """
 
@@ -32,12 +32,14 @@ from nbprocs.scheduler.store import Store
 from nbprocs.scheduler.system import now as system_now
 from nbprocs.scheduler.writer import StoreWriter, stored_text
 
-__all__ = ["Core"]
+__all__ = ["SchedulerCore"]
 
-_open: "weakref.WeakValueDictionary[str, Core]" = weakref.WeakValueDictionary()  # path of a store -> who has it open in this process
+_open: "weakref.WeakValueDictionary[str, SchedulerCore]" = (
+    weakref.WeakValueDictionary()
+)  # path of a store -> who has it open in this process
 
 
-class Core:
+class SchedulerCore:
     """Everything of one scheduler but its face. Its state is touched on the home loop only; ``act`` and ``do`` bring an action there."""
 
     def __init__(
@@ -87,11 +89,12 @@ class Core:
             for name, _ in options.resources:
                 runner.room.declare(name)
         runner.missing = found.missing
+        runner.adoptees = {key: (runner.queue.entries[key], started) for key, started in found.running.items()}
         runner.restore()
         return last
 
     @classmethod
-    def of(cls, path: str) -> "Core | None":
+    def of(cls, path: str) -> "SchedulerCore | None":
         """Who has the store at this path open in this process."""
         return _open.get(path)
 
@@ -213,6 +216,14 @@ class Core:
 
         self.act(act, entry)
 
+    def cancel_all(self, group: str | None) -> None:
+        """Cancel all that have not ended, or those of one group; see TaskScheduler.cancel."""
+        runner = self.runner
+        for entry in [e for e in runner.queue if group is None or e.options.group == group]:
+            if entry.key in runner.queue.entries:
+                runner.cancel(entry, flush=False)
+        runner.writer.flush()
+
     def check_secrets(self, entry: Entry) -> None:
         """Take secrets that were not stored from the environment. Raises ValueError if they are still not there."""
         if entry.key in self.runner.missing:
@@ -303,7 +314,7 @@ class Core:
         self.runner.at_rest = None
 
 
-def _abandoned(core: "weakref.ref[Core]", store: Store | None) -> None:
+def _abandoned(core: "weakref.ref[SchedulerCore]", store: Store | None) -> None:
     inside = core()
     if inside is not None:
         inside.abandoned()

@@ -38,6 +38,11 @@ class TaskOptions:
         return self.config is not None and self.config.shell
 
     @property
+    def detached(self) -> bool:
+        """Its process outlives the kernel."""
+        return self.config is not None and self.config.detach
+
+    @property
     def track(self) -> tuple[object, ...]:
         """What decides whether it may start now, apart from its place in the order: equal ones are blocked together."""
         return (self.group, self.resources, self.memory_gate)
@@ -137,6 +142,23 @@ class Entry:
     def label(self) -> str:
         """Its name, or its command line."""
         return self.options.name or self.display
+
+    def path_to(self, goal: "Entry") -> "list[Entry] | None":
+        """The chain of dependencies from here to the goal, if this waits for it; None if it does not."""
+        back: dict[int, Entry | None] = {self.key: None}
+        todo = [self]
+        while todo:
+            entry = todo.pop()
+            if entry is goal:
+                chain = [entry]
+                while (previous := back[chain[-1].key]) is not None:
+                    chain.append(previous)
+                return chain[::-1]
+            for other, _ in (entry.needs or {}).values():
+                if other.key not in back:
+                    back[other.key] = entry
+                    todo.append(other)
+        return None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key} {self.state} {self.label}>"

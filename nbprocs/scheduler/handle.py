@@ -11,7 +11,7 @@ from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, CommunicationError, tail_text
 from nbprocs.model import ProcessResult, Stream
 from nbprocs.scheduler.backend import JobProcess
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.model import Attempt, Condition, ScheduledTask, TaskState
 from nbprocs.scheduler.options import check_priority
@@ -39,7 +39,7 @@ class TaskHandle(Displayable, Generic[T]):
 
     __slots__ = ("_core", "_entry")
 
-    def __init__(self, core: Core, entry: Entry) -> None:
+    def __init__(self, core: SchedulerCore, entry: Entry) -> None:
         self._core = core
         self._entry = entry
 

@@ -7,7 +7,8 @@ from typing import Any
 from nbprocs import checks
 from nbprocs.config import ProcessConfig
 from nbprocs.errors import NameInUse, ResourceExhausted
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.backend import Adopting
+from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import DEFAULTS, Entry, TaskOptions
 from nbprocs.scheduler.handle import TaskHandle
 from nbprocs.scheduler.keywords import OF_THE_PLACE
@@ -26,7 +27,7 @@ IF_EXISTS = ("keep", "replace", "error")
 _NORMAL = 1  # TaskPriority.NORMAL, whose value is looked up in a million tasks
 
 
-def schedule(core: Core, command: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Entry:
+def schedule(core: SchedulerCore, command: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Entry:
     """Make a task of it and put it into the queue; see TaskScheduler.schedule."""
     core.check_open()
     core.bind()
@@ -62,7 +63,7 @@ def schedule(core: Core, command: Any, args: tuple[Any, ...], options: Mapping[s
     return entry
 
 
-def _put(core: Core, entry: Entry, place: Mapping[str, Any]) -> Entry:
+def _put(core: SchedulerCore, entry: Entry, place: Mapping[str, Any]) -> Entry:
     """Give it its time and what it waits for, write it down, and let the queue have it."""
     set_time(core, entry, place)
     links = links_to(core, place["after"]) if "after" in place else []
@@ -73,7 +74,7 @@ def _put(core: Core, entry: Entry, place: Mapping[str, Any]) -> Entry:
     return entry
 
 
-def admit(core: Core, entry: Entry, links: Links | tuple[()] = (), *, held: bool = False) -> None:
+def admit(core: SchedulerCore, entry: Entry, links: Links | tuple[()] = (), *, held: bool = False) -> None:
     """Into the queue: now, or soon from another thread."""
     if core.here:
         core.runner.admit(entry, links, held=held)
@@ -95,7 +96,7 @@ def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return place
 
 
-def known(core: Core, existing: Entry | None, key: str, if_exists: str) -> Entry | None:
+def known(core: SchedulerCore, existing: Entry | None, key: str, if_exists: str) -> Entry | None:
     """The task that stands for a new one with the same key; None if there is to be a new one. Raises NameInUse."""
     if existing is not None and if_exists == "error":
         hint = "if_exists='keep' gives its handle, 'replace' cancels it if it has not ended"
@@ -103,11 +104,13 @@ def known(core: Core, existing: Entry | None, key: str, if_exists: str) -> Entry
     return existing if if_exists == "keep" else None
 
 
-def options_of(core: Core, command: Any, given: Mapping[str, Any]) -> TaskOptions:
+def options_of(core: SchedulerCore, command: Any, given: Mapping[str, Any]) -> TaskOptions:
     """The options, checked; raises as ``schedule``."""
     made = make_options(command if isinstance(command, ProcessConfig) else None, **given)
     if made.config is not None and _is_function(command) and (wrong := made.config.changed().keys() - {"command", "notify"}):
         raise TypeError(f"a function has no process of its own: {', '.join(sorted(wrong))} can't be set")
+    if made.detached and (core.store is None or not isinstance(core.runner.backend, Adopting)):
+        raise ValueError("detach=True needs a store= for the next kernel to find the task in, and this machine's processes, which go on")
     room, queue = core.runner.room, core.runner.queue
     for name, amount in made.resources:
         room.declare(name)
@@ -124,7 +127,7 @@ def _is_function(command: object) -> bool:
     return callable(command) and not isinstance(command, (str, bytes, os.PathLike, ProcessConfig))
 
 
-def make_argv(core: Core, command: Any, args: tuple[Any, ...], options: TaskOptions) -> tuple[Any, tuple[Any, ...]]:
+def make_argv(core: SchedulerCore, command: Any, args: tuple[Any, ...], options: TaskOptions) -> tuple[Any, tuple[Any, ...]]:
     """The command and its arguments, checked; raises as ``schedule``."""
     try:
         if command and not options.shell and "\0".join((command, *args)).count("\0") == len(args):
@@ -144,7 +147,7 @@ def make_argv(core: Core, command: Any, args: tuple[Any, ...], options: TaskOpti
     return check_argv(command, args)
 
 
-def set_time(core: Core, entry: Entry, place: Mapping[str, Any]) -> None:
+def set_time(core: SchedulerCore, entry: Entry, place: Mapping[str, Any]) -> None:
     """When it may run first. Raises ValueError for two times at once."""
     rule = entry.options.recurrence
     cron = rule if rule is not None and rule.cron is not None else None
@@ -174,7 +177,7 @@ def wishes(after: Any) -> list[After]:
     return [item if isinstance(item, After) else After(*item) if isinstance(item, tuple) else After(item) for item in after]
 
 
-def links_to(core: Core, after: Any) -> Links:
+def links_to(core: SchedulerCore, after: Any) -> Links:
     """The entries that ``after=`` names. Raises ValueError for one that is not known."""
     found: Links = []
     for wish in wishes(after):

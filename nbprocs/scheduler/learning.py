@@ -11,7 +11,7 @@ from typing import Any
 
 from nbprocs.config import ProcessConfig
 from nbprocs.processes.recording import KnowsRuns, past_for, witness
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.core import SchedulerCore
 
 __all__ = ["learned", "learned_many", "record", "resolved"]
 
@@ -19,14 +19,14 @@ _LEARNED = re.compile(r"p(\d{1,2}(?:\.\d+)?)(?:\s*[*×x]\s*(\d+(?:\.\d+)?))?")  
 _SHORTEST = 0.1  # seconds
 
 
-def learned(core: Core, command: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Mapping[str, Any]:
+def learned(core: SchedulerCore, command: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options of one task, with figures."""
     if not _asks(options):
         return options
     return resolved(core.runner.durations.past, (command, *args), options, shell=bool(options.get("shell")))
 
 
-def learned_many(core: Core, tasks: Iterable[Any], options: Mapping[str, Any]) -> tuple[Iterable[Any], Mapping[str, Any]]:
+def learned_many(core: SchedulerCore, tasks: Iterable[Any], options: Mapping[str, Any]) -> tuple[Iterable[Any], Mapping[str, Any]]:
     """The tasks of one call and their common options: where one of them asks, each by its own command."""
     if not _asks(options):
         tasks = list(tasks)
@@ -35,7 +35,7 @@ def learned_many(core: Core, tasks: Iterable[Any], options: Mapping[str, Any]) -
     return [_one(core.runner.durations.past, task, options) for task in tasks], {}
 
 
-def record(core: Core, runs: object) -> object:
+def record(core: SchedulerCore, runs: object) -> object:
     """Learn from that history, and have it noted there when tasks are scheduled; returns what notes it."""
     core.runner.durations.past = past_for(runs)
 

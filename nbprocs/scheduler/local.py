@@ -40,6 +40,9 @@ class LocalBackend:
         self._running: dict[str, ManagedProcess | None] = {}
         self._cancelled: dict[str, float] = {}  # id -> grace
         self._jobs: set[asyncio.Task[None]] = set()
+        self._detached: dict[str, asyncio.Task[None]] = {}  # go on when this closes
+        self._adopting: set[str] = set()
+        self._closing = False
         self._gpus = Gpus(gpu_devices())
 
     def capacity(self) -> Capacity:
@@ -63,10 +66,20 @@ class LocalBackend:
 
     def start(self, job: Job, report: Report) -> None:
         """Start the process."""
+        self._begin(job, report)
+
+    def adopt(self, job: Job, report: Report) -> None:
+        """Take up the process that a former kernel started for this attempt."""
+        self._adopting.add(job.id)
+        self._begin(job, report)
+
+    def _begin(self, job: Job, report: Report) -> None:
         self._running[job.id] = None
         task = self._tasks.start(self._run(job, report), name=f"job {job.name}")
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+        if job.options.get("detach"):
+            self._detached[job.id] = task
 
     async def _run(self, job: Job, report: Report) -> None:
         ended = Ended(error=StartupFailed(f"{job.name} could not be started", command=job.name))
@@ -81,14 +94,14 @@ class LocalBackend:
         finally:
             self._running.pop(job.id, None)
             self._cancelled.pop(job.id, None)
+            self._adopting.discard(job.id)
             self._gpus.give(job.id)
-            report(ended)
+            if not (self._detached.pop(job.id, None) and self._closing):
+                report(ended)
 
-    async def _outcome(self, job: Job, report: Report) -> Ended:
-        if job.id in self._cancelled:
-            return Ended(stopped=True)
-        if callable(job.command):
-            return Ended(error=StartupFailed(f"{job.name} is a function", hint="give the scheduler a pool for it: TaskScheduler(pool=…)"))
+    async def _spawn(self, job: Job) -> ManagedProcess:
+        assert isinstance(job.command, str)  # noqa: S101 - for the type checker
+        detached = bool(job.options.get("detach"))
         config = ProcessConfig(
             command=job.command,
             args=job.args,
@@ -96,13 +109,27 @@ class LocalBackend:
             env_vars={**self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0)), **job.env_vars},
             timeout=job.timeout,
             shell=job.shell,
-            name=job.name if job.named else None,
+            name=_detached_name(job) if detached else job.name if job.named else None,
             **job.options,
         )
         try:
-            process = await self.manager.spawn(config)
+            return await self.manager.spawn(config)
         except NameInUse:  # tasks may share a name, and with processes; live processes don't
-            process = await self.manager.spawn(config, name=None)
+            if detached:
+                raise
+            return await self.manager.spawn(config, name=None)
+
+    async def _adopt(self, job: Job) -> ManagedProcess:
+        self._gpus.take(job.id, dict(job.resources).get(GPU, 0.0))
+        return await self.manager.adopt(_detached_name(job))
+
+    async def _outcome(self, job: Job, report: Report) -> Ended:
+        make = self._adopt if job.id in self._adopting else self._spawn
+        if job.id in self._cancelled and job.id not in self._adopting:  # what is taken up runs, and is stopped once it is known
+            return Ended(stopped=True)
+        if callable(job.command):
+            return Ended(error=StartupFailed(f"{job.name} is a function", hint="give the scheduler a pool for it: TaskScheduler(pool=…)"))
+        process = await make(job)
         self._running[job.id] = process
         report(Started(pid=process.pid, host=self._host, process=process))
         if job.id in self._cancelled:
@@ -127,12 +154,21 @@ class LocalBackend:
         self._tasks.start(process.stop(grace=grace), name=f"cancel {process.name}")
 
     async def aclose(self) -> None:
-        """Stop every job's tree; close the manager if it is ours."""
+        """Stop every job's tree, but for those that were started detached; close the manager if it is ours."""
+        self._closing = True
         for job_id in list(self._running):
-            self.cancel(job_id, grace=1.0)
+            if (task := self._detached.get(job_id)) is not None:
+                task.cancel()
+            else:
+                self.cancel(job_id, grace=1.0)
         if self._jobs:
             await asyncio.wait(self._jobs)
         await self._tasks.aclose()
         if self._owned and self._manager is not None:
             await self._manager.aclose()
             self._manager = None
+
+
+def _detached_name(job: Job) -> str:
+    """The name that a later kernel finds the process by: the same for the same attempt of the same task."""
+    return f"{job.task_id}.{job.attempt}"

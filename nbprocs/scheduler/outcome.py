@@ -10,7 +10,9 @@ from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.errors import DependencyFailed, TaskCancelled, TaskInterrupted
 from nbprocs.scheduler.model import Attempt, TaskState
 
-__all__ = ["RunningAttempt", "TaskOutcome", "attempt_of", "error_of", "job_of", "skip_reason"]
+__all__ = ["KERNEL_DIED", "RunningAttempt", "TaskOutcome", "attempt_of", "error_of", "job_of", "skip_reason"]
+
+KERNEL_DIED = "the kernel died"  # the reason of an attempt that nobody saw end
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class RunningAttempt:
     units: dict[str, list[int]] = field(default_factory=dict)
     intent: str = ""  # why we end it: "cancelled", "halted", "closing"
     seen: Started | None = None
+    adopted: bool = False  # started by a former kernel
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ def job_of(entry: Entry, run: RunningAttempt, *, task_id: str, timeout: float | 
     return Job(
         id=run.id,
         task_id=task_id,
+        attempt=run.number,
         name=entry.label,
         command=entry.command,
         args=entry.args,
@@ -70,7 +74,9 @@ def attempt_of(entry: Entry, run: RunningAttempt, ended: Ended, *, task_id: str,
     """The row of an attempt that has just ended."""
     result = ended.result if isinstance(ended.result, ProcessResult) else None
     error = ended.error if isinstance(ended.error, ProcessError) else None  # another one is the user's: nothing of it is asked
-    if run.intent and ended.stopped:
+    if run.intent == KERNEL_DIED:
+        outcome = "interrupted"
+    elif run.intent and ended.stopped:
         outcome = "interrupted" if run.intent == "closing" else "cancelled"
     elif isinstance(ended.error, WorkerLost) and ended.error.expected:
         outcome = "interrupted"

@@ -89,6 +89,15 @@ class TaskQueue:
             self._place(entry, now)
         return entry.state
 
+    def take_over(self, entry: Entry) -> None:
+        """Take in an entry that runs already."""
+        for name, _ in entry.options.resources:
+            self._resources.setdefault(name, Resource(name, 0.0))
+        self.entries[entry.key] = entry
+        entry.state = _HELD
+        self.counts[_HELD] += 1
+        self._occupy(entry)
+
     def depend(self, entry: Entry, other: Entry, condition: Condition, now: Now) -> list[Entry]:
         """Make a waiting entry wait for one more; returns what that skipped (itself first, if the other has already ended otherwise).
 
@@ -96,7 +105,7 @@ class TaskQueue:
         """
         if entry.key not in self.entries or entry.state is _RUNNING:
             raise ValueError(f"{entry.label} is {entry.state}; only a waiting task can get another dependency")
-        if (cycle := self.path(other, entry)) is not None:
+        if (cycle := other.path_to(entry)) is not None:
             raise ValueError("these tasks would wait for each other: " + " → ".join(e.label for e in [entry, *cycle]))
         if other.state.final:
             return [] if condition.met(other.state) else [entry, *(lost for lost, _ in self.end(entry, TaskState.SKIPPED, now))]
@@ -105,24 +114,6 @@ class TaskQueue:
             self._unplace(entry)
             self._place(entry, now)
         return []
-
-    @staticmethod
-    def path(start: Entry, goal: Entry) -> list[Entry] | None:
-        """The chain of dependencies from ``start`` to ``goal``, if start waits for goal; None if it does not."""
-        back: dict[int, Entry | None] = {start.key: None}
-        todo = [start]
-        while todo:
-            entry = todo.pop()
-            if entry is goal:
-                chain = [entry]
-                while (previous := back[chain[-1].key]) is not None:
-                    chain.append(previous)
-                return chain[::-1]
-            for other, _ in (entry.needs or {}).values():
-                if other.key not in back:
-                    back[other.key] = entry
-                    todo.append(other)
-        return None
 
     @staticmethod
     def _link(entry: Entry, other: Entry, condition: Condition) -> None:

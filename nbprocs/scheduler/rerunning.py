@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.model import Condition, TaskState
 
@@ -12,7 +12,7 @@ __all__ = ["ended_in", "rerun"]
 Links = Mapping[int, str]  # key of what must end -> condition
 
 
-def ended_in(core: Core, states: Iterable[TaskState]) -> list[Entry]:
+def ended_in(core: SchedulerCore, states: Iterable[TaskState]) -> list[Entry]:
     """The ended tasks in these states, in the order of their arrival: those of this scheduler, and with a store all that it holds."""
     wanted = frozenset(states)
     found = {entry.key: entry for entry in core.runner.finished.values() if entry.state in wanted}
@@ -24,7 +24,7 @@ def ended_in(core: Core, states: Iterable[TaskState]) -> list[Entry]:
     return [found[key] for key in sorted(found)]
 
 
-def rerun(core: Core, entries: Iterable[Entry]) -> list[Entry]:
+def rerun(core: SchedulerCore, entries: Iterable[Entry]) -> list[Entry]:
     """Have ended tasks run again, and those that were skipped because of them; returns all of them. On the home loop.
 
     What has not ended is left alone. One that was asked for by itself no longer waits for what ended otherwise than it wanted.
@@ -51,7 +51,7 @@ def rerun(core: Core, entries: Iterable[Entry]) -> list[Entry]:
     return [chosen[key] for key in sorted(chosen)]
 
 
-def _links(core: Core, key: int) -> Links:
+def _links(core: SchedulerCore, key: int) -> Links:
     known = core.runner.edges.get(key)
     if known is None and core.store is not None:
         for (after,) in core.store.rows("SELECT after FROM tasks WHERE key = ?", key):
@@ -59,13 +59,13 @@ def _links(core: Core, key: int) -> Links:
     return known or {}
 
 
-def _can_wait(core: Core, key: int, condition: str) -> bool:
+def _can_wait(core: SchedulerCore, key: int, condition: str) -> bool:
     """Whether a task may wait for this one: it has not ended yet, ended as asked, or is not known any more."""
     entry = core.find_number(key)
     return entry is None or not entry.state.final or Condition(condition).met(entry.state)
 
 
-def _revive(core: Core, key: int, chosen: Mapping[int, Entry], links: Mapping[int, Links], done: set[int]) -> None:
+def _revive(core: SchedulerCore, key: int, chosen: Mapping[int, Entry], links: Mapping[int, Links], done: set[int]) -> None:
     """Put one back, after those of the chosen ones that it waits for."""
     todo = [key]
     while todo:

@@ -36,6 +36,7 @@ class Resumed:
         self.entries: list[Entry] = []
         self.links: dict[int, list[list[Any]]] = {}  # key -> [key that must end, condition]
         self.missing: dict[int, tuple[str, ...]] = {}  # key -> names of secrets that this kernel does not have
+        self.running: dict[int, float] = {}  # key -> since when: started detached, so that they may be running still
         self.aside: dict[int, str] = {}  # key -> why its row can't be read
         self.interrupted: dict[int, tuple[Attempt, tuple[Any, ...]]] = {}  # key -> the attempt that the former kernel did not end, its row
 
@@ -84,6 +85,10 @@ def load(store: Store, queue: TaskQueue, writer: StoreWriter, config: SchedulerC
         if entry.state is TaskState.CANCELLED:
             writer.change(entry, started=None)
             continue
+        if entry.key in found.running:
+            queue.take_over(entry)
+            _remember(entry, store, found, tried=entry.key in tried)
+            continue
         links = found.links.get(entry.key, ())
         after = [(known[k], Condition(c)) for k, c in links if k in known]
         if queue.add(entry, now, after=after, held=entry.key in held) is TaskState.SKIPPED:
@@ -115,7 +120,9 @@ def _read(store: Store, found: Resumed, config: SchedulerConfig, now: Now, host:
             entry = _entry(row, options)
             links = _links(row[7])
             _due(entry, row[4], now)
-            if row[5] in ("running", "cancelled"):
+            if row[5] == "running" and options.detached:
+                found.running[key] = float(row[11] or now.wall)
+            elif row[5] in ("running", "cancelled"):
                 entry.state = TaskState(row[5])
                 found.interrupted[key] = _interrupted(entry, row[11], row[13:16], config, host=host, store=store)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others are run

@@ -12,7 +12,6 @@ Everything here runs on the home loop, in callbacks that never wait; there is no
 longer than two seconds while a time is awaited: a machine that was suspended, or a clock that was set, is noticed within that.
 """
 
-import asyncio
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -20,9 +19,10 @@ from typing import Any
 
 from nbprocs.engine.home import Home, log
 from nbprocs.engine.waiting import Waiters
-from nbprocs.errors import Closed, ProcessError, WorkerLost
+from nbprocs.errors import Closed, ProcessError, UnknownProcess, WorkerLost
 from nbprocs.processes.events import Subscribers
-from nbprocs.scheduler.backend import Backend, Ended, Started
+from nbprocs.scheduler.alarm import Alarm
+from nbprocs.scheduler.backend import Adopting, Backend, Ended, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.estimate import Durations
@@ -30,7 +30,7 @@ from nbprocs.scheduler.fence import Fence
 from nbprocs.scheduler.joining import check_joiners
 from nbprocs.scheduler.model import Attempt, Condition, Now, SchedulerConfig, SchedulerEvent, TaskEventKind, TaskState
 from nbprocs.scheduler.notices import tell_end, wake
-from nbprocs.scheduler.outcome import RunningAttempt, TaskOutcome, attempt_of, error_of, job_of, skip_reason
+from nbprocs.scheduler.outcome import KERNEL_DIED, RunningAttempt, TaskOutcome, attempt_of, error_of, job_of, skip_reason
 from nbprocs.scheduler.queue import TaskQueue
 from nbprocs.scheduler.room import Room
 from nbprocs.scheduler.settings import QueueSettings
@@ -42,8 +42,6 @@ from nbprocs.scheduler.writer import StoreWriter, stored_text
 __all__ = ["Runner"]
 
 _NO_TIME = Now(0.0, 0.0)
-_LONGEST_SLEEP = 2.0  # seconds
-_GATE_SLEEP = 0.5  # seconds between looks at the free memory while a task waits for that alone
 _ATTEMPTS_KEPT = 100  # of one task, in memory
 _RETRY_STORE = 2.0  # seconds until a store that could not be written is tried again
 
@@ -79,6 +77,7 @@ class Runner:
         self.keys: dict[str, Entry] = {}  # and of each key
         self.edges: dict[int, dict[int, str]] = {}  # what waits -> what must end -> condition; kept with the ended ones, for the graph
         self.missing: dict[int, tuple[str, ...]] = {}  # secrets that this kernel does not have
+        self.adoptees: dict[int, tuple[Entry, float]] = {}  # run already, since then: started detached by a former kernel
         self.retries = self.failures = self.successes = self.series = 0
         self._halt: str | None = None  # by the halt policy, until resume()
         self._store_error: str | None = None  # until the store can be written again
@@ -86,7 +85,7 @@ class Runner:
         self.subscribers = Subscribers[[SchedulerEvent]]("the scheduler")
         self._slots, self.tries = SlotNumbers(), Tries(config)
         self._runs, self._running = itertools.count(1), dict[int, Entry]()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm()
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners: Waiters[None] = Waiters()
         self.at_rest: Callable[[], object] | None = None  # called once nothing runs and nothing starts by itself
@@ -128,9 +127,10 @@ class Runner:
     async def close(self) -> None:
         """End what runs, note it as interrupted by us, close the backends. Tasks that had not ended stay in the store as queued."""
         self.closed = True
-        self._disarm()
+        self._alarm.off()
         for entry in list(self._running.values()):
-            self._end_run(entry, "closing")
+            if not entry.options.detached:  # those go on; the next scheduler of the store takes them up
+                self._end_run(entry, "closing")
         await self.fence.aclose()
         await self.backend.aclose()
         if self.calls is not None:
@@ -193,6 +193,8 @@ class Runner:
         if self.closed:
             return
         now = self.clock()
+        if self.adoptees and self.fence.up:
+            self._adopt_all(now)
         taken = [] if self.halted or not self.fence.up else self.queue.take(now, self._free_memory)
         for entry in taken:
             self.writer.change(entry, started=now.wall)
@@ -201,11 +203,15 @@ class Runner:
         except StoreError as error:
             self._give_back(taken, now, error)
             return
-        self._store_recovered()
+        if self._store_error is not None:
+            self._store_error = None
+            log.warning("the task queue goes on: its database can be written again")
+            self.want()
         for entry in taken:
             self._launch(entry, now)
         self._tell()
-        self._arm(now)
+        if self.home is not None:
+            self._alarm.set(self.home, self.queue, now, self.want)
         self._check_joiners()
         self.room.demand(self.running(), idle=bool(self.halted))
 
@@ -228,38 +234,16 @@ class Runner:
             log.error("the task queue stands still: %s", error)
         self._store_error = str(error)
         if self.home is not None:
-            self._disarm()
-            self._timer = self.home.loop.call_later(_RETRY_STORE, self.want)
+            self._alarm.set_in(self.home, _RETRY_STORE, self.want)
 
-    def _store_recovered(self) -> None:
-        if self._store_error is not None:
-            self._store_error = None
-            log.warning("the task queue goes on: its database can be written again")
-            self.want()
+    def _adopt_all(self, now: Now) -> None:
+        """Take up what a former kernel started and left running: it is not run again."""
+        adoptees, self.adoptees = self.adoptees, {}
+        for entry, started in adoptees.values():
+            self._launch(entry, now, started=started)
 
-    def _arm(self, now: Now) -> None:
-        """Wake at the next time."""
-        if self.home is None:
-            return
-        due = self.queue.next_time()
-        delay = min(due.elapsed - now.elapsed, due.wall - now.wall, _LONGEST_SLEEP)
-        if self.queue.gated():
-            delay = min(delay, _GATE_SLEEP)
-        elif due.elapsed == due.wall == float("inf"):
-            self._disarm()
-            return
-        at = self.home.loop.time() + max(delay, 0.0)
-        if self._timer is not None and not self._timer.cancelled() and self.home.loop.time() < self._timer.when() <= at:
-            return
-        self._disarm()
-        self._timer = self.home.loop.call_at(at, self.want)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _launch(self, entry: Entry, now: Now) -> None:
+    def _launch(self, entry: Entry, now: Now, *, started: float | None = None) -> None:
+        """Hand it to its backend: to be started, or with ``started`` to be taken up as it runs since then."""
         options = entry.options
         outcome = entry.outcome
         if outcome is None:
@@ -273,15 +257,23 @@ class Runner:
         run = entry.run = RunningAttempt(
             id=f"{self.prefix}{entry.key}.{number}",
             number=outcome.attempts[-1].attempt + 1 if outcome.attempts else 1,
-            started=now.wall,
-            elapsed=now.elapsed,
+            started=now.wall if started is None else started,
+            elapsed=now.elapsed - (0.0 if started is None else now.wall - started),
             slot=slot,
             units=units,
         )
         env = self._slots.environment(slot, units)
         job = job_of(entry, run, task_id=self.task_id(entry), timeout=self.tries.timeout(entry, self.durations), env=env)
         self._running[entry.key] = entry
-        self._backend(entry).start(job, lambda event: self._heard(entry, run, event))
+        backend = self._backend(entry)
+        if started is None:
+            backend.start(job, lambda event: self._heard(entry, run, event))
+        elif isinstance(backend, Adopting):
+            run.adopted = True
+            backend.adopt(job, lambda event: self._heard(entry, run, event))
+        else:
+            run.adopted = True
+            self._heard(entry, run, Ended(error=UnknownProcess(f"the backend {backend.name!r} can't take it up")))
 
     def _backend(self, entry: Entry) -> Backend:
         return self.calls if callable(entry.command) and self.calls is not None else self.backend
@@ -295,6 +287,8 @@ class Runner:
             return
         self._running.pop(entry.key, None)
         self._slots.give(run.slot, run.units)
+        unknown = run.adopted and isinstance(event.error, UnknownProcess)
+        run.intent = run.intent or (KERNEL_DIED if unknown else "")
         attempt = attempt_of(entry, run, event, task_id=self.task_id(entry), wall=now.wall, elapsed=now.elapsed)
         self.attempts.append(attempt)
         outcome: TaskOutcome = entry.outcome
@@ -304,7 +298,9 @@ class Runner:
         self.writer.attempt(entry, attempt, event.result, event.error)
         lost = event.error if isinstance(event.error, WorkerLost) else None
         stopped = event.stopped or lost is not None  # where its machine went nothing of it runs either
-        if stopped and run.intent == "closing":
+        if unknown and run.intent == KERNEL_DIED:
+            self._died_with_kernel(entry, now)
+        elif stopped and run.intent == "closing":
             self._back_to_queue(entry, now)
         elif stopped and run.intent:
             self._finish(entry, TaskState.CANCELLED, now)
@@ -316,8 +312,10 @@ class Runner:
 
     def _began(self, entry: Entry, run: RunningAttempt, event: Started, now: Now) -> None:
         """It runs: this is its start, not the hand-over. Where is noted too: on another machine it may outlive this kernel."""
-        run.seen, run.started, run.elapsed = event, now.wall, now.elapsed
-        self.writer.change(entry, started=now.wall, pid=event.pid, host=event.host, worker=event.worker)
+        run.seen = event
+        if not run.adopted:
+            run.started, run.elapsed = now.wall, now.elapsed
+        self.writer.change(entry, started=run.started, pid=event.pid, host=event.host, worker=event.worker)
         if event.worker:
             self.want()
         if self.subscribers:
@@ -329,6 +327,14 @@ class Runner:
         self.queue.again(entry, now, time=entry.time, due=now.elapsed + delay if delay else None)
         self.writer.waits_again(entry)
         self.emit(TaskEventKind.RETRYING, entry, delay=delay, error=error)
+
+    def _died_with_kernel(self, entry: Entry, now: Now) -> None:
+        """It was to outlive its kernel and is not there: as any other that ran when its kernel died."""
+        entry.interruptions += 1
+        if self.tries.marks_interrupted(entry):
+            self._finish(entry, TaskState.INTERRUPTED, now)
+        else:
+            self._back_to_queue(entry, now)
 
     def _back_to_queue(self, entry: Entry, now: Now) -> None:
         self.queue.again(entry, now, time=entry.time, due=None)
@@ -397,10 +403,9 @@ class Runner:
         while len(self.finished) > self.config.history:
             _, old = self.finished.popitem(last=False)
             self.edges.pop(old.key, None)
-            if old.options.name is not None and self.names.get(old.options.name) is old:
-                del self.names[old.options.name]
-            if old.options.key is not None and self.keys.get(old.options.key) is old:
-                del self.keys[old.options.key]
+            for known, name in ((self.names, old.options.name), (self.keys, old.options.key)):
+                if name is not None and known.get(name) is old:
+                    del known[name]
         self.missing.pop(entry.key, None)
         extra = {"error": stored_text(why)} if why else {}
         self.writer.change(entry, retries=entry.retries, runs=entry.runs, started=None, **extra)
@@ -432,14 +437,9 @@ class Runner:
         if flush:
             self.writer.flush()
 
-    def cancel_all(self, group: str | None) -> None:
-        """The same for all that have not ended, or for those of one group."""
-        for entry in [e for e in self.queue if group is None or e.options.group == group]:
-            if entry.key in self.queue.entries:
-                self.cancel(entry, flush=False)
-        self.writer.flush()
-
     def _end_run(self, entry: Entry, intent: str) -> None:
+        if entry.key in self.adoptees and self.home is not None:
+            self._launch(entry, self.clock(), started=self.adoptees.pop(entry.key)[1])
         run: RunningAttempt | None = entry.run
         if run is not None:
             run.intent = run.intent or intent

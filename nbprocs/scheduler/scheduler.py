@@ -11,6 +11,7 @@ from nbprocs import checks
 from nbprocs.config import ProcessConfig, Word
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.home import Home, hops
+from nbprocs.engine.owners import register
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import ProcessResult
 from nbprocs.processes.manager import ProcessManager
@@ -18,7 +19,7 @@ from nbprocs.scheduler import intake, views
 from nbprocs.scheduler.backend import Backend
 from nbprocs.scheduler.batch import TaskBatch
 from nbprocs.scheduler.calls import Pool, PoolBackend
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.frames import attempts_frame, tasks_frame
 from nbprocs.scheduler.handle import TaskHandle
 from nbprocs.scheduler.keywords import TaskKeywords
@@ -86,7 +87,7 @@ class TaskScheduler(Displayable):
         if backend is not None and not all(callable(getattr(backend, name, None)) for name in ("start", "cancel", "capacity", "bind")):
             checks.refuse(TypeError, "backend", "a backend, such as LocalBackend() or DaskBackend()", backend)
         checks.flag("background", background)
-        self._core = Core(
+        self._core = SchedulerCore(
             config or SchedulerConfig(),
             store=None if store is None else checks.path("store", store),
             backend=backend or LocalBackend(manager, runs=runs),
@@ -99,6 +100,12 @@ class TaskScheduler(Displayable):
             self._core.bind_background()
         else:
             self._core.bind()
+        register(self)
+
+    @property
+    def closed(self) -> bool:
+        """True once ``aclose()`` was called."""
+        return self._core.runner.closed
 
     @classmethod
     def opened(cls, store: Word) -> Self:
@@ -112,7 +119,7 @@ class TaskScheduler(Displayable):
         >>> await sch.aclose()
         """
         path = Path(checks.path("store", store)).resolve()
-        core = Core.of(str(path))
+        core = SchedulerCore.of(str(path))
         if core is None or core.runner.closed:
             raise UnknownProcess(f"no scheduler of this kernel has {path} open", hint="TaskScheduler(store=…) opens it")
         core.taken_up()
@@ -318,8 +325,8 @@ class TaskScheduler(Displayable):
 
     def cancel(self, *, group: str | None = None) -> None:
         """Cancel all tasks that have not ended, or those of one group; running ones tree and all."""
-        runner, name = self._core.runner, check_name("group", group)
-        self._core.do(lambda: runner.cancel_all(name))
+        name = check_name("group", group)
+        self._core.do(lambda: self._core.cancel_all(name))
 
     def subscribe(self, callback: Callable[[SchedulerEvent], object]) -> Callable[[], None]:
         """Call it with every event, on the home loop; it must not block. Returns what ends the subscription."""

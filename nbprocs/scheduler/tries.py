@@ -7,7 +7,7 @@ from nbprocs.guard import call
 from nbprocs.policy import RetryPolicy
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import Durations
-from nbprocs.scheduler.model import Now, SchedulerConfig
+from nbprocs.scheduler.model import Interrupted, Now, SchedulerConfig
 from nbprocs.scheduler.options import timeout_factor
 from nbprocs.scheduler.times import Recurrence, latest_due
 
@@ -46,6 +46,11 @@ class Tries:
             return 0.0
         asked = call("a retry policy", self._config.policy(losses).decide, error, attempt=losses, elapsed=0.0)
         return self._config.retry_delay if asked is None else asked
+
+    def marks_interrupted(self, entry: Entry) -> bool:
+        """Whether a task whose kernel died while it ran, once more now, is given up."""
+        policy = entry.options.on_interrupted or self._config.on_interrupted
+        return policy is Interrupted.MARK or entry.interruptions > self._config.max_interruptions
 
     def timeout(self, entry: Entry, durations: Durations) -> float | None:
         """Seconds this attempt may take; a multiple of a duration that is not known yet is the config's default."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nbprocs.display import Html, table, text
 from nbprocs.scheduler.backend import Ended
-from nbprocs.scheduler.core import Core
+from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import Entry
 from nbprocs.scheduler.estimate import eta
 from nbprocs.scheduler.frames import stored_rows
@@ -25,7 +25,7 @@ _SHOWN = 12  # rows in the display
 _SHORT = 100  # characters of an argument of a function that are shown
 
 
-def status(core: Core) -> SchedulerStatus:
+def status(core: SchedulerCore) -> SchedulerStatus:
     """A snapshot; constant time, but for a sample of at most 2,000 tasks for the ETA."""
     runner = core.runner
     queue, now = runner.queue, core.clock()
@@ -57,7 +57,7 @@ def status(core: Core) -> SchedulerStatus:
     )
 
 
-def estimated(core: Core) -> Eta | None:
+def estimated(core: SchedulerCore) -> Eta | None:
     """When all that has not ended will have (series apart); None when there is nothing to do, or nothing to judge by."""
     queue, seen, now = core.runner.queue, core.runner.durations, core.clock()
     guesses = []
@@ -75,7 +75,7 @@ def estimated(core: Core) -> Eta | None:
     return eta(guesses, slots=max(1, queue.max_running), scale=core.runner.pending / len(guesses))
 
 
-def _spent(core: Core, entry: Entry) -> float | None:
+def _spent(core: SchedulerCore, entry: Entry) -> float | None:
     """Seconds that it has run so far, or that its latest attempt took."""
     if entry.run is not None:
         return float(core.clock().elapsed - entry.run.elapsed)
@@ -83,7 +83,7 @@ def _spent(core: Core, entry: Entry) -> float | None:
     return outcome.attempts[-1].execution_time if outcome is not None and outcome.attempts else None
 
 
-def snapshot(core: Core, entry: Entry) -> ScheduledTask:
+def snapshot(core: SchedulerCore, entry: Entry) -> ScheduledTask:
     """One task as a value."""
     options = entry.options
     told = options.estimated_duration
@@ -117,18 +117,18 @@ def _short(value: object) -> str:
     return f"<{type(value).__name__}>"
 
 
-def tasks(core: Core, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
+def tasks(core: SchedulerCore, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
     """Those that have not ended, in the order of their arrival, then those that have, latest last."""
     queue, finished = core.runner.queue, core.runner.finished
     return tuple(snapshot(core, e) for e in at_once(lambda: itertools.islice(itertools.chain(queue, finished.values()), limit)))
 
 
-def ended(core: Core, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
+def ended(core: SchedulerCore, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
     """Those that have ended, latest first."""
     return tuple(snapshot(core, e) for e in at_once(lambda: itertools.islice(reversed(core.runner.finished.values()), limit)))
 
 
-def attempts(core: Core) -> list[Attempt]:
+def attempts(core: SchedulerCore) -> list[Attempt]:
     """Every attempt that is known, the running ones last."""
     runner, now = core.runner, core.clock()
     past = list(runner.attempts) if core.store is None or runner.closed else stored_rows(core.store, runner.prefix)
@@ -142,7 +142,7 @@ def _running(entry: Entry, run: RunningAttempt, task_id: str, now: Now) -> Attem
     return replace(made, ended=None, outcome="running")
 
 
-def graph(core: Core, ax: "Axes | None") -> "Axes":
+def graph(core: SchedulerCore, ax: "Axes | None") -> "Axes":
     """What waits, or waited, for what."""
     from nbprocs.scheduler.plots import graph as drawn  # noqa: PLC0415 - matplotlib only when something is drawn
 
@@ -154,7 +154,7 @@ def graph(core: Core, ax: "Axes | None") -> "Axes":
     return drawn([(e.key, e.label, e.state.value) for e in entries], edges, ax=ax)
 
 
-def html(core: Core) -> Html:
+def html(core: SchedulerCore) -> Html:
     """The static form."""
     now = status(core)
     facts = [f"{now.queued_tasks:,} queued", f"{now.running_tasks} of {now.max_concurrent} running"]

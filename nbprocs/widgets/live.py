@@ -20,7 +20,7 @@ from nbprocs.errors import Closed
 from nbprocs.widgets.base import Part, View, held_by
 from nbprocs.widgets.hub import connect
 
-__all__ = ["Keeper", "in_kernel", "install", "mode", "publish", "view_bundle", "view_of"]
+__all__ = ["RecordKeeper", "in_kernel", "install", "mode", "publish", "view_bundle", "view_of"]
 
 QUIET = 1.0  # seconds from a change to the record, so that what ends together is written once
 APART = 30.0  # seconds between two records of one display, at most: each makes the notebook render that output anew
@@ -129,10 +129,10 @@ def publish(shown: Any) -> None:
     write(update=False)
     if view is not None and how != "static":
         parts = list(view.parts.values())
-        view.keep(Keeper(view.home, parts, rewrite, held=lambda: view.held, live=how == "html"))
+        view.keep(RecordKeeper(view.home, parts, rewrite, held=lambda: view.held, live=how == "html"))
 
 
-class Keeper:
+class RecordKeeper:
     """Writes the record of some parts again, a little after they changed and not too often; at once when one has ended or was closed.
 
     That can be the last thing a kernel does: the end of a notebook that runs without a browser.

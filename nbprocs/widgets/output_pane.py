@@ -2,7 +2,7 @@
 
 ::
 
-    OutputLog (bytes by offset) ── wait ──►  Journal (who wrote when)  ── budget ──►  segments + raw bytes  ──►  terminal
+    OutputLog (bytes by offset) ── wait ──►  PaneJournal (who wrote when)  ── budget ──►  segments + raw bytes  ──►  terminal
 
 The log stays the truth: a pane that is shown again, or a tab that is reloaded, is filled from it. Past the byte budget the oldest
 waiting bytes are skipped, which is said where they would have been; they can still be read, by paging back or by the download.
@@ -24,7 +24,7 @@ from nbprocs.widgets.python_line import spawn_line
 from nbprocs.widgets.record import ending, process_html, status_word
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, number, op, text
 
-__all__ = ["Budget", "Journal", "OutputPane", "PanePart"]
+__all__ = ["Budget", "OutputPane", "PaneJournal", "PanePart"]
 
 RATE = 256_000  # bytes a second to the front ends
 BURST = 128_000  # bytes at once after a pause
@@ -59,7 +59,7 @@ class Budget:
         self._left -= size
 
 
-class Journal:
+class PaneJournal:
     """In which order the streams wrote: segments ``(stream, start, end)``, as seen; old ones are forgotten."""
 
     def __init__(self, limit: int = REFILL) -> None:
@@ -116,7 +116,7 @@ class PanePart(Part):
 
     def __init__(self, process: Any) -> None:
         self._process = process
-        self._journal = Journal()
+        self._journal = PaneJournal()
         self._waiting: deque[tuple[Stream, int, int]] = deque()
         self._budget = Budget()
         self._seen = dict.fromkeys(Stream, 0)

@@ -13,7 +13,7 @@ from typing import Protocol
 from nbprocs.engine.home import Home
 from nbprocs.policy.bucket import TokenBucket
 
-__all__ = ["Pacer", "Slots", "Speaker", "pacer_of"]
+__all__ = ["Pacer", "PacingSlots", "Speaker", "pacer_of"]
 
 EACH = 0.1  # seconds between two messages of one view
 ALL = 0.05  # seconds between two messages of any
@@ -27,7 +27,7 @@ class Speaker(Protocol):
         """Send what is new; returns about how many bytes that was, 0 for nothing."""
 
 
-class Slots:
+class PacingSlots:
     """Turns of all views of the interpreter, whatever loop they live on. Thread-safe."""
 
     def __init__(self, gap: float = ALL) -> None:
@@ -40,7 +40,7 @@ class Slots:
             return 0.0 if self._bucket.take(now) else self._bucket.wait(now)
 
 
-_slots = Slots()
+_slots = PacingSlots()
 
 
 class Timer(Protocol):
@@ -58,7 +58,7 @@ class Pacer:
         call_later: Callable[[float, Callable[[], None]], Timer],
         *,
         clock: Callable[[], float] = time.monotonic,
-        slots: Slots = _slots,
+        slots: PacingSlots = _slots,
     ) -> None:
         self._call_later = call_later
         self._clock = clock

@@ -26,7 +26,7 @@ _SELECTED = 2000
 SIGNALS = tuple(name for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGTERM", "SIGKILL") if hasattr(signals, name))
 
 
-class Row:
+class TableRow:
     """What the front ends know of one process."""
 
     __slots__ = ("cells", "cpu", "key", "mem")
@@ -81,7 +81,7 @@ class TablePart(Part):
     def __init__(self, manager: Any, readings: Readings) -> None:
         self._manager = manager
         self._readings = readings
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, TableRow] = {}
         self._next_key = 1
         self._dirty: dict[str, None] = {}
         self._removed: list[int] = []
@@ -110,8 +110,8 @@ class TablePart(Part):
             unsubscribe()
         self._unsubscribe = []
 
-    def _add(self, info: ProcessInfo) -> Row:
-        row = self._rows[info.id] = Row(self._next_key, _cells(info, self._reading(info)))
+    def _add(self, info: ProcessInfo) -> TableRow:
+        row = self._rows[info.id] = TableRow(self._next_key, _cells(info, self._reading(info)))
         self._next_key += 1
         for reading in self._readings.history(info.id)[-HISTORY:]:
             cpu, mem, _ = _measures(reading)

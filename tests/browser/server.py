@@ -100,6 +100,7 @@ def _environment(home: Path) -> dict[str, str]:
     lab = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     own = {name: str(home / place) for name, place in {**places, **lab}.items()}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    own["NBPROCS_STATE_DIR"] = str(home / "state")
     return {**os.environ, **own, "PATH": path, "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
 
 

@@ -1,7 +1,9 @@
 """How the views look and are handled: room for what matters, panes that grow, stderr's gutter, links, full-screen programs, pictures of all."""
 
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,7 +177,7 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text("left the screen")
 
 
-AXE = ROOT / "nbprocs/widgets/js/node_modules/axe-core/axe.min.js"
+AXE = Path(os.environ.get("NBPROCS_NODE_MODULES", ROOT / "nbprocs/widgets/js/node_modules")) / "axe-core/axe.min.js"
 VIOLATIONS = """async () => {
   const { violations } = await axe.run('.nb-view', { rules: { region: { enabled: false } } });
   return violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);

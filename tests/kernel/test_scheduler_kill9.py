@@ -5,6 +5,7 @@ succeeded. Each task appends its number to a log, one atomic write, so that ever
 """
 
 import asyncio
+import contextlib
 import random
 import signal
 import sqlite3
@@ -160,3 +161,54 @@ async def test_the_next_kernel_goes_on_where_a_killed_one_ended(start_kernel, tm
     assert text.strip() == str(
         [("first", "first", ["succeeded"]), ("second", "second", ["interrupted", "succeeded"]), ("third", "third", ["succeeded"])]
     )
+
+
+OUTLIVING = """
+import asyncio, os, sys
+from nbprocs.scheduler import SchedulerConfig, TaskScheduler
+
+folder, total = sys.argv[1], int(sys.argv[2])
+
+async def main():
+    sch = TaskScheduler(SchedulerConfig(max_concurrent_tasks=3, max_interruptions=1000), store=folder + "/queue.db")
+    os.write(1, b"open\\n")
+    for n in range(1, total + 1):
+        sch.schedule("/bin/sh", "-c", f"echo {n} >> {folder}/log; sleep 0.{2 + n % 4}; echo done {n}", name=f"t{n}", key=f"t{n}", detach=True)
+    await sch.join()
+    await sch.aclose()
+    os.write(1, b"joined\\n")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_what_outlives_its_kernel_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBPROCS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", str(tmp_path / "run"))
+    chance, total = random.Random(20261127), 12
+    for death in range(9):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OUTLIVING, str(tmp_path), str(total), stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"open\n"
+        if death < 8:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(chance.uniform(0.05, 1.0)):
+                    await process.wait()
+            if process.returncode is None:
+                process.send_signal(signal.SIGKILL)
+        await process.communicate()
+    assert process.returncode == 0
+    ran, ended = runs(tmp_path), finished(tmp_path)
+    assert ended == dict.fromkeys(range(1, total + 1), "succeeded")
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as db:
+        attempts = Counter(dict(db.execute("SELECT substr(name, 2) + 0, count(*) FROM attempts JOIN tasks USING (key) GROUP BY key")))
+        outputs = {
+            int(name[1:]): out
+            for name, out in db.execute("SELECT name, stdout FROM attempts JOIN tasks USING (key) WHERE outcome = 'succeeded'")
+        }
+    assert outputs == {n: f"done {n}\n".encode() for n in range(1, total + 1)}, "the result of each, whoever was there at its end"
+    assert ran == Counter(range(1, total + 1)), f"each ran once, though attempts were noted as {attempts}"

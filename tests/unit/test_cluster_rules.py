@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nbprocs.cluster.files import Shelf, described, parts
 from nbprocs.cluster.ledger import AHEAD, Ledger, Wish
 from nbprocs.cluster.link import Sign, certainly_gone
-from nbprocs.cluster.window import Window
+from nbprocs.cluster.window import PullWindow
 from nbprocs.cluster.wire import dump_error, load_error
 from nbprocs.errors import CommunicationError, ProcessFailed, WorkerLost
 
@@ -155,7 +155,7 @@ class Source:
 @given(st.lists(st.binary(max_size=300_000), min_size=1, max_size=4), st.lists(st.booleans(), max_size=40))
 @settings(deadline=None, max_examples=40)
 async def test_bytes_arrive_once_and_in_order_though_answers_are_lost(datas, losses):
-    window = Window(list)
+    window = PullWindow(list)
     sources = [Source(str(n), data) for n, data in enumerate(datas)]
     for source in sources:
         source.over = True
@@ -182,7 +182,7 @@ async def test_bytes_arrive_once_and_in_order_though_answers_are_lost(datas, los
 
 
 async def test_a_loud_run_does_not_keep_the_others_waiting():
-    window = Window(list)
+    window = PullWindow(list)
     loud, quiet = Source("loud", b"x" * (10 << 20)), Source("quiet", b"hello")
     window.nudge(loud)
     window.nudge(quiet)
@@ -191,7 +191,7 @@ async def test_a_loud_run_does_not_keep_the_others_waiting():
 
 
 async def test_a_poll_waits_for_news_and_ends_with_the_window():
-    window = Window(list)
+    window = PullWindow(list)
     source = Source("a", b"x")
     poll = asyncio.get_running_loop().create_task(window.pull(0, wait=60.0, room=100))
     await asyncio.sleep(0)

@@ -163,3 +163,18 @@ async def test_a_pending_call_can_be_run_from_a_thread():
         thread.start()
         await loop.run_in_executor(None, thread.join)
         assert found[0].text == "x\n"
+
+
+async def test_managers_lists_pools_schedulers_and_monitors_and_closes_them():
+    before = len(nbprocs.managers())
+    made = [
+        nbprocs.ProcessManager(),
+        nbprocs.ProcessPool(nbprocs.PoolConfig(min_processes=0, initial_processes=0)),
+        nbprocs.TaskScheduler(nbprocs.SchedulerConfig()),
+        nbprocs.ProcessMonitor(interval=None),
+    ]
+    assert [owner for owner in nbprocs.managers() if any(owner is one for one in made)] == made
+    for owner in made:
+        await owner.aclose()
+    assert all(owner.closed for owner in made)
+    assert len(nbprocs.managers()) <= before

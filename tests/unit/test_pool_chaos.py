@@ -15,10 +15,10 @@ import pytest
 
 from nbprocs.errors import ExecutionTimeout, ProcessError
 from nbprocs.policy import RetryPolicy
-from nbprocs.pool import PoolConfig, ProcessPool, TaskState
+from nbprocs.pool import PoolConfig, PoolTaskState, ProcessPool
 
 AGAIN = RetryPolicy(max_retries=3, initial_delay=0.001, jitter=False)
-KINDS = (TaskState.COMPLETED, TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CANCELLED)
+KINDS = (PoolTaskState.COMPLETED, PoolTaskState.FAILED, PoolTaskState.TIMED_OUT, PoolTaskState.CANCELLED)
 
 
 def make(name):
@@ -62,9 +62,9 @@ def settled(pool, handles):
     states = Counter(handle.state for handle in handles)
     metrics = pool.metrics()
     assert metrics.current_queued_tasks == metrics.current_running_tasks == 0
-    assert metrics.total_tasks_completed == states[TaskState.COMPLETED]
-    assert metrics.total_tasks_failed == states[TaskState.FAILED] + states[TaskState.TIMED_OUT]
-    assert metrics.total_tasks_cancelled == states[TaskState.CANCELLED]
+    assert metrics.total_tasks_completed == states[PoolTaskState.COMPLETED]
+    assert metrics.total_tasks_failed == states[PoolTaskState.FAILED] + states[PoolTaskState.TIMED_OUT]
+    assert metrics.total_tasks_cancelled == states[PoolTaskState.CANCELLED]
     assert sum(states[kind] for kind in KINDS) == len(handles)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from nbprocs.errors import CommunicationError, ProcessError
 from nbprocs.policy import RetryPolicy
-from nbprocs.pool import CommandWorker, PoolConfig, ProcessPool, RemoteError, RemoteTraceback, TaskState
+from nbprocs.pool import CommandWorker, PoolConfig, PoolTaskState, ProcessPool, RemoteError, RemoteTraceback
 
 ONE = PoolConfig(max_processes=1)
 
@@ -117,7 +117,7 @@ async def test_an_odd_exception_fails_its_task_and_no_other(what, retries):
             with pytest.raises(BaseException) as caught:
                 await odd
         assert type(caught.value) is expected
-        assert odd.state is TaskState.FAILED
+        assert odd.state is PoolTaskState.FAILED
         assert await pool.run(_pid) == pid
         assert len(pool.frame()) == 43  # also a text with a surrogate is shown
         if expected is not CommunicationError:

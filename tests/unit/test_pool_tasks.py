@@ -16,7 +16,7 @@ import pytest
 from nbprocs.errors import Closed, CommunicationError, ExecutionTimeout, ProcessCrashed, ProcessFailed
 from nbprocs.model import TaskPriority
 from nbprocs.policy import RetryPolicy
-from nbprocs.pool import PoolConfig, ProcessPool, RemoteError, RemoteTraceback, TaskState, WorkerState
+from nbprocs.pool import PoolConfig, PoolTaskState, ProcessPool, RemoteError, RemoteTraceback, WorkerState
 
 TWO = PoolConfig(min_processes=2, max_processes=2)
 ONE = PoolConfig(max_processes=1)
@@ -238,7 +238,7 @@ async def test_a_lock_as_argument(pool):
     handle = pool.submit(len, threading.Lock())
     with pytest.raises(CommunicationError, match="lock"):
         await handle
-    assert handle.state is TaskState.FAILED
+    assert handle.state is PoolTaskState.FAILED
 
 
 async def test_results_that_do_not_pickle(pool):
@@ -481,7 +481,7 @@ async def test_cancel_a_queued_task(lonely, gate):
     await gate.entered()
     queued = lonely.submit(int)
     assert queued.cancel()
-    assert queued.state is TaskState.CANCELLED
+    assert queued.state is PoolTaskState.CANCELLED
     gate.let_go()
     assert await running == "done"
     with pytest.raises(asyncio.CancelledError):
@@ -556,7 +556,7 @@ async def test_cancel_after_the_end_does_nothing(pool):
     handle = pool.submit(int)
     await handle
     assert not handle.cancel()
-    assert handle.state is TaskState.COMPLETED
+    assert handle.state is PoolTaskState.COMPLETED
 
 
 async def test_cancel_while_it_waits_to_be_tried_again(pool):

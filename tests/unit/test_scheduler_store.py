@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 def crash(sch: TaskScheduler) -> None:
     """Let go of the store as the death of the kernel does: nothing more is written."""
     sch._core.runner.closed = True
-    sch._core.runner._disarm()
+    sch._core.runner._alarm.off()
     assert sch._core.store is not None
     sch._core.store.close()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbprocs.testing import FakeClock
-from nbprocs.widgets.pacing import Pacer, Slots
+from nbprocs.widgets.pacing import Pacer, PacingSlots
 
 
 class Timer:
@@ -24,8 +24,8 @@ class View:
         return self.size
 
 
-def pacer(clock: FakeClock, slots: Slots | None = None) -> Pacer:
-    return Pacer(lambda delay, call: Timer(clock.call_later(delay, call)), clock=clock, slots=slots or Slots())
+def pacer(clock: FakeClock, slots: PacingSlots | None = None) -> Pacer:
+    return Pacer(lambda delay, call: Timer(clock.call_later(delay, call)), clock=clock, slots=slots or PacingSlots())
 
 
 def test_a_first_word_is_at_once_and_then_ten_a_second() -> None:
@@ -50,7 +50,7 @@ def test_all_together_twenty_a_second_and_none_is_forgotten() -> None:
 
 
 def test_loops_share_the_turns() -> None:
-    clock, slots = FakeClock(), Slots()
+    clock, slots = FakeClock(), PacingSlots()
     paces = [pacer(clock, slots) for _ in range(3)]
     views = [View(clock) for _ in paces]
     for _ in range(100):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nbprocs import ProcessConfig, ProcessManager, Stream
 from nbprocs.processes.process import process_core
 from nbprocs.widgets import OutputPane
-from nbprocs.widgets.output_pane import BURST, FILE_PART, PAGE, RATE, Budget, Journal, newest
+from nbprocs.widgets.output_pane import BURST, FILE_PART, PAGE, RATE, Budget, PaneJournal, newest
 from nbprocs.widgets.python_line import spawn_line
 from tests.unit.widgets_kit import settled, shown
 
@@ -38,7 +38,7 @@ def test_newest_keeps_the_end_in_order(sizes: list[tuple[Stream, int]], allowed:
 
 @given(segments, st.integers(1, 200))
 def test_the_journal_holds_the_newest_and_merges(sizes: list[tuple[Stream, int]], limit: int) -> None:
-    journal = Journal(limit)
+    journal = PaneJournal(limit)
     for segment in placed(sizes):
         journal.add(*segment)
     held = sum(end - start for _, start, end in journal.segments)
