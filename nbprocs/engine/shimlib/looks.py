@@ -51,7 +51,7 @@ class Looker:
 
     def look(self, claims: Sequence[Claim], *, whole_table: bool = False) -> list[dict[int, float]]:
         """For each claim the living members of its tree, pid → start; the start of children of our own is 0."""
-        if whole_table or self.everywhere or not self._lists or any(not kid.own for kid in self._kids):
+        if whole_table or not self._lists or any(not kid.own for kid in self._kids):
             return self._by_table(claims)
         leaders, orphans = self._own()
         by_tag = {kid.tag: kid for kid in leaders}  # a thousand stops at once must not each go through a thousand children
@@ -67,6 +67,10 @@ class Looker:
                     seen[orphan.pid] = orphan.start
                     self._learn(orphan.tag, walk.down(orphan.pid, seen))
             found.append(seen)
+        missed = [place for place, seen in enumerate(found) if not seen] if self.everywhere else []
+        if missed:  # only then: the table takes longer to read than a link of a chain of forks lives
+            for place, seen in zip(missed, self._by_table([claims[place] for place in missed]), strict=True):
+                found[place] = seen
         return found
 
     @staticmethod
