@@ -1,6 +1,6 @@
 """One loop's connection to one shim: orders out, reports in.
 
-Only the loop's own thread uses it, but for ``post``, ``retire``, ``prune`` and ``forget``. It never blocks; what the shim does not take
+Only the loop's own thread uses it, but for ``post``, ``prune`` and ``forget``. It never blocks; what the shim does not take
 yet waits here, with the
 descriptors that belong to it.
 """
@@ -309,10 +309,6 @@ class ShimClient:
             self.maybe_close()
         elif not (self.children or self.waiting or self.asked):
             self._close()
-
-    def retire(self) -> None:
-        """The shim leaves, having nothing to do. From any thread."""
-        self.post(self._close)
 
     def prune(self) -> None:
         """Close it if its loop is gone. From any thread."""

@@ -26,7 +26,8 @@ from nbprocs.engine.tree import Root, end_trees
 __all__ = ["Launcher", "Stray", "launcher_for"]
 
 _numbers = itertools.count(1)
-_open: set[int] = set()  # the managers whose strays may yet be anybody's
+_parts = itertools.cycle(range(1, wire.MANAGERS))
+_open: set[int] = set()  # the managers' parts of the tags that are in use; strays may yet be anybody's of them
 Stray = tuple[int, float, str]  # pid, start, masked command
 
 
@@ -55,8 +56,8 @@ class PosixLauncher:
         self._loop = loop
         self._closed = False
         self._used = False
-        self.manager = next(_numbers)
-        self.token = f"{shims.token}.{self.manager}"
+        self.manager = 0  # its part of the tags, from the first start on
+        self.token = f"{shims.token}.{next(_numbers)}"
         self._portable: PortableLauncher | None = None
 
     async def start(self, spec: Spec, listener: Listener) -> Child:
@@ -67,6 +68,7 @@ class PosixLauncher:
             return await self._by_the_loop().start(spec, listener)
         if not self._used:
             self._used = True
+            self.manager = _free_part()
             _open.add(self.manager)
             shims.hold(self._loop)
             self._release = weakref.finalize(self, _forgotten, weakref.ref(self._loop), self.manager)
@@ -102,7 +104,7 @@ class PosixLauncher:
     async def end_all(self, children: Iterable[Child], *, grace: float) -> list[Survivor]:
         """See Launcher. Strays go with the last manager that could be theirs."""
         left: list[Survivor] = [] if self._portable is None else await self._portable.end_all(children, grace=grace)
-        clients = shims.clients(self._loop) if self._used else ()
+        clients = shims.connected(self._loop) if self._used and not shims.unusable else ()
         strays = _open <= {self.manager}
         asked = [client.request_end(self._everything(grace, strays=strays)) for client in clients]
         for future in asked:
@@ -117,7 +119,7 @@ class PosixLauncher:
     async def strays(self) -> list[Stray]:
         """See Launcher."""
         found: list[Stray] = []
-        for client in shims.clients(self._loop):
+        for client in shims.connected(self._loop) if shims.pids else ():
             found += [(pid, start, shims.masked(argv)) for pid, start, argv in await client.ask(wire.STRAYS, shims.number())]
         return found
 
@@ -128,6 +130,16 @@ class PosixLauncher:
             self._release()
             for client in shims.clients(self._loop):
                 client.maybe_close()
+
+
+def _free_part() -> int:
+    """A manager's part of the tags that no open manager has; with more than 4,095 of them open, one that is shared."""
+    part = next(_parts)
+    for _ in range(wire.MANAGERS):
+        if part not in _open:
+            break
+        part = next(_parts)
+    return part
 
 
 def _forgotten(loop: weakref.ref[asyncio.AbstractEventLoop], manager: int) -> None:

@@ -420,7 +420,7 @@ class PosixChild:
         """Have its whole tree ended, also after its own end; returns who survived SIGKILL. At most ``grace`` + 5 seconds."""
         client = self._client
         if client.closed:
-            client = shims.for_start(self._loop)
+            client = shims.in_place_of(client.shim, self._loop)  # another shim of this kernel knows nothing of what it left
         return await client.end(self._stop_order(grace))
 
     def resize(self, rows: int, columns: int) -> None:

@@ -8,10 +8,8 @@
                                     └── orphans of theirs
 
 A shim is the parent of every child, the only one that signals, and the only one that reaps. There is one; more join while starts queue
-up, and
-leave when they have nothing to do. A thread watches them: it sleeps in ``poll``, so it notices a shim's death and a shim that does not
-answer
-also while a cell computes.
+up, and leave when nobody descends from them any more: a shim without a living child may have what an ended one left. A thread watches them:
+it sleeps in ``poll``, so it notices a shim's death and a shim that does not answer also while a cell computes.
 """
 
 from __future__ import annotations
@@ -70,6 +68,8 @@ class Shim:
         self.clients: list[ShimClient] = []
         self.idle_since = time.monotonic()
         self.alive = True
+        self.used = False  # a child of it was asked for
+        self.leaving = False  # it was asked to leave, and has not yet answered
         self.greeted = False
         self.pinged: float | None = None
         self.path: str | None = None
@@ -137,6 +137,7 @@ class Shims:
         self._shims: list[Shim] = []
         self._clients: weakref.WeakKeyDictionary[AbstractEventLoop, dict[Shim, ShimClient]] = weakref.WeakKeyDictionary()
         self._held: weakref.WeakKeyDictionary[AbstractEventLoop, int] = weakref.WeakKeyDictionary()
+        self._guarded: set[int] = set()  # numbers of living children that were started otherwise
         self._leaving: list[Shim] = []  # closed, not yet reaped
         self._lock = threading.RLock()
         self._watcher: threading.Thread | None = None
@@ -161,30 +162,42 @@ class Shims:
     def ensure(self) -> None:
         """Have a living one. Raises OSError."""
         with self._lock:
-            if not self._shims:
+            if self._stable() is None:
                 self._start(self._looked())
 
     def for_start(self, loop: AbstractEventLoop) -> ShimClient:
         """The client of the shim that is to start the next child for this loop. Raises OSError, NoShim."""
         ambient = self._looked()
         with self._lock:
-            fitting = [shim for shim in self._shims if shim.alive and shim.ambient == ambient]
+            fitting = [shim for shim in self._shims if shim.alive and not shim.leaving and shim.ambient == ambient]
             best = min(fitting, key=lambda shim: shim.queued, default=None)
             if best is None or (best.queued >= _CROWD and len(fitting) < _most()):
                 best = self._start(ambient)
+            best.used = True
             best.idle_since = time.monotonic()  # it must not leave before the start has reached it
             return self._client(loop, best)
 
     def clients(self, loop: AbstractEventLoop) -> tuple[ShimClient, ...]:
-        """Those that a loop has."""
+        """Those that a loop has at the moment: one that was idle for a while is closed."""
         return tuple(self._clients.get(loop, {}).values())
+
+    def connected(self, loop: AbstractEventLoop) -> tuple[ShimClient, ...]:
+        """One for each shim: also those without a living child have what ended ones left. Raises OSError."""
+        with self._lock:
+            if not self._shims:  # the last one died, and no other could be started then
+                self._start(self._looked(), inherits=True)
+            return tuple(self._client(loop, shim) for shim in self._shims)
+
+    def in_place_of(self, shim: Shim, loop: AbstractEventLoop) -> ShimClient:
+        """The client of that shim, or of the one that took its place. Raises OSError."""
+        with self._lock:
+            return self._client(loop, shim) if shim in self._shims else self.instead_of(shim, loop)
 
     def instead_of(self, lost: Shim, loop: AbstractEventLoop) -> ShimClient:
         """The client of the shim that guards the children of one that died. Raises OSError."""
         with self._lock:
             self._drop(lost)
-            heir = next((shim for shim in self._shims if shim.alive), None) or self._start(self._looked(), inherits=True)
-            return self._client(loop, heir)
+            return self._client(loop, self._heir(lost))
 
     def forget_client(self, loop: AbstractEventLoop | None, client: ShimClient) -> None:
         """It is closed."""
@@ -217,12 +230,15 @@ class Shims:
     def guard(self, number: int, pid: int, start: float, token: str) -> None:
         """A child that was started otherwise: end it with the kernel."""
         self.ensure()
-        for shim in self._shims[:1]:
+        shim = self._stable()
+        if shim is not None:
+            self._guarded.add(number)
             shim.say(wire.GUARD, number, pid, start, token, 0)
 
     def release(self, number: int) -> None:
         """It has ended."""
-        for shim in self._shims[:1]:
+        self._guarded.discard(number)
+        for shim in tuple(self._shims):
             shim.say(wire.RELEASE, number)
 
     # -- making
@@ -247,13 +263,21 @@ class Shims:
             self.stir()  # while there are clients the thread looks by itself: a write for each start would cost a switch of threads
         return client
 
-    def _retire(self, shim: Shim) -> None:
-        self._drop(shim)
-        for client in list(shim.clients):
-            client.retire()
+    def _stable(self) -> Shim | None:
+        """One that was not asked to leave."""
+        return next((shim for shim in self._shims if shim.alive and not shim.leaving), None)
+
+    def _heir(self, lost: Shim) -> Shim:
+        """Who looks after what belonged to one that is gone. Raises OSError."""
+        heir = self._stable()
+        if heir is None:
+            return self._start(self._looked(), inherits=not lost.leaving)
+        if not lost.leaving:  # one that left had nobody
+            heir.say(wire.INHERIT)
+        return heir
 
     def _drop(self, shim: Shim) -> None:
-        """It is dead, or to leave."""
+        """It is gone."""
         if shim in self._shims:
             self._shims.remove(shim)
             shim.close()
@@ -317,6 +341,8 @@ class Shims:
                 case wire.HELLO:
                     shim.greeted = self._greeted = True
                     self._serve(shim)
+                case wire.STAYS:
+                    shim.leaving, shim.idle_since = False, time.monotonic()
                 case wire.PONG:
                     shim.pinged = None
                 case wire.STRAY:
@@ -347,9 +373,9 @@ class Shims:
             client.prune()
         if shim.busy:
             shim.idle_since = now
-        elif len(self._shims) > 1 and now - shim.idle_since > _LEAVES:
-            self._retire(shim)
-            return
+        elif now - shim.idle_since > _LEAVES and self._stable() not in (None, shim):
+            shim.leaving = True
+            shim.say(wire.LEAVE)
         if shim.pinged is None:
             if shim.busy:
                 shim.pinged = now
@@ -378,14 +404,13 @@ class Shims:
             end = time.monotonic() + 0.1
             while not self.judged(shim) and time.monotonic() < end:
                 time.sleep(0.001)
-            bereaved = shim.busy
+            bereaved = shim.busy or (not shim.leaving and self._has_some(shim))
             self._drop(shim)
             if bereaved and not self.unusable:
                 log.error("the process that guards the children was killed (pid %d): another one takes over; exit statuses of children "
                           "that it had started may be lost", shim.pid)  # fmt: skip
                 try:
-                    if not any(other.alive for other in self._shims):
-                        self._start(self._looked(), inherits=True)
+                    self._heir(shim)
                 except OSError as error:
                     log.error("no new one can be started (%s): if this kernel is killed, its children stay", error)
             if shim.path is not None:  # it could not take it away itself
@@ -393,6 +418,10 @@ class Shims:
                     os.unlink(shim.path)
             for client in list(shim.clients):
                 client.post(client.lost)
+
+    def _has_some(self, shim: Shim) -> bool:
+        """Whether one without a living child of its own may have others: what ended ones left, or those that it guards."""
+        return bool(self._guarded) or (shim.used and any(count > 0 for count in self._held.values()))
 
     def judged(self, shim: Shim) -> bool:
         """Whether it is known why a shim ended; one that never got anywhere, by an error of its own, means that there can be none."""

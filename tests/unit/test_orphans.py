@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from nbprocs import ProcessManager
+from nbprocs.engine.child import Spec
+from nbprocs.engine.launcher import launcher_for
+from nbprocs.engine.shim import shims
+from nbprocs.engine.shimlib import wire
+from nbprocs.engine.shimlib.proc import read_proc
+from nbprocs.processes.manager import manager_core
+from nbprocs.processes.process import process_core
 from tests.children import python_child
 from tests.kernel.conftest import alive, eventually
+from tests.unit.test_child import Heard
 
 ROOT = Path(__file__).parents[2]
 CHAIN = "while True:\n    if os.fork(): os._exit(0)\n    open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep({0})"
@@ -102,8 +110,9 @@ def members(place):
                 found.add(int(folder.name))
         except OSError:
             continue
-    if place.exists() and place.read_text().strip():
-        found.add(int(place.read_text()))
+    text = place.read_text().strip() if place.exists() else ""  # read once: a chain of forks writes it anew all the time
+    if text:
+        found.add(int(text))
     return alive(found - {os.getpid()})
 
 
@@ -136,7 +145,7 @@ async def test_stop_ends_it_and_nobody_else(kind):
         await proc.stop(grace=0.3)
         assert members(place) == []
         assert other.status.live
-        assert len(other.child.root.token) > 10
+        assert len(process_core(other).child.root.token) > 10
         assert len(alive(await descendants(other))) == 1, "a neighbour's daemon was left alone"
 
 
@@ -174,3 +183,199 @@ async def test_the_end_of_the_kernel_ends_it(kind):
         await begun(place)
         kernel.kill()
     await eventually(lambda: not members(place), within=3, what="nobody is left")
+
+
+# --- later, when the loop's connection to the shim was closed for want of anything to say ---------------------------------
+
+LEFT = shell(f"sh -c '{STARTED}' FILE & until [ -s FILE ]; do sleep 0.01; done")
+BARE = """
+if os.fork() == 0:
+    import resource
+    resource.setrlimit(10, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    os.execve('/bin/sh', ['sh', '-c', 'echo $$ > $0; exec sleep 1000', sys.argv[1]], {})
+while not os.path.exists(sys.argv[1]) or not os.path.getsize(sys.argv[1]): time.sleep(0.01)
+"""
+
+
+def left_by(place):
+    """The pid of the process that was left behind, as a list; an empty one when it has gone."""
+    return alive([int(place.read_text())])
+
+
+async def quiet(loop=None):
+    """No loop of ours is connected to any shim: what ``_IDLE`` seconds without an order lead to."""
+    loop = loop or asyncio.get_running_loop()
+    await eventually(lambda: not shims.clients(loop), within=5, what="the connection is closed")
+
+
+async def leave_one(pm, place, make=LEFT):
+    proc = await pm.spawn(*make(place))
+    await proc.wait()
+    assert left_by(place)
+    return proc
+
+
+@pytest.mark.parametrize("make", [LEFT, python(BARE)], ids=["tagged", "known by its session only"])
+async def test_aclose_ends_later_what_an_ended_child_had_left(tmp_path, make):
+    async with ProcessManager() as other:
+        await leave_one(other, tmp_path / "other")
+        async with ProcessManager() as pm:
+            await leave_one(pm, tmp_path / "one", make)
+            await quiet()
+        assert not left_by(tmp_path / "one")
+        assert left_by(tmp_path / "other"), "another manager's on the same loop"
+        await quiet()
+    assert not left_by(tmp_path / "other")
+
+
+async def test_aclose_ends_it_later_with_a_shell(tmp_path):
+    async with ProcessManager() as pm:
+        result = await (await pm.spawn("sleep 1000 & echo $!", shell=True)).wait()
+        await quiet()
+    assert not alive([int(result.stdout)])
+
+
+async def test_aclose_ends_it_later_on_the_background_loop(tmp_path):
+    async with ProcessManager(background=True) as pm:
+        await leave_one(pm, tmp_path / "one")
+        await quiet(manager_core(pm).home.loop)
+    assert not left_by(tmp_path / "one")
+
+
+@pytest.mark.parametrize("how", ["stop", "restart"])
+async def test_what_is_left_is_ended_later_by(tmp_path, how):
+    place = tmp_path / "one"
+    async with ProcessManager() as pm:
+        proc = await leave_one(pm, place)
+        (first,) = left_by(place)
+        await quiet()
+        if how == "stop":
+            await proc.stop()
+        else:
+            await pm.restart(proc.id)
+        assert not alive([int(first.split()[0])])
+
+
+@pytest.mark.parametrize("make", [python(DAEMON.replace("os.wait(); forever()", "os.wait()")), python(CLEARED)], ids=["daemon", "cleared"])
+async def test_stop_ends_a_daemon_later(tmp_path, make):
+    place = tmp_path / "one"
+    async with ProcessManager() as pm:
+        proc = await pm.spawn(*make(place))
+        await proc.wait()
+        await begun(place)
+        await quiet()
+        await proc.stop()
+        assert members(place) == []
+
+
+async def test_a_manager_that_started_nothing_asks_no_shim():
+    before = shims.pids
+    async with ProcessManager() as pm:
+        assert await pm.strays() == ()
+    assert shims.pids == before
+    assert not shims.clients(asyncio.get_running_loop())
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0)
+    yield lambda: os.umask(0o027 if before != 0o027 else 0o022)
+    os.umask(before)
+
+
+def shim_of(pid):
+    parent = read_proc(pid).ppid
+    return next(shim for shim in shims._shims if shim.pid == parent)
+
+
+@pytest.mark.parametrize("how", ["stop", "aclose"])
+async def test_a_shim_stays_while_it_has_what_an_ended_child_left(tmp_path, umask, how):
+    """And the children of the others live on."""
+    place = tmp_path / "one"
+    async with ProcessManager() as keeper, ProcessManager() as pm:
+        proc = await leave_one(pm, place)
+        shim = shim_of(int(place.read_text()))
+        umask()  # other children need another shim
+        other = await keeper.spawn("sleep", "1000")
+        assert shim_of(other.pid) is not shim
+        shim.idle_since = asked = 0.0
+        await eventually(lambda: shim.idle_since > asked or not shim.alive, within=5, what="it was asked to leave")
+        assert shim.alive
+        assert left_by(place)
+        assert other.status.live
+        await (proc.stop() if how == "stop" else pm.aclose())
+        assert not left_by(place)
+        assert other.status.live
+        await eventually(lambda: not shim.clients, within=5, what="it is idle")
+        shim.idle_since = 0.0
+        await eventually(lambda: not shim.alive, within=5, what="it leaves when it has nobody")
+        assert other.status.live
+
+
+@pytest.mark.parametrize("how", ["stop", "aclose", "aclose at once", "aclose beside another"])
+async def test_the_next_shim_ends_what_a_killed_one_had_left(tmp_path, umask, how):
+    place = tmp_path / "one"
+    async with ProcessManager() as pm:
+        proc = await leave_one(pm, place)
+        shim = shim_of(int(place.read_text()))
+        await quiet()
+        if how == "aclose beside another":
+            umask()
+            await pm.spawn("sleep", "1000")
+        os.kill(shim.pid, signal.SIGKILL)
+        if how != "aclose at once":
+            await eventually(lambda: not shim.alive, within=5, what="its death is noticed")
+        if how == "stop":
+            await proc.stop()
+            assert not left_by(place)
+    assert not left_by(place)
+
+
+async def test_more_managers_than_a_tag_can_tell_apart(tmp_path):
+    loop = asyncio.get_running_loop()
+    async with ProcessManager() as first:
+        early = await first.spawn("sleep", "1000")
+        for _ in range(wire.MANAGERS - 2):
+            await unused(launcher_for("posix", loop))
+        async with ProcessManager() as pm:
+            await leave_one(pm, tmp_path / "one")
+        assert not left_by(tmp_path / "one")
+        assert early.status.live
+
+
+async def unused(launcher):
+    """Its number is taken, as by a start."""
+    with pytest.raises(ValueError, match="null"):
+        await launcher.start(Spec(argv=("a\0b",), env={}), Heard())
+    launcher.close()
+
+
+LATER = """
+import asyncio, os, signal, sys, nbprocs
+from nbprocs.engine.shim import shims
+async def main():
+    pm = nbprocs.ProcessManager()
+    await (await pm.spawn(*sys.argv[2:])).wait()
+    while shims.clients(asyncio.get_running_loop()):
+        await asyncio.sleep(0.01)
+    if sys.argv[1] == "killed":
+        (first,) = shims.pids
+        os.kill(first, signal.SIGKILL)
+        while first in shims.pids or not shims._shims[0].greeted:
+            await asyncio.sleep(0.01)
+    print("quiet", flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("shim", ["lives", "killed"])
+def test_the_end_of_the_kernel_ends_it_later(tmp_path, shim):
+    place = tmp_path / "one"
+    with subprocess.Popen(
+        [sys.executable, "-c", LATER, shim, *LEFT(place)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    ) as kernel:
+        assert kernel.stdout.readline() == b"quiet\n"
+        assert left_by(place)
+        kernel.kill()
+    asyncio.run(eventually(lambda: not left_by(place), within=3, what="nobody is left"))

@@ -22,6 +22,7 @@ from nbprocs.engine.launcher import launcher_for
 from nbprocs.engine.shim import shims
 from nbprocs.engine.shimlib.proc import read_proc
 from nbprocs.model import EndReason
+from nbprocs.processes.process import process_core
 from tests.children import SLEEPER, STUBBORN, python_child, until_line
 from tests.kernel.conftest import alive, eventually
 from tests.unit.test_child import Heard
@@ -167,7 +168,7 @@ async def test_a_killed_shim_is_noticed_within_a_second_and_its_children_live_on
         await eventually(lambda: any(s.busy for s in shims._shims if s.pid != first.pid), within=1, what="another one")
         assert proc.status.live
         assert alive([proc.pid])
-        daemon = [pid for pid in psutil.pids() if pid != proc.pid and _tag(pid) == proc.child.tag]
+        daemon = [pid for pid in psutil.pids() if pid != proc.pid and _tag(pid) == process_core(proc).child.tag]
         assert len(alive(daemon)) == 2, "the sleep in its own session and the one in front"
         result = await proc.stop(grace=1)
         assert result.status is ProcessStatus.TERMINATED

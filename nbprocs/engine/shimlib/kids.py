@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.engine.shimlib.wire import parts_of_tag
+
 if TYPE_CHECKING:
     from nbprocs.engine.shimlib.links import Link
 
@@ -79,7 +81,7 @@ class Kids:
     def __init__(self) -> None:
         self.by_number: dict[int, Kid] = {}
         self.by_pid: dict[int, Kid] = {}
-        self._ended: OrderedDict[int, None] = OrderedDict()  # pids, oldest first
+        self._ended: OrderedDict[int, int] = OrderedDict()  # pid → tag, oldest first
 
     def __len__(self) -> int:
         return len(self.by_number)
@@ -98,13 +100,18 @@ class Kids:
         self.by_number.pop(kid.number, None)
         if self.by_pid.get(kid.pid) is kid:
             del self.by_pid[kid.pid]
-        self._ended[kid.pid] = None
+        self._ended[kid.pid] = kid.tag
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
     def led(self, session: int) -> bool:
         """Whether a child of ours, alive or not long gone, led that session."""
         return session in self.by_pid or session in self._ended
+
+    def sessions(self, manager: int) -> set[int]:
+        """Those that a manager's children led, alive or not long gone. ``manager`` as ``parts_of_tag`` gives it."""
+        tags = [(kid.pid, kid.tag) for kid in self.by_number.values()] + list(self._ended.items())
+        return {pid for pid, tag in tags if parts_of_tag(tag)[1] == manager}
 
     def of_id(self, key: str) -> Kid | None:
         """By the id in its label."""

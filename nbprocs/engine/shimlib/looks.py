@@ -29,6 +29,7 @@ class Looker:
         self.base = base
         self.token = token
         self.orphans: dict[int, Found] = {}  # children of ours that we did not start; by pid, which is theirs until we reap them
+        self.everywhere = False  # a shim died: its orphans are not below us
         self._nested: dict[int, int] = {}  # another kernel's part of its tags -> the tag of the tree that it was seen in
         self._kids = kids
         self._me = os.getpid()
@@ -42,7 +43,7 @@ class Looker:
         """What an order to end means: one child by number and the pid that it had, or a manager."""
         sessions = {pid} - {0}
         if number is None:
-            sessions |= {kid.pid for kid in self._kids if parts_of_tag(kid.tag)[1] == manager}
+            sessions |= self._kids.sessions(manager)
         child = None if number is None else child_part(number)
         return Claim(self.base, manager, child, frozenset(sessions), token, strays)
 
@@ -66,6 +67,10 @@ class Looker:
                     seen[orphan.pid] = orphan.start
                     self._learn(orphan.tag, walk.down(orphan.pid, seen))
             found.append(seen)
+        missed = [place for place, seen in enumerate(found) if not seen] if self.everywhere else []
+        if missed:  # only then: the table takes longer to read than a link of a chain of forks lives
+            for place, seen in zip(missed, self._by_table([claims[place] for place in missed]), strict=True):
+                found[place] = seen
         return found
 
     @staticmethod

@@ -73,7 +73,7 @@ class Server:
         self.told_strays: set[int] = set()
         self.operations: dict[str, Callable[[dict[str, Any], Any], None]] = {}  # what its status socket does beyond the common
         self.status: Any = None
-        self._inherits = inherits
+        self._inherits = self.looker.everywhere = inherits
         self._first = first
         self._links: dict[int, ShimLink] = {}
         self._poll = select.poll()
@@ -184,15 +184,31 @@ class Server:
                         self.watch(link.fd, self._link_ready)
                 case wire.SERVE:
                     self.serve(*fields)
-                case wire.GUARD:
-                    number, pid, start, token, tag = fields
-                    self._guard(
-                        Kid(number, pid, tag, None, ("", "", None), (), token, (0, False, 0.0, None), self.began, own=False, start=start)
-                    )
-                case wire.RELEASE:
-                    kid = self.kids.by_number.get(fields[0])
-                    if kid is not None:
-                        self._gone(kid)
+                case _:
+                    self._first_rarer(operation, fields)
+
+    def _first_rarer(self, operation: int, fields: list[Any]) -> None:
+        match operation:
+            case wire.LEAVE:
+                self._leave()
+            case wire.INHERIT:
+                self._inherits = self.looker.everywhere = True
+            case wire.GUARD:
+                number, pid, start, token, tag = fields
+                self._guard(
+                    Kid(number, pid, tag, None, ("", "", None), (), token, (0, False, 0.0, None), self.began, own=False, start=start)
+                )
+            case wire.RELEASE:
+                kid = self.kids.by_number.get(fields[0])
+                if kid is not None:
+                    self._gone(kid)
+
+    def _leave(self) -> None:
+        """End, if that leaves nobody without a guard. What a child left behind when it ended is somebody, too."""
+        if self.kids or self._inherits or not self._childless():
+            self._first.tell(wire.STAYS)
+        else:
+            self._done = True
 
     def serve(self, path: str) -> None:
         """Answer status questions at a path."""

@@ -23,6 +23,7 @@ import struct
 from typing import Any, NamedTuple
 
 __all__ = [
+    "MANAGERS",
     "VERSION",
     "Exited",
     "StartOrder",
@@ -54,6 +55,8 @@ RESUME = 11  # (number): SIGCONT
 INTERRUPT = 12  # (number): SIGINT as a terminal's Ctrl-C
 TAKE = 13  # (number, pid, start, tag, stop, remaining, label): a child of a shim that died
 STRAYS = 14  # (key)
+LEAVE = 15  # (): end, if nobody descends from you; else STAYS is the answer
+INHERIT = 16  # (): another shim died: what belongs to the kernel may be anywhere
 
 # shim → kernel
 HELLO = 32  # (version, pid, tags)
@@ -67,6 +70,7 @@ PAUSED = 39  # (number, paused): somebody asked by the status socket
 STRAY = 40  # (pid, start, command)
 STRAYS_ARE = 41  # (key, ((pid, start, command), …))
 LOG = 42  # (text)
+STAYS = 43  # (): it was asked to leave, and somebody descends from it
 
 _HEAD = struct.Struct("=I")
 _LARGEST = 64 << 20  # bytes: what is longer is no frame of ours
@@ -75,6 +79,7 @@ _LARGEST = 64 << 20  # bytes: what is longer is no frame of ours
 # signed
 # number. Two kernels of one host have the same 28 bits once in a hundred million; and then the tags mean something below their shims only.
 _CHILD_BITS, _MANAGER_BITS, _BASE_BITS = 22, 12, 28
+MANAGERS = 1 << _MANAGER_BITS  # a manager's part is below
 
 
 class StopOrder(NamedTuple):
