@@ -190,7 +190,7 @@ def instance(argument: str, value: object, kind: type[T] | tuple[type[T], ...], 
 
     >>> instance("policy", 5, dict, "a dict")
     Traceback (most recent call last):
-    TypeError: policy must be a dict, not 5
+    nbprocs.guard.WrongType: policy must be a dict, not 5
     """
     if not isinstance(value, kind):
         refuse(TypeError, argument, what, value)

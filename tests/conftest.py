@@ -11,6 +11,7 @@ import inspect
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -29,7 +30,11 @@ MOST_KEPT = 200  # futures that are done, yet held, at the end of a test: result
 LOOP_MODES = ("plain", "debug", *(("eager",) if sys.version_info >= (3, 12) else ()))
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Records of detached processes are the user's: the tests have a folder of their own for them.
+    folder = tempfile.TemporaryDirectory(prefix="nbprocs-tests-")
+    os.environ["NBPROCS_STATE_DIR"] = folder.name
+    config.add_cleanup(folder.cleanup)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts its background jobs; children of ours would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

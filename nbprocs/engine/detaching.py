@@ -18,8 +18,9 @@ import marshal
 import os
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +141,21 @@ async def _ask_for_start(order: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(order_end)
         os.close(answer_end)
-    return await asyncio.to_thread(_talk, pid, ours, answers, data)
+    return await _in_thread(lambda: _talk(pid, ours, answers, data))
+
+
+async def _in_thread(talk: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Wait for it in a thread that ends with it: the loop's own executor would keep one for good."""
+    loop = asyncio.get_running_loop()
+    said: Waiters[dict[str, Any]] = Waiters()
+
+    def work() -> None:
+        answer = talk()
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(said.wake, answer)
+
+    threading.Thread(target=work, name="nbprocs-detach", daemon=True).start()
+    return await said.wait()
 
 
 def _talk(pid: int, ours: int, answers: int, data: bytes) -> dict[str, Any]:

@@ -115,9 +115,10 @@ class _Lineage(Generic[P]):
 class Supervisor(Generic[P]):
     """The supervised processes of one manager. All methods only on the home loop.
 
+    >>> from nbprocs.processes.manager import manager_core
     >>> async with ProcessManager() as pm:
     ...     proc = await pm.spawn("sleep", "1000", restart=True)
-    ...     pm.supervisor.supervises(proc.id)
+    ...     manager_core(pm).supervisor.supervises(proc.id)
     True
     """
 
