@@ -67,16 +67,10 @@ async def launch(spec: Spec, about: dict[str, Any], *, limit: int = DETACHED_LOG
     if spec.stdin not in (False, True):
         raise ValueError("a detached process can't read a file of this kernel: stdin=True, or a redirection by its shell")
     try:
-        folder = detached_folder() / spec.label.id
-        folder.mkdir(mode=0o700)
+        folder = detached_folder() / spec.label.id  # made by the shim: a kernel that is killed now leaves nothing behind
     except OSError as error:
         raise ValueError(f"its record can't be kept: {error}; NBPROCS_STATE_DIR names another folder") from error
-    try:
-        answer = await _ask_for_start(_order(spec, about, folder, limit=limit))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # it is empty, unless the shim has begun
-        raise
+    answer = await _ask_for_start(_order(spec, about, folder, limit=limit))
     if "refused" in answer:
         raise start_error(*answer["refused"])
     if answer["error"]:

@@ -87,6 +87,7 @@ class Keeper(Server):
     def meet_kernel(self) -> None:
         """Instead of a kernel there is an order."""
         order = self._order_given
+        os.mkdir(order["folder"], 0o700)
         self.record.write(
             state="starting", shim={"pid": os.getpid(), "start": _start_of(os.getpid())}, socket=order["socket"], created=time.time()
         )
