@@ -15,6 +15,7 @@ DATA = (
     r"nbprocs/LICENSE",
     r"nbprocs/licenses/[@\w.-]+\.txt",
     r"nbprocs/py\.typed",
+    r"nbprocs/server/nbprocs\.json",
     r"nbprocs/widgets/static/\w+\.(js|css)",
     r"nbprocs-[\d.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/nbprocs/(LICENSE|licenses/[@\w.-]+\.txt))",
     r"nbprocs-[\d.]+\.data/data/share/jupyter/labextensions/nbprocs/(install\.json|package\.json|static/[\w.-]+\.(js|json|css|txt))",
