@@ -60,9 +60,9 @@ async def all_decided(pm, witness, names):
 
 
 def own_children(marker):
-    """Live children of this process that run that very command."""
+    """Live descendants of this process that run that very command: their parent is the shim."""
     found = []
-    for child in psutil.Process().children():
+    for child in psutil.Process().children(recursive=True):
         try:
             if marker in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child.pid)

@@ -140,7 +140,7 @@ def test_a_result_without_an_order_shows_both_streams():
 
 def test_the_unknown_exit_status_is_explained():
     result = ProcessResult(process_id="1", name="x", command="x", exit_code=None, status=nbprocs.ProcessStatus.FAILED)
-    assert "os.wait" in str(nbprocs.errors.error_from_result(result))
+    assert "the helper process that waits for the children was killed" in str(nbprocs.errors.error_from_result(result))
 
 
 def test_a_config_shows_itself_harmless():
