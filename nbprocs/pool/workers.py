@@ -6,7 +6,7 @@
                └─BROKEN─► killed            └─ died ───────────────────────────────────────────┘
 
 Every worker is a managed process, so it is in the manager's table and a child of the shim. What happens to a worker is told to the pool's
-core by the calls of ``PoolCore``; the tasks are the core's business.
+core by the calls of ``WorkersOwner``; the tasks are the core's business.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from nbprocs.pool.worker import WorkerHandle
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess, process_core
 
-__all__ = ["Demand", "PoolCore", "Workers"]
+__all__ = ["Demand", "Workers", "WorkersOwner"]
 
 _GRACE = 2.0  # seconds for a worker that was asked to leave: exit handlers, then the tree is killed
 _ANSWER = 0.05  # seconds for the answer to a ping, when there is reason to doubt
@@ -45,7 +45,7 @@ class Demand:
     waiting: float  # seconds that the oldest has waited
 
 
-class PoolCore(Protocol):
+class WorkersOwner(Protocol):
     """What the workers need to tell and ask."""
 
     def connect(self, worker: WorkerHandle) -> Connection:
@@ -73,7 +73,7 @@ class PoolCore(Protocol):
 class Workers:
     """All workers of a pool."""
 
-    def __init__(self, core: PoolCore, manager: ProcessManager, config: PoolConfig, *, name: str, tasks: Tasks) -> None:
+    def __init__(self, core: WorkersOwner, manager: ProcessManager, config: PoolConfig, *, name: str, tasks: Tasks) -> None:
         self._core = core
         self._home = manager_core(manager).home
         self._manager = manager

@@ -133,3 +133,11 @@ def test_words_that_have_no_place(pattern):
 
 def test_every_module_says_what_lives_there():
     assert not [str(path) for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+def test_no_class_name_stands_twice():
+    places = {}
+    for path in SOURCES:
+        for name in re.findall(r"^class ([A-Z]\w+)", path.read_text(), re.MULTILINE):
+            places.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
+    assert not {name: found for name, found in places.items() if len(found) > 1}
