@@ -29,7 +29,7 @@ from nbprocs.engine.places import runtime_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, records
 from nbprocs.errors import ProcessError, UnknownProcess
-from nbprocs.redact import readable
+from nbprocs.redact import one_line, readable
 
 __all__ = ["main"]
 
@@ -118,7 +118,7 @@ def _columns(row: Row, now: float) -> tuple[str, ...]:
     took = (row.get("ended") or now) - row["started"]
     cpu = "" if row.get("cpu") is None else f"{row['cpu']:.1f} s"
     memory = "" if not row.get("rss") else bytes_text(row["rss"])
-    command = readable(row["command"] or "")
+    command = one_line(row["command"] or "", limit=200)
     return readable(row["name"]), row["id"][:8], str(row["pid"] or ""), status, duration(took), cpu, memory, owner, command
 
 

@@ -515,6 +515,12 @@ def test_the_command_line_from_start_to_end(home):
     assert json.loads(command("ps", "--json")[1]) == []
 
 
+def test_a_command_of_many_lines_is_one_line_of_the_list(home):
+    command("run", "--detach", "--name", "job", "--", "sh", "-c", "echo one\necho two\nsleep 1000")
+    assert len(command("ps")[1].splitlines()) == 2
+    command("stop", "job")
+
+
 def test_the_command_line_says_what_is_wrong(home):
     code, _, err = command("stop", "nobody")
     assert (code, "no process 'nobody'" in err) == (1, True)
