@@ -146,9 +146,9 @@ def _logs(options: argparse.Namespace) -> int:
         print(f"nbprocs: {bytes_text(log.dropped)} in the middle were dropped", file=sys.stderr)
     position = _place_of_last_lines(log, options.lines)
     out = sys.stdout.buffer
-    position = _copy(log, position, out)
+    _copy(log, position, out)
     if options.follow and record.live:
-        asyncio.run(_followed(record, lambda ends: _grown(log, ends, out), position))
+        asyncio.run(_followed(record, lambda ends: _grown(log, ends, out)))
     return 0
 
 
@@ -180,7 +180,7 @@ def _grown(log: RecordedLog, ends: dict[str, int], out: Any) -> None:
     _copy(log, before, out)
 
 
-async def _followed(record: DetachedRecord, grown: Callable[[dict[str, int]], None], _: int = 0) -> Any:
+async def _followed(record: DetachedRecord, grown: Callable[[dict[str, int]], None]) -> Any:
     """Follow it until its end; returns how it ended."""
     from nbprocs.engine.detaching import DetachedChild  # noqa: PLC0415 - `ps` need not load it
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,8 +160,3 @@ def _is_there(pid: int | None, start: float) -> bool:
 def forget_record(record: DetachedRecord) -> None:
     """Remove a record and its log. Raises OSError."""
     shutil.rmtree(record.folder)
-
-
-def age(record: DetachedRecord) -> float:
-    """Seconds since somebody looked at it last."""
-    return max(0.0, time.time() - record.seen)
