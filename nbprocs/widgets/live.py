@@ -176,6 +176,8 @@ class RecordKeeper:
 
     def _tick(self) -> None:
         self._timer = None
+        if self._ended:  # by a thread, or in the turn of the loop in which the timer was due
+            return
         if self._held():
             self._plan()
             return

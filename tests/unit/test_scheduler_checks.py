@@ -328,7 +328,23 @@ def test_the_face_shows_only_what_a_user_calls() -> None:
         return {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")}
 
     assert public(TaskScheduler) == {
-        *("aclose", "attempts", "cancel", "config", "ended", "eta", "forget", "frame", "get", "graph", "handles", "home", "join", "opened"),
+        *(
+            "aclose",
+            "attempts",
+            "cancel",
+            "closed",
+            "config",
+            "ended",
+            "eta",
+            "forget",
+            "frame",
+            "get",
+            "graph",
+            "handles",
+            "home",
+            "join",
+            "opened",
+        ),
         *("pause", "rerun", "resume", "schedule", "schedule_many", "set_group_limit", "set_limit", "set_resource", "start", "status"),
         *("subscribe", "tasks", "tasks_frame", "timeline", "why"),
     }

@@ -178,7 +178,7 @@ async def test_records_of_the_same_come_less_and_less_often(published: list[Any]
 
     calls: list[tuple[float, Any]] = []
     written: list[float] = []
-    keeper = live.Keeper(Here(), [], lambda: written.append(now[0]), held=lambda: False)  # type: ignore[arg-type]
+    keeper = live.RecordKeeper(Here(), [], lambda: written.append(now[0]), held=lambda: False)  # type: ignore[arg-type]
     for _ in range(7):
         keeper._changed(Silent())
         keeper._timer = None
