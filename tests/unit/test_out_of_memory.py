@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,9 @@ def group():
     except OSError as error:
         pytest.skip(f"no right to limit a control group here: {error}")
     finally:
+        deadline = time.monotonic() + 30
+        while (folder / "cgroup.procs").read_text() and time.monotonic() < deadline:  # a shim is just ending
+            time.sleep(0.01)
         folder.rmdir()
 
 
