@@ -44,7 +44,7 @@ class Peer:
         self.leaving: tuple[bool, str] | None = None  # and now, that nothing of ours runs there any more
         self.silent_since: float | None = None  # the loop's clock
         self._unlisted_since: float | None = None
-        self.gone = False
+        self.gone: bool = False
         self._fleet = fleet
         self._tasks = Tasks(fleet.home)
         self._ack = 0
