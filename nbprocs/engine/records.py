@@ -97,6 +97,14 @@ def records() -> list[DetachedRecord]:
 
 def read_record(folder: Path, *, boot: str | None = None) -> DetachedRecord | None:
     """One of them; None where there is none (yet)."""
+    boot = boot_id() if boot is None else boot
+    record = _read(folder, boot)
+    if record is not None and record.state in {"unguarded", "lost"}:
+        return _read(folder, boot)  # its shim may have written the end and left between our two looks: what it wrote is final now
+    return record
+
+
+def _read(folder: Path, boot: str) -> DetachedRecord | None:
     try:
         text = (folder / NAME).read_bytes()
         seen = folder.stat().st_mtime
@@ -106,7 +114,7 @@ def read_record(folder: Path, *, boot: str | None = None) -> DetachedRecord | No
         fields = json.loads(text)
         if fields["v"] > VERSION:
             return DetachedRecord(id=folder.name, folder=folder, name=str(fields.get("name", "")), state="newer", seen=seen)
-        return _judged(folder, fields, seen=seen, boot=boot_id() if boot is None else boot)
+        return _judged(folder, fields, seen=seen, boot=boot)
     except (ValueError, KeyError, TypeError, AttributeError):
         return DetachedRecord(id=folder.name, folder=folder, state="broken", seen=seen)
 

@@ -164,8 +164,8 @@ def _as_json(config: ProcessConfig) -> dict[str, Any]:
     if isinstance(found.get("stdin"), bytes):
         lost.append("stdin")
         found["stdin"] = False
-    if not isinstance(found.get("notify", True), (bool, str)):
-        del found["notify"]  # a callable belongs to its kernel
+    if config.notify is not None:  # a callable belongs to its kernel, and a webhook's URL is a secret: only the front end can be told later
+        found["notify"] = dataclasses.replace(config.notify, to=()).stored()
     return {**{name: _plain(value) for name, value in found.items()}, "lost": lost}
 
 
@@ -174,6 +174,8 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # a signal is an enum
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 

@@ -62,6 +62,7 @@ class Keeper(Server):
         end.close()
         super().__init__(ShimLink(nobody), kernel=order["kernel"], base=base, token=token, inherits=False)
         self._order_given = order
+        self._start_order = wire.StartOrder._make(order["start"])
         self._reply = reply
         self._logs = {stream: Segments(order["folder"], stream, limit=order["limit"]) for stream in STREAMS}
         self._readers: dict[int, str] = {}
@@ -92,7 +93,7 @@ class Keeper(Server):
             state="starting", shim={"pid": os.getpid(), "start": _start_of(os.getpid())}, socket=order["socket"], created=time.time()
         )
         self.serve(order["socket"])
-        fields = wire.StartOrder._make(order["start"])
+        fields = self._start_order
         self._theirs, places = self._open_terminal(order) if fields.pty else self._open_pipes(order)
         self._start(self, fields._replace(tag=wire.tag_of_child(self.looker.base, 1, NUMBER), places=places))
 
@@ -295,7 +296,8 @@ class Keeper(Server):
                         self._unwritten[0] = (view[sent:], reply)
                         continue
                 else:
-                    self._end_input()
+                    self._end_input()  # answers all who wait, this one too
+                    return
             except (BlockingIOError, InterruptedError):
                 self.watch_once(self._stdin, self._write, select.POLLOUT)
                 return
@@ -369,7 +371,7 @@ class Keeper(Server):
             return
         self.reap()
         kid = self.kids.by_number.get(NUMBER)
-        number, leader_first = self._order_given["start"][-2][:2]
+        number, leader_first = self._start_order.stop[:2]
         claim = self.looker.claim(number=NUMBER, manager=1, pid=self.record.fields.get("pid", 0), token=self.looker.token, strays=True)
         self._blame(str(request.get("reason", "stopped")))
         self._endings += 1
@@ -439,7 +441,10 @@ def main(become_subreaper: Callable[[], None]) -> None:
     import marshal  # noqa: PLC0415
 
     with open(0, "rb", closefd=False) as file:
-        order = marshal.load(file)  # noqa: S302 - from the kernel that started us
+        try:
+            order = marshal.load(file)  # noqa: S302 - from the kernel that started us
+        except (EOFError, ValueError, TypeError):  # the kernel was killed before it had said all of it: there is nothing to start
+            os._exit(0)
     if os.fork():
         os._exit(0)
     os.setsid()
