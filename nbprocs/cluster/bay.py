@@ -64,11 +64,11 @@ class Bay:
 
     def __init__(self, facts: Facts, *, folder: Path, gpus: tuple[str, ...] = ()) -> None:
         self.facts = facts
-        self.home = Home.current()
-        self.shelf = Shelf(folder)
+        self.home: Home = Home.current()
+        self.shelf: Shelf = Shelf(folder)
         self.sessions: dict[str, Session] = {}
-        self.tasks = Tasks(self.home)
-        self.manager = ProcessManager(history=_HISTORY, history_bytes=1 << 20)
+        self.tasks: Tasks = Tasks(self.home)
+        self.manager: ProcessManager = ProcessManager(history=_HISTORY, history_bytes=1 << 20)
         self._commands = LocalBackend(self.manager)
         self._commands.bind(self.home, _nothing)
         self._pool: ProcessPool | None = None

@@ -81,7 +81,7 @@ class DaskBackend:
             raise StartupFailed("DaskBackend needs the package distributed, which is not installed", hint="pip install 'nbprocs[dask]'")
         if workers < 1 or (threads is not None and threads < 1):
             raise ValueError("workers and threads must be 1 or more")
-        self.session = random_text.token_hex(6)
+        self.session: str = random_text.token_hex(6)
         self._where = where
         self._security = security
         self._shared, self._secrets, self._proxy = shared, secrets, proxy

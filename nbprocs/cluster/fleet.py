@@ -61,12 +61,12 @@ class Fleet:
         self.home = home
         self.session = session
         self.since = since  # seconds since the epoch: when this session began
-        self.prefix = ""  # of the ids of the tasks of this queue
+        self.prefix: str = ""  # of the ids of the tasks of this queue
         self.timeout = timeout  # seconds; of a worker that has not said
-        self.ledger = Ledger()
+        self.ledger: Ledger = Ledger()
         self.peers: dict[str, Peer] = {}
         self.secrets_refused: Callable[[str], str] = lambda _address: ""
-        self.fenced = False  # another kernel goes on with the queue
+        self.fenced: bool = False  # another kernel goes on with the queue
         self._changed = changed
         self._shared = shared
         self._tasks = Tasks(home)

@@ -43,7 +43,7 @@ class Peer:
         self.leaving: tuple[bool, str] | None = None
         self.silent_since: float | None = None  # the loop's clock
         self._unlisted_since: float | None = None
-        self.gone = False
+        self.gone: bool = False
         self._fleet = fleet
         self._tasks = Tasks(fleet.home)
         self._ack = 0

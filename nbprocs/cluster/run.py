@@ -31,7 +31,7 @@ class Run:
 
     def __init__(self, order: Order, *, nudge: Callable[[Run], object], settled: Callable[[Run], object]) -> None:
         self.order = order
-        self.state = RunState.WAITING
+        self.state: RunState = RunState.WAITING
         self.process: Any = None  # a ManagedProcess, once it runs; None for a function
         self.stopped: float | None = None  # the grace with which the kernel has asked for its end
         self.lost: tuple[bool, str] | None = None  # it is ended because its worker leaves: (expected, why)

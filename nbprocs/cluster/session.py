@@ -35,13 +35,13 @@ class Session:
 
     def __init__(self, name: str, *, since: float, bay: Bay) -> None:
         self.name = name
-        self.prefix = ""  # of the task ids; comes with the first jobs
-        self.life = secrets.token_hex(8)
+        self.prefix: str = ""  # of the task ids; comes with the first jobs
+        self.life: str = secrets.token_hex(8)
         self.since = since  # seconds since the epoch: when the kernel made it
         self.carriers: set[str] = set()
-        self.slots = 0
+        self.slots: int = 0
         self.runs: dict[str, Run] = {}
-        self.window = PullWindow(self._extra)
+        self.window: PullWindow = PullWindow(self._extra)
         self.leaving: tuple[bool, str] | None = None
         self.on_close: list[Callable[[], object]] = []
         self._bay = bay

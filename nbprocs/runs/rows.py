@@ -19,7 +19,7 @@ from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
 
 __all__ = ["KernelSide", "Note", "RowMaker", "Scheduled", "fingerprint"]
 
-log = logging.getLogger("nbprocs")
+log: logging.Logger = logging.getLogger("nbprocs")
 
 _TASK = "NBPROCS_TASK_ID"
 _AT = {name: at for at, name in enumerate(COLUMNS)}
