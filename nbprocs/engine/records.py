@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nbprocs.engine.places import state_folder
-from nbprocs.engine.shimlib.record import NAME, VERSION, boot_id
+from nbprocs.engine.shimlib.record import NAME, SEEN, VERSION, boot_id
 from nbprocs.engine.shimlib.segments import segments_of
 from nbprocs.engine.table import read_row
 
@@ -107,9 +107,11 @@ def read_record(folder: Path, *, boot: str | None = None) -> DetachedRecord | No
 def _read(folder: Path, boot: str) -> DetachedRecord | None:
     try:
         text = (folder / NAME).read_bytes()
-        seen = folder.stat().st_mtime
     except OSError:
         return None
+    seen = 0.0
+    with contextlib.suppress(OSError):  # nobody has looked since it was started
+        seen = (folder / SEEN).stat().st_mtime
     try:
         fields = json.loads(text)
         if fields["v"] > VERSION:
@@ -152,7 +154,7 @@ def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> 
         dropped=sum((fields.get("dropped") or {}).values()),
         pty=bool(fields.get("pty")),
         stdin=bool(fields.get("stdin")),
-        seen=seen,
+        seen=seen or fields.get("created", 0.0),
         config=fields.get("config") or {},
         restart=fields.get("restart"),
         started_by=fields.get("kernel"),

@@ -387,14 +387,25 @@ async def test_what_is_not_there_is_named_with_close_matches(home, pm):
     assert nbprocs.detached().empty
 
 
-def test_stale_ones_are_those_that_nobody_looked_at(home):
-    folder = records.detached_folder() / "x"
-    folder.mkdir()
-    (folder / "record.json").write_text(json.dumps({"v": 1, "id": "x", "name": "old", "command": "c", "state": "ended", "created": 1.0}))
-    assert nbprocs.detached(stale=True).empty
-    long_ago = time.time() - 8 * 86400
-    os.utime(folder, (long_ago, long_ago))
-    assert list(nbprocs.detached(stale=True)["name"]) == ["old"]
+def long_ago(record):
+    """Let the last look at it be more than a week ago."""
+    path = record.folder / "seen"
+    path.touch()
+    os.utime(path, (time.time() - 8 * 86400,) * 2)
+
+
+async def test_stale_ones_are_those_that_nobody_looked_at(home, pm):
+    for name, code in (("lives", "exec sleep 1000"), ("ended", "true")):
+        await pm.spawn("sh", "-c", code, name=name, detach=True)
+    await pm.get("ended").wait()
+    for record in records.records():
+        long_ago(record)
+    assert list(nbprocs.detached(stale=True)["name"]) == ["lives", "ended"]
+    async with ProcessManager() as other:
+        await other.adopt("lives")
+        assert list(nbprocs.detached(stale=True)["name"]) == ["ended"]
+        await other.adopt("ended")
+        assert nbprocs.detached(stale=True).empty
 
 
 # --- the log ------------------------------------------------------------------------------------------------------------------------

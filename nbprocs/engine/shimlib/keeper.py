@@ -35,7 +35,7 @@ from typing import Any
 
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.links import ShimLink
-from nbprocs.engine.shimlib.record import Record
+from nbprocs.engine.shimlib.record import Record, looked_at
 from nbprocs.engine.shimlib.segments import Segments, segments_of
 from nbprocs.engine.shimlib.server import Server
 
@@ -341,8 +341,7 @@ class Keeper(Server):
         kid = self.kids.by_number.get(NUMBER)
         reply.say({**_OK, **self._ends(), "paused": kid is not None and kid.paused})
         self._followers.append(reply)
-        with contextlib.suppress(OSError):
-            os.utime(self._order_given["folder"])  # somebody looked
+        looked_at(self._order_given["folder"])
         if self._exit is not None and not self._readers:
             reply.say(self._exit_event())
         if self._over:
@@ -360,6 +359,7 @@ class Keeper(Server):
         if stream not in STREAMS or not isinstance(offset, int) or offset < 0 or not isinstance(size, int) or size <= 0:
             reply.say(_refusal("output is asked for by stream, offset and size"))
             return
+        looked_at(self._order_given["folder"])
         position, data = read_segments(self._order_given["folder"], stream, offset, size)
         ended = self._exit is not None and not self._readers
         reply.say({**_OK, "offset": position, "data": base64.b64encode(data).decode(), "end": self._logs[stream].end, "ended": ended})
