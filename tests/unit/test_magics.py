@@ -5,6 +5,7 @@ import atexit
 import functools
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -24,6 +25,7 @@ def shell(monkeypatch, capsys):
     config = Config()
     config.HistoryManager.enabled = False
     InteractiveShell.clear_instance()
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell puts its own there, and empties it in the end
     shell = InteractiveShell.instance(config=config)
     magics.load_ipython_extension(shell)
     yield shell
