@@ -227,8 +227,8 @@ class ProcessMagics(Magics):
         """Run this cell, or the rest of this line, as a process in the background, with a live pane.
 
         It survives interrupts, goes on while other cells compute, and ends with the kernel, unless --detach says otherwise. The value of
-        the cell is a handle: ``await _`` (or the variable of --out) gives its result. ``%proc --name web python -m http.server`` is a line of
-        the shell.
+        the cell is a handle: ``await _`` (or the variable of --out) gives its result.
+        ``%proc --name web python -m http.server`` is a line of the shell.
         """
         if cell is None:
             line, cell = _split_line(self.proc, line)
