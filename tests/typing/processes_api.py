@@ -6,9 +6,10 @@ Each line with an ``ignore`` is an error that a user must be shown: an ignore wi
 from collections.abc import AsyncIterator, Callable
 from typing import assert_type
 
-import nbprocs
 import pandas as pd
 from matplotlib.figure import Figure
+
+import nbprocs
 from nbprocs import (
     Alert,
     AlertThresholds,
