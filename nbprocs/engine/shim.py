@@ -44,7 +44,7 @@ __all__ = ["NoShim", "Shim", "Shims", "shims"]
 WATCHER = "nbprocs-shim-watch"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "shim_main.py")
 _BEAT = 0.3  # seconds between two pings while children live
-_SILENT = 0.6  # seconds without an answer until a shim is looked at: stopped ones are continued
+_SILENT = 0.5  # seconds without an answer until a shim is looked at: stopped ones are continued
 _HUNG = 20.0  # seconds until one that is not stopped is given up; a starved machine may take long
 _CROWD = 2  # starts that wait for one shim, until another joins
 _LEAVES = 5.0  # seconds without a child until one that joined leaves
@@ -71,7 +71,8 @@ class Shim:
         self.used = False  # a child of it was asked for
         self.leaving = False  # it was asked to leave, and has not yet answered
         self.greeted = False
-        self.pinged: float | None = None
+        self.pinged: float | None = None  # since when an answer is awaited
+        self.answered = 0.0
         self.path: str | None = None
         self.first: socket.socket
         self.first, theirs = socket.socketpair()
@@ -345,7 +346,7 @@ class Shims:
                 case wire.STAYS:
                     shim.leaving, shim.idle_since = False, time.monotonic()
                 case wire.PONG:
-                    shim.pinged = None
+                    shim.pinged, shim.answered = None, time.monotonic()
                 case wire.STRAY:
                     pid, start, argv = fields
                     command = self.masked(argv)
@@ -378,7 +379,7 @@ class Shims:
             shim.leaving = True
             shim.say(wire.LEAVE)
         if shim.pinged is None:
-            if shim.busy:
+            if shim.busy and now - shim.answered >= _BEAT * 0.9:  # at once, the two would talk without a pause and hold up the loop
                 shim.pinged = now
                 with contextlib.suppress(OSError):
                     shim.first.send(wire.pack(wire.PING, 0), socket.MSG_DONTWAIT)
