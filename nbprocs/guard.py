@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 __all__ = ["ShownClearly", "WrongType", "WrongValue", "add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
 
-log = logging.getLogger("nbprocs")
+log: logging.Logger = logging.getLogger("nbprocs")
 _INSIDE = (str(Path(__file__).parent), str(Path(asyncio.__file__).parent))
 P = ParamSpec("P")
 T = TypeVar("T")

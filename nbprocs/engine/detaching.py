@@ -181,7 +181,7 @@ class DetachedChild:
         self._over = False
         self._met = asyncio.Event()
         self.exit: Exit | None = None
-        self.pid = record.pid or 0
+        self.pid: int = record.pid or 0
 
     @property
     def identity(self) -> Identity:

@@ -55,9 +55,9 @@ class PoolCore:
         self.name = name
         self.speech = speech
         self.dispatcher: Dispatcher[Task] = Dispatcher()
-        self.table = TaskTable(self.home, history=config.history, again=self.enqueue)
+        self.table: TaskTable = TaskTable(self.home, history=config.history, again=self.enqueue)
         self._worker_tasks = Tasks(self.home)
-        self.workers = Workers(self, manager, config, name=name, tasks=self._worker_tasks)
+        self.workers: Workers = Workers(self, manager, config, name=name, tasks=self._worker_tasks)
         self._make_connection = make_connection
         self._kills = Kills(self.home, self.workers, spared=self._spared)
         self._manager = manager if own_manager else None

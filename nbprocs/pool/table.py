@@ -31,8 +31,11 @@ class TaskTable:
         self.delayed: dict[Task, asyncio.TimerHandle] = {}  # they wait to be tried again
         self.dying: dict[Task, BaseException] = {}  # their worker is dead, what it left is being cleared away
         self.retrying = True
-        self.completed = self.failed = self.cancelled = self.retries = 0
-        self.seconds = 0.0  # in workers, of completed tasks
+        self.completed: int = 0
+        self.failed: int = 0
+        self.cancelled: int = 0
+        self.retries: int = 0
+        self.seconds: float = 0.0  # in workers, of completed tasks
         self._foreign: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Outcome]]] = {}
 
     @property

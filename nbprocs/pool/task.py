@@ -126,7 +126,9 @@ class PoolTaskHandle(asyncio.Future[T]):
             return super().__await__()
         return _elsewhere(self, loop).__await__()
 
-    __iter__ = __await__
+    def __iter__(self) -> Generator[Any, None, T]:
+        """As ``__await__``: asyncio.Future has both."""
+        return self.__await__()
 
 
 def stands_for(future: "PoolTaskHandle[Any] | BlockableFuture[Any]", task: Task) -> None:

@@ -21,7 +21,7 @@ import pickle
 import signal
 import struct
 import sys
-from _thread import allocate_lock, start_new_thread
+from _thread import LockType, allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 from itertools import starmap
 from mmap import mmap
@@ -243,17 +243,17 @@ class Worker:
     def __init__(self, data: int, control: int, page: int) -> None:
         self.data = data
         self.control = control
-        self.page = memoryview(mmap(page, PAGE)).cast("Q")
+        self.page: memoryview = memoryview(mmap(page, PAGE)).cast("Q")
         self.functions: dict[int, Any] = {}  # a callable, or the pickle of one that nobody called yet
-        self.lock = allocate_lock()
-        self.claimed = 0
+        self.lock: LockType = allocate_lock()
+        self.claimed: int = 0
         self.withdrawn: set[int] = set()
-        self.running = False
-        self.forked = False
+        self.running: bool = False
+        self.forked: bool = False
         self.outbox: Any = None  # of worker_streams, where the parent wants to see what is printed
         self.logging: Any = None
         self.astray: Message | None = None  # why it is not in the folder where it should be
-        self.wire = allocate_lock()
+        self.wire: Any = allocate_lock()
         os.close(page)
         for fd in (data, control):
             os.set_inheritable(fd, False)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
-from nbprocs.engine.launcher import Stray, launcher_for
+from nbprocs.engine.launcher import Launcher, Stray, launcher_for
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.tree import check_ended
@@ -67,14 +67,14 @@ class ManagerCore:
             choice = engine_for(home.loop) or "portable"
         self.home = home
         self.engine: Engine = choice
-        self.tasks = Tasks(home)
-        self.oom = OomWatch()
-        self.launcher = launcher_for(choice, home.loop)
+        self.tasks: Tasks = Tasks(home)
+        self.oom: OomWatch = OomWatch()
+        self.launcher: Launcher = launcher_for(choice, home.loop)
         self.grace = grace
         self.output_limit = output_limit
         self.launches: dict[str, Launch] = {}
-        self.stream = EventStream(home)
-        self.closed = False
+        self.stream: EventStream = EventStream(home)
+        self.closed: bool = False
         self._closing: asyncio.Task[None] | None = None
 
     @functools.cached_property

@@ -22,8 +22,8 @@ class Slots:
     """How many processes may live at once. First come, first served; a freed slot is handed straight to the longest waiter."""
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = None if limit is None else whole("max_concurrent", limit, least=1)
-        self.taken = 0
+        self.limit: int | None = None if limit is None else whole("max_concurrent", limit, least=1)
+        self.taken: int = 0
         self._waiters: dict[asyncio.Future[None], None] = {}  # in the order of arrival
 
     @property

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelSide", "Note", "RowMaker", "Scheduled", "fingerprint"]
 
-log = logging.getLogger("nbprocs")
+log: logging.Logger = logging.getLogger("nbprocs")
 
 _TASK = "NBPROCS_TASK_ID"
 _UPSERTS = {rows: upsert(rows) for rows in (64, 16, 4, 1)}  # so few statements are prepared once

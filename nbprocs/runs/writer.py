@@ -34,7 +34,7 @@ from nbprocs.runs.schema import connect
 
 __all__ = ["RunWriter", "writer_for", "writing"]
 
-log = logging.getLogger("nbprocs")
+log: logging.Logger = logging.getLogger("nbprocs")
 
 GATHER = 0.1  # seconds
 WAITING = 100_000  # notes; past it the newest are dropped and counted
@@ -49,9 +49,9 @@ class RunWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.error: str | None = None
-        self.lost = 0
-        self.users = 0
-        self.ended = threading.Event()
+        self.lost: int = 0
+        self.users: int = 0
+        self.ended: threading.Event = threading.Event()
         self._notes: deque[Note | Scheduled] = deque()
         self._wanted = threading.Event()
         self._at_once = threading.Event()

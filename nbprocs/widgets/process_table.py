@@ -32,8 +32,8 @@ class TableRow:
     __slots__ = ("cells", "cpu", "key", "mem")
 
     def __init__(self, key: int, cells: list[Any]) -> None:
-        self.key = key
-        self.cells = cells
+        self.key: int = key
+        self.cells: list[Any] = cells
         self.cpu: deque[float] = deque(maxlen=HISTORY)
         self.mem: deque[float] = deque(maxlen=HISTORY)
 

@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import functools
 import signal
+import sys
 import time
 
 import pytest
@@ -22,6 +23,7 @@ def shell(monkeypatch, capsys):
     config = Config()
     config.HistoryManager.enabled = False
     InteractiveShell.clear_instance()
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell puts its own there, and empties it in the end
     shell = InteractiveShell.instance(config=config)
     magics.load_ipython_extension(shell)
     yield shell

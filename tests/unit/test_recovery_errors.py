@@ -180,20 +180,6 @@ class TestRealEnds:
         await second.wait()
         assert type(error_from_result(second.result)) is ProcessCrashed
 
-    async def test_commands_are_masked(self, pm):
-        with pytest.raises(ProcessFailed) as caught:
-            await pm.run("sh", "-c", "exit 1", "--password", "hunter2")
-        assert "hunter2" not in str(caught.value)
-        assert "hunter2" not in repr(pickle.dumps(caught.value))
-
-
-@pytest.mark.parametrize("number", [*errors._EXHAUSTED, *errors._DENIED, *errors._FAILED, 99999])
-def test_what_the_system_refuses_is_ours(number):
-    error = error_from_os(OSError(number, os.strerror(number)), command="serve", name="web")
-    assert isinstance(error, (StartupFailed, ResourceExhausted))
-    assert error.name == "web"
-    assert error.hint or number == 99999
-
     async def test_a_kill_for_memory_is_credited_to_whom_it_hit(self, pm, tmp_path, monkeypatch):
         """Not to one that started later, nor to one that somebody else kills after a tree has lost a member."""
         counter = tmp_path / "memory.events"
@@ -228,3 +214,17 @@ def test_what_the_system_refuses_is_ours(number):
         assert (await fine.wait()).ok  # takes nothing
         assert await killed(bystander) is EndReason.OUT_OF_MEMORY
         assert await killed(await pm.spawn(*SLEEPER)) is None
+
+    async def test_commands_are_masked(self, pm):
+        with pytest.raises(ProcessFailed) as caught:
+            await pm.run("sh", "-c", "exit 1", "--password", "hunter2")
+        assert "hunter2" not in str(caught.value)
+        assert "hunter2" not in repr(pickle.dumps(caught.value))
+
+
+@pytest.mark.parametrize("number", [*errors._EXHAUSTED, *errors._DENIED, *errors._FAILED, 99999])
+def test_what_the_system_refuses_is_ours(number):
+    error = error_from_os(OSError(number, os.strerror(number)), command="serve", name="web")
+    assert isinstance(error, (StartupFailed, ResourceExhausted))
+    assert error.name == "web"
+    assert error.hint or number == 99999

@@ -76,9 +76,9 @@ class Keeper(Server):
         self._over = False
         self._reason: str | None = None
         self.fd = -1
-        self.environments = {0: order["environment"]}
-        self.record = Record(order["folder"], order["about"])
-        self.operations = {
+        self.environments: dict[int, Any] = {0: order["environment"]}
+        self.record: Record = Record(order["folder"], order["about"])
+        self.operations: dict[str, Callable[[dict[str, Any], Any], None]] = {
             name: getattr(self, f"_op_{name}") for name in ("follow", "output", "write", "close_stdin", "end", "signal", "resize")
         }
 
@@ -156,7 +156,7 @@ class Keeper(Server):
     def _child_refused(self, step: str, number: int, text: str) -> None:
         if self.status is not None:
             self.status.close()
-            self.status = None
+            self.status: Any = None
         for path in (*self._order_given["remove"],):
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -28,8 +28,8 @@ class Record:
     """Writes it. What can't be written at the moment is kept, and written with the next change."""
 
     def __init__(self, folder: str, about: dict[str, Any]) -> None:
-        self.fields = {"v": VERSION, "boot": boot_id(), **about}
-        self.error = ""
+        self.fields: dict[str, Any] = {"v": VERSION, "boot": boot_id(), **about}
+        self.error: str = ""
         self._path = os.path.join(folder, NAME)
 
     def write(self, **changes: Any) -> None:
