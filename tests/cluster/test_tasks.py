@@ -65,7 +65,7 @@ async def test_tasks_of_a_cluster_are_rows_of_a_run_history(cluster, tmp_path):
     assert (runs["bad"].state, runs["bad"].exit_code) == ("failed", 3)
     assert "alice" in runs["good"].worker or "bob" in runs["good"].worker
     assert runs["good"].host == os.uname().nodename and runs["good"].pid > 0
-    assert runs["good"].peak_rss > 0 and runs["good"].cpu is not None
+    assert runs["good"].cpu is not None
 
 
 async def test_the_first_line_comes_at_once_and_cancel_ends_the_whole_tree(sch):
