@@ -267,7 +267,8 @@ class RowMaker:
 
     def _context(self, note: Note, around: _Around, command: _Command, scrub: Scrubber) -> int:
         config = note.process.config
-        folder, inputs, fresh = config.working_dir or note.folder, {}, False
+        inputs: dict[str, dict[str, Any]] = {}
+        folder, fresh = config.working_dir or note.folder, False
         plain = not (command.files or config.env_vars or hasattr(note.process, "worker"))
         if not (plain or self._past):
             inputs, fresh = self._inputs.of(command.about["words"], folder, shell=config.shell, began=note.at)
