@@ -207,6 +207,7 @@ class WorkerLost(ProcessCrashed):
     worker: str
     host: str
     expected: bool
+    reason: EndReason | None
 
     def __init__(self, message: str, *, worker: str = "", host: str = "", expected: bool = False, **fields: Any) -> None:
         """Keep which worker it was, beside the fields of every error."""
@@ -296,7 +297,8 @@ class UnknownProcess(ProcessError, KeyError):
     True
     """
 
-    __str__ = ProcessError.__str__  # KeyError would show the repr of the message
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return ProcessError.__str__(self)
 
 
 class Closed(ProcessError):

@@ -26,8 +26,8 @@ class OwnCluster:
 
     def __init__(self, *, workers: int, threads: int | None) -> None:
         self.workers = workers
-        self.threads = threads or max(1, usable_cpus() // workers)
-        self.address = ""
+        self.threads: int = threads or max(1, usable_cpus() // workers)
+        self.address: str = ""
         self._manager: ProcessManager | None = None
         self._scheduler: ManagedProcess | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None

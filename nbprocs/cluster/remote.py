@@ -28,13 +28,13 @@ class RemoteProcess:
         self.host = host
         self.worker = worker
         self.pid: int | None = None
-        self.created_at = datetime.now(UTC)
-        self.stdout = OutputLog()
-        self.stderr = OutputLog()
-        self.paused = False
+        self.created_at: datetime = datetime.now(UTC)
+        self.stdout: OutputLog = OutputLog()
+        self.stderr: OutputLog = OutputLog()
+        self.paused: bool = False
         self.memory = 0  # bytes of its whole tree, at the last look
-        self.cpu = 0.0  # percent of one core, between the last two looks
-        self.dropped = 0  # bytes of output that its worker could not keep
+        self.cpu: float = 0.0  # percent of one core, between the last two looks
+        self.dropped: int = 0  # bytes of output that its worker could not keep
         self._expected = {"stdout": 0, "stderr": 0}
         self._signal = signal
 

@@ -43,9 +43,9 @@ class PullWindow:
 
     def __init__(self, extra: Callable[[], list[Item]]) -> None:
         """``extra`` gives the items that belong to no run, if there is something new."""
-        self.number = 0  # of the last batch that was composed
+        self.number: int = 0  # of the last batch that was composed
         self.batch: list[Item] | None = None  # until it is acknowledged
-        self.closed = False
+        self.closed: bool = False
         self._extra = extra
         self._dirty: dict[int, Teller] = {}
         self._ending: list[Teller] = []

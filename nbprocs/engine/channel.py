@@ -64,10 +64,10 @@ class Channel:
             self._on_messages = on_messages
             self._on_end = on_end
             self._backlog: deque[memoryview] = deque()
-            self.closed = False
+            self.closed: bool = False
             loop.add_reader(ours, self.read)
             undo.pop_all()
-        self.child_fd = theirs.detach()  # -1 once it is released
+        self.child_fd: int = theirs.detach()  # -1 once it is released
 
     def release_child(self) -> None:
         """Close our copy of the child's end, once the child has its own: else we should never see the end. Idempotent."""
@@ -171,7 +171,7 @@ class SharedPage:
     def __init__(self) -> None:
         """Raises OSError when the system has no descriptors or memory left."""
         if hasattr(os, "memfd_create"):
-            self.child_fd = os.memfd_create("nbprocs-page", os.MFD_CLOEXEC)
+            self.child_fd: int = os.memfd_create("nbprocs-page", os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile() as file:
                 self.child_fd = os.dup(file.fileno())
@@ -181,7 +181,7 @@ class SharedPage:
         except BaseException:
             os.close(self.child_fd)
             raise
-        self.words = memoryview(self._map).cast("Q")
+        self.words: memoryview = memoryview(self._map).cast("Q")
 
     def release_child(self) -> None:
         """Close our copy of the descriptor; the mapping stays. Idempotent."""

@@ -73,7 +73,7 @@ class ShimClient:
         self.children: dict[int, ShimChild] = {}
         self.waiting: dict[int, ShimChild] = {}
         self.asked: dict[int, tuple[asyncio.Future[Any], wire.StopOrder | None, float]] = {}
-        self.closed = False
+        self.closed: bool = False
         self._unpacker = wire.Unpacker()
         self._closing: asyncio.TimerHandle | None = None
         self._sent = 0  # orders so far

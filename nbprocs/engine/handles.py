@@ -104,10 +104,10 @@ class ProcHandle:
 
     def __init__(self, pid: int, *, keep: int) -> None:
         """Raises OSError when there is no such process."""
-        self.pid = pid
+        self.pid: int = pid
         self.start: float | None = None
-        self.kept = keep
-        self.rested = False
+        self.kept: int = keep
+        self.rested: bool = False
         self._rests = 0
         self._row: Row | None = None
         self._moved: tuple[int, int] | None = None
@@ -250,8 +250,9 @@ class PsutilHandle:
 
     def __init__(self, pid: int) -> None:
         """Raises ProcessLookupError when there is no such process."""
-        self.pid = pid
-        self.kept, self.rested = 0, False
+        self.pid: int = pid
+        self.kept: int = 0
+        self.rested: bool = False
         try:
             self._process = psutil.Process(pid)
         except psutil.Error as error:

@@ -29,7 +29,7 @@ from nbprocs.guard import told
 
 __all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "hops_or_undo", "log"]
 
-log = logging.getLogger("nbprocs")
+log: logging.Logger = logging.getLogger("nbprocs")
 
 HOST_THREAD = "nbprocs-host"
 BEAT = 0.2  # seconds; a Jupyter interrupt is noticed only when the loop wakes, so it must wake by itself
@@ -68,12 +68,12 @@ class Home:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)  # the table of homes is keyed by loop: a strong reference would keep every loop for ever
-        self.thread_id = threading.get_ident()
+        self.thread_id: int = threading.get_ident()
         self._holders = 0
         self._watchers = 0
         self._timer: asyncio.TimerHandle | None = None
         self._told = False
-        self.latest = 0.0  # seconds: the worst lateness seen while watched
+        self.latest: float = 0.0  # seconds: the worst lateness seen while watched
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

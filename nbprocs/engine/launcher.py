@@ -56,8 +56,8 @@ class PosixLauncher:
         self._loop = loop
         self._closed = False
         self._used = False
-        self.manager = 0  # its part of the tags, from the first start on
-        self.token = f"{shims.token}.{next(_numbers)}"
+        self.manager: int = 0  # its part of the tags, from the first start on
+        self.token: str = f"{shims.token}.{next(_numbers)}"
         self._portable: PortableLauncher | None = None
 
     async def start(self, spec: Spec, listener: Listener) -> Child:
@@ -154,7 +154,7 @@ class PortableLauncher:
     """By the loop's own means. On POSIX the shim guards the children, if there can be one: it ends them with the kernel."""
 
     def __init__(self, *, token: str | None = None) -> None:
-        self.token = f"{shims.token}.{next(_numbers)}" if token is None else token
+        self.token: str = f"{shims.token}.{next(_numbers)}" if token is None else token
         self._since = present()
         self._guards = os.name == "posix"
 

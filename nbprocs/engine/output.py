@@ -54,8 +54,8 @@ class OutputLog:
         self.memory_limit = memory_limit
         self.spill_limit = spill_limit
         self.on_feed = on_feed
-        self.end = 0
-        self.closed = False
+        self.end: int = 0
+        self.closed: bool = False
         self.spill_error: OSError | None = None
         self._chunks: deque[bytes] = deque()
         self._pending = bytearray()  # the youngest bytes, not yet a chunk
@@ -220,7 +220,7 @@ class LineReader:
         self, source: OutputLog, position: int = 0, *, encoding: str = "utf-8", errors: str = "replace", limit: int = LONGEST_LINE
     ) -> None:
         self.source = source
-        self.position = position
+        self.position: int = position
         self.limit = limit
         self._carry: list[bytes] = []  # the beginning of a line whose end has not come
         self._carried = 0  # bytes

@@ -35,7 +35,7 @@ class _Protocol(asyncio.SubprocessProtocol):
         self.listener = listener
         self.child: PortableChild | None = None
         self.early: list[tuple[str, tuple[Any, ...]]] = []
-        self.can_write = asyncio.Event()
+        self.can_write: asyncio.Event = asyncio.Event()
         self.can_write.set()
 
     def _tell(self, method: str, *args: object) -> None:
@@ -80,9 +80,9 @@ class PortableChild:
         self._drain: asyncio.TimerHandle | None = None
         self._finished = False
         self.exit: Exit | None = None
-        self.pid = transport.get_pid()
+        self.pid: int = transport.get_pid()
         row = read_row(self.pid)
-        self.identity = Identity(self.pid, row.start if row else 0.0)
+        self.identity: Identity = Identity(self.pid, row.start if row else 0.0)
 
     def begin(self) -> None:
         """Pass on what came meanwhile, in order."""

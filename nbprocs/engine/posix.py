@@ -67,10 +67,10 @@ class PosixChild:
         self._reaped_at: float | None = None
         self._began = time.monotonic()
         self.exit: Exit | None = None
-        self.pid = 0
-        self.number = shims.number()
+        self.pid: int = 0
+        self.number: int = shims.number()
         self.manager = manager
-        self.tag = wire.tag_of_child(shims.base, manager, self.number)
+        self.tag: int = wire.tag_of_child(shims.base, manager, self.number)
         self._since = present()
         theirs: list[int] = []
         try:

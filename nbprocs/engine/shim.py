@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 import select
 import signal
 import socket
@@ -44,7 +43,7 @@ __all__ = ["NoShim", "Shim", "Shims", "shims"]
 WATCHER = "nbprocs-shim-watch"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "shim_main.py")
 _BEAT = 0.3  # seconds between two pings while children live
-_SILENT = 0.6  # seconds without an answer until a shim is looked at: stopped ones are continued
+_SILENT = 0.5  # seconds without an answer until a shim is looked at: stopped ones are continued
 _HUNG = 20.0  # seconds until one that is not stopped is given up; a starved machine may take long
 _CROWD = 2  # starts that wait for one shim, until another joins
 _LEAVES = 5.0  # seconds without a child until one that joined leaves
@@ -66,16 +65,18 @@ class Shim:
             raise NoShim(0, f"sys.executable is {sys.executable!r}, which is no python that could run nbprocs' helper")
         self.ambient = ambient
         self.clients: list[ShimClient] = []
-        self.idle_since = time.monotonic()
-        self.alive = True
+        self.idle_since: float = time.monotonic()
+        self.alive: bool = True
         self.used = False  # a child of it was asked for
         self.leaving = False  # it was asked to leave, and has not yet answered
         self.greeted = False
-        self.pinged: float | None = None
+        self.pinged: float | None = None  # since when an answer is awaited
+        self.answered = 0.0
         self.path: str | None = None
+        self.first: socket.socket
         self.first, theirs = socket.socketpair()
         try:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [program, "-I", "-S", "-E", _SCRIPT, str(theirs.fileno()), str(os.getpid()), str(base), token, str(int(inherits))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -90,7 +91,7 @@ class Shim:
             raise
         finally:
             theirs.close()
-        self.pid = self.process.pid
+        self.pid: int = self.process.pid
 
     @property
     def queued(self) -> int:
@@ -127,10 +128,10 @@ class Shims:
     """This process's shims. Made at the first child."""
 
     def __init__(self) -> None:
-        self.token = os.urandom(16).hex()
-        self.base = wire.new_base()
+        self.token: str = os.urandom(16).hex()
+        self.base: int = wire.new_base()
         self.strays: dict[int, tuple[int, float, str]] = {}  # pid → (pid, start, masked command): told by a shim
-        self.unusable = ""  # why this kernel can have none
+        self.unusable: str = ""  # why this kernel can have none
         self._greeted = False  # whether any was ever heard of
         self._numbers = itertools.count(1)
         self._ambient = Ambient() if os.name == "posix" else None
@@ -344,7 +345,7 @@ class Shims:
                 case wire.STAYS:
                     shim.leaving, shim.idle_since = False, time.monotonic()
                 case wire.PONG:
-                    shim.pinged = None
+                    shim.pinged, shim.answered = None, time.monotonic()
                 case wire.STRAY:
                     pid, start, argv = fields
                     command = self.masked(argv)
@@ -360,7 +361,7 @@ class Shims:
         from nbprocs.engine.places import runtime_folder  # noqa: PLC0415 - it may load jupyter_core; this is not the loop's thread
 
         try:
-            shim.path = os.path.join(runtime_folder(), f"shim-{os.getpid()}-{secrets.token_hex(4)}.sock")
+            shim.path = os.path.join(runtime_folder(), f"shim-{os.getpid()}-{os.urandom(4).hex()}.sock")
         except OSError as error:
             log.warning("there is no folder for the status socket: %s", error)
             return
@@ -377,7 +378,7 @@ class Shims:
             shim.leaving = True
             shim.say(wire.LEAVE)
         if shim.pinged is None:
-            if shim.busy:
+            if shim.busy and now - shim.answered >= _BEAT * 0.9:  # at once, the two would talk without a pause and hold up the loop
                 shim.pinged = now
                 with contextlib.suppress(OSError):
                     shim.first.send(wire.pack(wire.PING, 0), socket.MSG_DONTWAIT)
@@ -450,6 +451,6 @@ def _most() -> int:
     return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-shims = Shims()
+shims: Shims = Shims()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=shims.forget)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from nbprocs.engine.home import Tasks, hops
+from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import ProcessError, error_from_result
 from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessResult
@@ -45,11 +45,11 @@ class CellProcess:
         record: str | None = None,
     ) -> None:
         self._recorder = None if record is None else recorder_for(record)
-        self.home = manager_core(pm).home
+        self.home: Home = manager_core(pm).home
         self.config = config
         self.process: ManagedProcess | None = None
-        self.started = threading.Event()  # it has a process, or will have none
-        self.ended = threading.Event()
+        self.started: threading.Event = threading.Event()  # it has a process, or will have none
+        self.ended: threading.Event = threading.Event()
         self.result: ProcessResult | None = None
         self.error: ProcessError | None = None
         self._manager = pm

@@ -25,7 +25,7 @@ class Book:
     def __init__(
         self, rules: Iterable[Rule], *, max_bytes: int, clock: Clock, on_full: Callable[[HistorySnapshot], object] | None = None
     ) -> None:
-        self.history = History(max_bytes=max_bytes, on_full=on_full)
+        self.history: History = History(max_bytes=max_bytes, on_full=on_full)
         self._episodes = Episodes(rules)
         self._clock = clock
         self._offset = time.time() - clock()

@@ -5,7 +5,7 @@ from typing import Any
 
 __all__ = ["Gpu"]
 
-log = logging.getLogger("nbprocs.monitor")
+log: logging.Logger = logging.getLogger("nbprocs.monitor")
 
 
 class Gpu:

@@ -144,11 +144,11 @@ class History:
     """All samples of one monitor, within a byte budget. Appended to by one thread; snapshots may be taken by any."""
 
     def __init__(self, *, max_bytes: int = 64 << 20, on_full: Callable[[HistorySnapshot], object] | None = None) -> None:
-        self.max_rows = max(max_bytes // ROW_BYTES, 2 * BLOCK)
+        self.max_rows: int = max(max_bytes // ROW_BYTES, 2 * BLOCK)
         self.on_full = on_full  # gets the samples that leave memory
-        self.dropped = 0  # samples that left memory
-        self.total = 0  # samples ever
-        self.last_time = 0
+        self.dropped: int = 0  # samples that left memory
+        self.total: int = 0  # samples ever
+        self.last_time: int = 0
         self._blocks: deque[_Block] = deque()
         self._series: dict[int, Series] = {}
         self._last: dict[int, int] = {}  # series -> number of its latest sample, counted from the very first one
@@ -245,7 +245,7 @@ class Spill:
     def __init__(self, path: str) -> None:
         """Raises ValueError for a name that is neither ``….csv`` nor ``….parquet``, ImportError when Parquet can't be written here."""
         self.path = path
-        self.rows = 0
+        self.rows: int = 0
         self._parts = 0
         if not path.endswith((".csv", ".parquet")):
             msg = f"spill must end with .csv (one file) or .parquet (a folder), not {path!r}"

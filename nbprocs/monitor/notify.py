@@ -35,7 +35,7 @@ class AlertCallbacks:
 
     def __init__(self) -> None:
         self.failures: deque[CallbackFailure] = deque(maxlen=100)
-        self.suppressed = 0
+        self.suppressed: int = 0
         self._callbacks: dict[int, tuple[AlertCallback, TokenBucket]] = {}
         self._added = 0
         self._said = False

@@ -109,11 +109,12 @@ class Prober:
 
     def __init__(self, probe: Any, *, every: float, timeout: float) -> None:
         """Raises TypeError for what is no probe, ValueError for times that are not positive."""
-        self.question = as_question(probe)
-        self.every = number("every", every, above=0, most=LONGEST, what="a positive number of seconds")
-        self.timeout = number("timeout", timeout, above=0, most=LONGEST, what="a positive number of seconds")
-        self.seconds = self.last = math.nan
-        self.error = ""  # why the latest question had no answer
+        self.question: Question = as_question(probe)
+        self.every: float = number("every", every, above=0, most=LONGEST, what="a positive number of seconds")
+        self.timeout: float = number("timeout", timeout, above=0, most=LONGEST, what="a positive number of seconds")
+        self.seconds: float = math.nan
+        self.last: float = math.nan
+        self.error: str = ""  # why the latest question had no answer
 
     async def run(self, home: Home, wanted: Callable[[], bool]) -> None:
         """Ask until cancelled, while it is wanted."""

@@ -52,7 +52,7 @@ class Roster:
         self.targets: dict[str, Target] = {}
         self.groups: dict[int, Group] = {}  # by id() of the manager or pool
         self.probers: dict[str, Prober] = {}
-        self.tallies = Tallies()
+        self.tallies: Tallies = Tallies()
         self.notes: deque[str] = deque(maxlen=1000)  # what happened to processes of others
         self._clock = clock
         self._report = report

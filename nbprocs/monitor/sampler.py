@@ -191,7 +191,7 @@ class Sampler:
 
     def __init__(self, *, interval: float = 1.0, portable: bool = not ON_LINUX, gpu: Gpu | None = None, members: bool = True) -> None:
         self.interval = interval
-        self.forest = Forest(portable=portable)
+        self.forest: Forest = Forest(portable=portable)
         self.ports: dict[int, tuple[int, ...]] = {}  # series -> TCP ports, of the whole tree
         self.exact: dict[int, tuple[float, float]] = {}  # series -> the latest PSS and USS, MiB
         self.limits: Limits | None = None

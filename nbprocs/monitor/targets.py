@@ -25,8 +25,8 @@ class Tally:
     __slots__ = ("_recent", "errors", "successes")
 
     def __init__(self) -> None:
-        self.errors = 0
-        self.successes = 0
+        self.errors: int = 0
+        self.successes: int = 0
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=_KEPT)  # when, errors, successes
 
     def add(self, now: float, *, errors: int = 0, successes: int = 0) -> None:

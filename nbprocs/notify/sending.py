@@ -16,7 +16,7 @@ from nbprocs.notify.model import Notice, Notify, masked
 
 __all__ = ["deliver", "tell"]
 
-log = logging.getLogger("nbprocs.notify")
+log: logging.Logger = logging.getLogger("nbprocs.notify")
 TIMEOUT = 10.0  # seconds of one POST
 PAUSES = (1.0, 5.0)  # seconds before the second and the third try
 LONGEST = 60.0  # seconds that an async callable may take

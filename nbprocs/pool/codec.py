@@ -39,9 +39,9 @@ class Function:
     __slots__ = ("__weakref__", "blob", "guards", "number", "ref")
 
     def __init__(self, number: int, blob: bytes, guards: tuple[Guard, ...] = ()) -> None:
-        self.number = number
-        self.blob = blob
-        self.guards = guards
+        self.number: int = number
+        self.blob: bytes = blob
+        self.guards: tuple[Guard, ...] = guards
         self.ref: weakref.ref[Any] | None = None
 
     def holds(self) -> bool:

@@ -127,15 +127,15 @@ class Window(Generic[T]):
     __slots__ = ("budget", "deepest", "filled_at", "next", "open", "owner", "sent", "stuck", "withdrawing")
 
     def __init__(self, owner: Any, *, deepest: int = DEEPEST, budget: int | None = None) -> None:
-        self.owner = owner
-        self.deepest = deepest
-        self.budget = budget  # tasks that it may still be given; None: any number
+        self.owner: Any = owner
+        self.deepest: int = deepest
+        self.budget: int | None = budget  # tasks that it may still be given; None: any number
         self.sent: dict[int, T] = {}
-        self.next = 1
-        self.open = True  # gets tasks
-        self.withdrawing = False  # an answer about withdrawn tasks is on its way: nothing new until then
-        self.stuck = False  # what it runs is long: nothing new behind that until it answers
-        self.filled_at = 0.0  # when it was last given tasks
+        self.next: int = 1
+        self.open: bool = True  # gets tasks
+        self.withdrawing: bool = False  # an answer about withdrawn tasks is on its way: nothing new until then
+        self.stuck: bool = False  # what it runs is long: nothing new behind that until it answers
+        self.filled_at: float = 0.0  # when it was last given tasks
 
 
 class Dispatcher(Generic[T]):
@@ -144,8 +144,8 @@ class Dispatcher(Generic[T]):
     def __init__(self) -> None:
         self.queue: Queue[T] = Queue()
         self.windows: dict[Window[T], None] = {}  # of ready workers
-        self.running = 0  # tasks in windows
-        self.pace = Pace()
+        self.running: int = 0  # tasks in windows
+        self.pace: Pace = Pace()
         self._idle: dict[Window[T], None] = {}  # empty ones; the one that became so last is the last
         self._room: dict[Window[T], None] = {}  # those that may have room: plan() looks at no others
 

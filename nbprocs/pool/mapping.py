@@ -53,7 +53,7 @@ class Sizer:
         self._fixed = fixed is not None
         # Of a known number every worker should get several chunks, or one of them works alone in the end.
         self._most = _LARGEST if total is None else max(1, min(_LARGEST, -(-total // (4 * workers))))
-        self.size = fixed or 1
+        self.size: int = fixed or 1
 
     def note(self, items: int, seconds: float) -> None:
         """A chunk of so many items took this long in its worker."""

@@ -90,13 +90,13 @@ class ProcessPool(Displayable):
         name: str | None = None,
     ) -> None:
         config = PoolConfig() if config is None else is_a(PoolConfig, "config", config)
-        self.name = f"pool-{next(_names)}" if name is None else checks.name("name", name)
-        self.worker = PythonWorker() if worker is None else is_a((PythonWorker, CommandWorker), "worker", worker)
+        self.name: str = f"pool-{next(_names)}" if name is None else checks.name("name", name)
+        self.worker: PythonWorker | Any = PythonWorker() if worker is None else is_a((PythonWorker, CommandWorker), "worker", worker)
         if manager is not None:
             is_a(ProcessManager, "manager", manager)
         checks.flag("background", background)
         own = manager is None
-        self.manager = manager or ProcessManager(background=background, history=_HISTORY)
+        self.manager: ProcessManager = manager or ProcessManager(background=background, history=_HISTORY)
         codec = Codec()
         make = connections(self.worker, codec, setup_of(self.worker), most=config.most)
         core = PoolCore(self.manager, config, name=self.name, speech=Speech(self.worker), make_connection=make, own_manager=own)

@@ -86,7 +86,7 @@ class Brake:
     __slots__ = ("deaths", "last_error")
 
     def __init__(self) -> None:
-        self.deaths = 0.0  # in a row; those by a signal from outside count little
+        self.deaths: float = 0.0  # in a row; those by a signal from outside count little
         self.last_error: BaseException | None = None
 
     def useful(self) -> None:

@@ -58,7 +58,7 @@ class Submission:
         self.closed = False
         config = core.workers.config
         policy = policy_of(config.max_retries or None, config)
-        self.default = How(priority=int(TaskPriority.NORMAL), timeout=config.task_timeout, policy=policy)
+        self.default: How = How(priority=int(TaskPriority.NORMAL), timeout=config.task_timeout, policy=policy)
 
     @property
     def home(self) -> Home:

@@ -31,8 +31,11 @@ class TaskTable:
         self.delayed: dict[Task, asyncio.TimerHandle] = {}  # they wait to be tried again
         self.dying: dict[Task, BaseException] = {}  # their worker is dead, what it left is being cleared away
         self.retrying = True
-        self.completed = self.failed = self.cancelled = self.retries = 0
-        self.seconds = 0.0  # in workers, of completed tasks
+        self.completed: int = 0
+        self.failed: int = 0
+        self.cancelled: int = 0
+        self.retries: int = 0
+        self.seconds: float = 0.0  # in workers, of completed tasks
         self._foreign: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Outcome]]] = {}
 
     @property
@@ -59,15 +62,14 @@ class TaskTable:
             task.state = PoolTaskState.QUEUED
             self.delayed[task] = self._home.loop.call_later(delay, self._try_again, task)
             return
-        if isinstance(error, ProcessError):
+        ours = issubclass(type(error), ProcessError)  # isinstance() would ask the user's object for its __class__
+        if ours:
             with contextlib.suppress(Exception):  # a subclass of the user's may be frozen
-                error.attempts = task.attempts
+                error.attempts = task.attempts  # type: ignore[attr-defined]
         elif task.attempts > 1:
             add_note(error, f"after {task.attempts} attempts")
         task.ended = now
-        task.state = (
-            PoolTaskState.TIMED_OUT if isinstance(error, TimeoutError) and isinstance(error, ProcessError) else PoolTaskState.FAILED
-        )
+        task.state = PoolTaskState.TIMED_OUT if ours and issubclass(type(error), TimeoutError) else PoolTaskState.FAILED
         self.failed += 1
         self._settle(task, outcome or (None, error))
 

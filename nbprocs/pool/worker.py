@@ -55,10 +55,10 @@ class WorkerHandle:
         self.connection: Connection = _NOT_YET
         self.window: Window[Task] = Window(self, budget=budget)
         self.process: ManagedProcess | None = None
-        self.born = time.monotonic()
+        self.born: float = time.monotonic()
         self.ready_at: float | None = None
         self.ended_at: float | None = None
-        self.idle_since = self.born
+        self.idle_since: float = self.born
         self.done = 0
         self.memory: int | None = None  # bytes resident, at the last health check
         self.base_memory = 0  # at the first one
@@ -72,7 +72,7 @@ class WorkerHandle:
         self.kill_for: dict[Task, BaseException | None] = {}  # tasks for which it is to be killed; None: cancelled
         self.clock: asyncio.TimerHandle | None = None  # of the task that runs, if it has a timeout
         self.grace: asyncio.TimerHandle | None = None  # for an answer about withdrawn tasks, before it is killed
-        self.state = WorkerState.STARTING
+        self.state: WorkerState = WorkerState.STARTING
         self._history: deque[tuple[float, WorkerState]] = deque([(self.born, self.state)], maxlen=_REMEMBERED)
 
     def connect(self, connection: Connection) -> None:

@@ -12,7 +12,7 @@ It never waits for the kernel while a call runs: what the socket does not take s
 import io
 import os
 import sys
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import LockType, allocate_lock, get_ident, start_new_thread
 from collections import deque
 from collections.abc import Callable
 from select import select
@@ -32,8 +32,8 @@ class Outbox:
 
     def __init__(self, send: Send, fd: int, current: Callable[[], int]) -> None:
         """``send`` is called by one thread at a time; ``current`` gives the number of the call, or -1 in a forked child."""
-        self.wire = allocate_lock()  # also for the answers of the main thread
-        self.interrupted = False  # by SIGINT, while a message was half sent
+        self.wire: LockType = allocate_lock()  # also for the answers of the main thread
+        self.interrupted: bool = False  # by SIGINT, while a message was half sent
         self._send = send
         self._fd = fd
         self._current = current

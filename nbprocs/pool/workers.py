@@ -83,9 +83,11 @@ class Workers:
         self.live: dict[str, WorkerHandle] = {}  # in the order of their start
         self.past: deque[WorkerHandle] = deque(maxlen=1000)
         self.size: int | None = None  # what resize() asked for; None: as many as the load needs
-        self.created = self.destroyed = self.crashed = 0
-        self.started = False
-        self.closing = False
+        self.created: int = 0
+        self.destroyed: int = 0
+        self.crashed: int = 0
+        self.started: bool = False
+        self.closing: bool = False
         self._brake = Brake()
         self._generation = 0
         self._count = 0

@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbprocs.checks import whole
 from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Survivor
-from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, LineReader
+from nbprocs.engine.output import DEFAULT_MEMORY, LineReader, OutputLog
 from nbprocs.engine.recorded import logs_of
 from nbprocs.engine.table import Identity, scan
 from nbprocs.engine.tree import check_ended, members
@@ -85,32 +84,34 @@ class ProcessCore:
     def __init__(self, config: ProcessConfig, *, name: str, owner: ProcessOwner, predecessor: ProcessCore | None = None) -> None:
         import uuid  # noqa: PLC0415 - it loads platform; the first start pays for it, not the import
 
-        self.id = str(uuid.uuid4())
+        self.id: str = str(uuid.uuid4())
         self.name = name
         self.config = config
-        self.created_at = datetime.now(UTC)
-        self.started = time.monotonic()
+        self.created_at: datetime = datetime.now(UTC)
+        self.started: float = time.monotonic()
         self.predecessor = predecessor
         self.restarts: int = 0 if predecessor is None else predecessor.restarts + 1
-        self.ready = False
+        self.ready: bool = False
         self.annotations: dict[str, object] = {}  # what others know of it, for a run history
-        self.status = ProcessStatus.STARTING
+        self.status: ProcessStatus = ProcessStatus.STARTING
         self.result: ProcessResult | None = None
         self.ended_at: datetime | None = None
         self._owner = owner
-        self.home = owner.home
+        self.home: Home = owner.home
+        self.stdout: OutputLog
+        self.stderr: OutputLog
         self.stdout, self.stderr = logs_of(on_disk=config.detach, memory_limit=config.output_limit or DEFAULT_MEMORY)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
         self._kills_before = 0  # for memory, by the system, that were counted before it started
         self._endings = 0  # how many stops are under way
         self._drained = False
-        self.paused = False
+        self.paused: bool = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: Waiters[None] = Waiters()
         self._output_waiters: Waiters[None] = Waiters()
         self._callbacks: list[Callable[[ProcessCore], object]] = []
-        self.order = Interleaved()
+        self.order: Interleaved = Interleaved()
         self.readers: dict[Stream, tuple[LineReader, deque[str]]] = {}  # of receive_output() and receive_error()
         self.expected: dict[Stream, int] = {}  # where the next search of expect() begins
         self.restart_policy: RestartPolicy | None = None  # for the record of a detached one
@@ -372,6 +373,8 @@ class ProcessCore:
 
     def ports(self) -> set[int]:
         """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
+        from nbprocs.engine.handles import listening_inodes, open_handle  # noqa: PLC0415 - `import nbprocs` stays light
+
         inodes = listening_inodes()
         found: set[int] = set()
         for member in () if self._child is None else members([self._child.root], scan()):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nbprocs.engine.child import Engine, engine_for
 from nbprocs.engine.home import Home, Tasks, hops, hops_or_undo
-from nbprocs.engine.launcher import Stray, launcher_for
+from nbprocs.engine.launcher import Launcher, Stray, launcher_for
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.tree import check_ended
@@ -67,14 +67,14 @@ class ManagerCore:
             choice = engine_for(home.loop) or "portable"
         self.home = home
         self.engine: Engine = choice
-        self.tasks = Tasks(home)
-        self.oom = OomWatch()
-        self.launcher = launcher_for(choice, home.loop)
+        self.tasks: Tasks = Tasks(home)
+        self.oom: OomWatch = OomWatch()
+        self.launcher: Launcher = launcher_for(choice, home.loop)
         self.grace = grace
         self.output_limit = output_limit
         self.launches: dict[str, Launch] = {}
-        self.stream = EventStream(home)
-        self.closed = False
+        self.stream: EventStream = EventStream(home)
+        self.closed: bool = False
         self._closing: asyncio.Task[None] | None = None
 
     @functools.cached_property
@@ -159,7 +159,7 @@ class ManagerCore:
     ) -> ProcessCore:
         name = name or config.name
         if name is None:
-            name = self.registry.fresh_name(config.command)
+            name = self.registry.fresh_name(config.command, taken=self._detached_names() if config.detach else ())
         else:
             self.registry.check_free(name)  # again: somebody may have taken it while we waited for a slot
         if config.output_limit is None and self.output_limit != DEFAULT_MEMORY:
@@ -189,6 +189,12 @@ class ManagerCore:
             await detached.start(process, self)
         else:
             await process.launch()
+
+    @staticmethod
+    def _detached_names() -> set[str]:
+        from nbprocs.processes import detached  # noqa: PLC0415 - as above
+
+        return detached.live_names()
 
     @hops
     async def adopt(self, key: str, restart: RestartPolicy | Literal["recorded"] | None) -> ProcessCore:

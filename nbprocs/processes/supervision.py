@@ -137,7 +137,7 @@ class Supervisor(Generic[P]):
 
     # -- what the manager calls
 
-    policy_for = staticmethod(restart_policy)
+    policy_for: "staticmethod[[object], RestartPolicy | None]" = staticmethod(restart_policy)
 
     def attach(self, process: P, policy: RestartPolicy) -> None:
         """Supervise it from now on. Costs no time while it runs."""

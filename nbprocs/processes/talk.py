@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nbprocs.checks import data as bytes_of
 from nbprocs.checks import refuse, seconds, text, whole
 from nbprocs.config import Data
-from nbprocs.engine.home import hops
+from nbprocs.engine.home import Home, hops
 from nbprocs.engine.output import LONGEST_LINE, LineReader, OutputLog
 from nbprocs.errors import ExpectTimeout
 from nbprocs.model import Stream
@@ -35,7 +35,7 @@ class Talk:
 
     def __init__(self, core: ProcessCore) -> None:
         self._core = core
-        self.home = core.home
+        self.home: Home = core.home
 
     @hops
     async def send(self, data: Data) -> None:

@@ -57,7 +57,7 @@ class Case:
         self.name = name
         self.first = process
         self.process = process  # the latest of the name
-        self.error = error
+        self.error: BaseException = error
         self.seen: set[str] = {process.id} if process else set()  # processes whose end this recovery has dealt with
         self.ended_early = ""  # why, once somebody ends it
 

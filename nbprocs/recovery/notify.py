@@ -17,7 +17,7 @@ from nbprocs.redact import mask_text, one_line
 
 __all__ = ["Notification", "announce", "as_notice", "notification", "post_with_retries"]
 
-log = logging.getLogger("nbprocs.admin")
+log: logging.Logger = logging.getLogger("nbprocs.admin")
 Notification = Mapping[str, Any]
 
 

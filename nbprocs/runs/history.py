@@ -92,8 +92,8 @@ class RunHistory(Displayable):
 
     def __init__(self, path: str | os.PathLike[str], where: Where | None = None) -> None:
         """Raises RunsError when it is read and can't be."""
-        self.path = Path(path).expanduser().absolute()
-        self.where = where or Where()
+        self.path: Path = Path(path).expanduser().absolute()
+        self.where: Where = where or Where()
 
     def filter(
         self,

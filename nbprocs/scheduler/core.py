@@ -54,12 +54,12 @@ class SchedulerCore:
         self.config = config
         self.clock = clock
         prefix = f"{secrets.token_hex(3)}-"
-        self.store = None if store is None else Store(store, prefix=prefix)
+        self.store: Store | None = None if store is None else Store(store, prefix=prefix)
         prefix = prefix if self.store is None else self.store.prefix
         writer = StoreWriter(self.store, limit=config.store_output)
-        self.runner = Runner(config, writer=writer, prefix=prefix, backend=backend, calls=calls, clock=clock)
+        self.runner: Runner = Runner(config, writer=writer, prefix=prefix, backend=backend, calls=calls, clock=clock)
         self.runner.inside = self  # whoever holds the runner, its backend or a timer of its loop, holds all of it
-        self.lock = threading.Lock()  # around what decides by a key whether a task is new
+        self.lock: threading.Lock = threading.Lock()  # around what decides by a key whether a task is new
         self._last = 0.0  # the time of the last task, so that a clock set back does not put later tasks before earlier ones
         self._leaving: Tasks | None = None
         last = 0
@@ -70,7 +70,7 @@ class SchedulerCore:
                 self.store.close()
                 raise
             _open[str(self.store.path)] = self
-        self.keys = itertools.count(last + 1)
+        self.keys: itertools.count[int] = itertools.count(last + 1)
 
     def _load(self, store: Store) -> int:
         """Take over what the store holds; returns its last key."""

@@ -97,23 +97,23 @@ class Entry:
         options: TaskOptions,
         folder: str | None = None,
     ) -> None:
-        self.key = key  # the order of arrival
-        self.command = command
-        self.args = args
-        self.priority = priority
-        self.time = time  # wall clock, seconds: from when it may run; orders equal priorities
-        self.options = options
-        self.folder = folder  # where it was scheduled: it runs there, whatever the kernel's folder is by then
+        self.key: int = key  # the order of arrival
+        self.command: str | Callable[..., Any] = command
+        self.args: tuple[Any, ...] = args
+        self.priority: int = priority
+        self.time: float = time  # wall clock, seconds: from when it may run; orders equal priorities
+        self.options: TaskOptions = options
+        self.folder: str | None = folder  # where it was scheduled: it runs there, whatever the kernel's folder is by then
         self.due: float | None = None  # on the clock that on_wall names; None: at once
-        self.on_wall = False
-        self.state = TaskState.QUEUED
-        self.ticket = 0  # goes up whenever its place in a heap becomes void
+        self.on_wall: bool = False
+        self.state: TaskState = TaskState.QUEUED
+        self.ticket: int = 0  # goes up whenever its place in a heap becomes void
         self.lane: QueuePlace | None = None
         self.needs: dict[int, tuple[Entry, Condition]] | None = None  # what it still waits for
         self.dependents: dict[int, Entry] | None = None
-        self.retries = 0
-        self.runs = 0
-        self.interruptions = 0
+        self.retries: int = 0
+        self.runs: int = 0
+        self.interruptions: int = 0
         self.run: Any = None  # the attempt under way
         self.outcome: Any = None  # the last attempt's
         self.waiters: Waiters[None] | None = None

@@ -19,8 +19,8 @@ class Fence:
         self._backend = backend if stored and isinstance(backend, Fenced) else None
         self._prefix = prefix
         self._tasks: Tasks | None = None
-        self.up = self._backend is None
-        self.error = ""  # why it is not up yet
+        self.up: bool = self._backend is None
+        self.error: str = ""  # why it is not up yet
 
     def begin(self, home: Home, done: Callable[[], None]) -> None:
         """Ask, on the home loop; ``done`` is called there when tasks may start."""

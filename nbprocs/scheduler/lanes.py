@@ -28,11 +28,11 @@ class Lane:
     __slots__ = ("last", "late", "run", "track", "void")
 
     def __init__(self, track: "Track") -> None:
-        self.track = track
+        self.track: Track = track
         self.run: deque[Entry] = deque()
         self.late: list[tuple[float, int, int, Entry]] = []
-        self.last = (float("-inf"), -1)  # the order of the last one in run
-        self.void = 0
+        self.last: tuple[float, int] = (float("-inf"), -1)  # the order of the last one in run
+        self.void: int = 0
 
     def push(self, entry: Entry) -> None:
         """Put a queued entry in."""
@@ -84,14 +84,14 @@ class Track:
     __slots__ = ("gate", "group", "lanes", "order", "parked", "priorities", "resources", "stamp")
 
     def __init__(self, group: str | None, resources: tuple[tuple[str, float], ...], gate: int) -> None:
-        self.group = group
-        self.resources = resources
-        self.gate = gate
+        self.group: str | None = group
+        self.resources: tuple[tuple[str, float], ...] = resources
+        self.gate: int = gate
         self.lanes: dict[int, Lane] = {}
         self.priorities: list[int] = []  # a heap of negated priorities
         self.order: Order | None = None  # of the item that stands for it among the open tracks; None: it has none
-        self.stamp = 0
-        self.parked = False
+        self.stamp: int = 0
+        self.parked: bool = False
 
     def __len__(self) -> int:
         """How many wait in it."""

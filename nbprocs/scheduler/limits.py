@@ -24,10 +24,10 @@ class GroupLimit:
     __slots__ = ("limit", "name", "parked", "paused", "running")
 
     def __init__(self, name: str, limit: int | None) -> None:
-        self.name = name
-        self.limit = limit
-        self.running = 0
-        self.paused = False
+        self.name: str = name
+        self.limit: int | None = limit
+        self.running: int = 0
+        self.paused: bool = False
         self.parked: list[Track] = []  # tracks that wait for it
 
     @property
@@ -47,9 +47,9 @@ class Resource:
     __slots__ = ("capacity", "name", "parked", "used")
 
     def __init__(self, name: str, capacity: float) -> None:
-        self.name = name
-        self.capacity = capacity
-        self.used = 0.0
+        self.name: str = name
+        self.capacity: float = capacity
+        self.used: float = 0.0
         self.parked: list[Track] = []
 
     def has(self, amount: float) -> bool:

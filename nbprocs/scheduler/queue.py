@@ -46,11 +46,11 @@ class TaskQueue:
     def __init__(
         self, *, max_running: int = 4, groups: Mapping[str, int] | None = None, resources: Mapping[str, float] | None = None
     ) -> None:
-        self.max_running = max_running
+        self.max_running: int = max_running
         self.elastic = False  # more of a resource may come: asking for more than there is is not in vain
-        self.paused = False
+        self.paused: bool = False
         self.entries: dict[int, Entry] = {}  # all that are not final
-        self.counts = dict.fromkeys(TaskState, 0)
+        self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
         self._groups = {name: GroupLimit(name, limit) for name, limit in (groups or {}).items()}
         self._resources = {name: Resource(name, capacity) for name, capacity in (resources or {}).items()}
         self._tracks: dict[tuple[object, ...], Track] = {}

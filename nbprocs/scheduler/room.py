@@ -18,7 +18,7 @@ class Room:
         self._asked = asked
         self._given: set[str] = set()  # resources that are the backend's, not the config's
         self._told: object = None
-        self.capacity = Capacity(slots=0)
+        self.capacity: Capacity = Capacity(slots=0)
         self.read()
 
     def read(self) -> None:

@@ -67,10 +67,10 @@ class Runner:
         self.clock = clock
         self.home: Home | None = None
         self.inside: object = None  # what is to live as long as this does
-        self.queue = TaskQueue(groups=config.groups, resources=config.resources)
-        self.room = Room(backend, self.queue, config.max_concurrent_tasks)
-        self.settings = QueueSettings(writer.store, config)
-        self.durations = Durations()
+        self.queue: TaskQueue = TaskQueue(groups=config.groups, resources=config.resources)
+        self.room: Room = Room(backend, self.queue, config.max_concurrent_tasks)
+        self.settings: QueueSettings = QueueSettings(writer.store, config)
+        self.durations: Durations = Durations()
         self.attempts: deque[Attempt] = deque(maxlen=config.history)
         self.finished: OrderedDict[int, Entry] = OrderedDict()
         self.names: dict[str, Entry] = {}  # the latest of each name
@@ -78,18 +78,21 @@ class Runner:
         self.edges: dict[int, dict[int, str]] = {}  # what waits -> what must end -> condition; kept with the ended ones, for the graph
         self.missing: dict[int, tuple[str, ...]] = {}  # secrets that this kernel does not have
         self.adoptees: dict[int, tuple[Entry, float]] = {}  # run already, since then: started detached by a former kernel
-        self.retries = self.failures = self.successes = self.series = 0
+        self.retries: int = 0
+        self.failures: int = 0
+        self.successes: int = 0
+        self.series: int = 0
         self._halt: str | None = None  # by the halt policy, until resume()
         self._store_error: str | None = None  # until the store can be written again
-        self.closed, self._wanted = False, False
-        self.subscribers = Subscribers[[SchedulerEvent]]("the scheduler")
-        self._slots, self.tries = SlotNumbers(), Tries(config)
+        self.closed: bool = False
+        self.subscribers: Subscribers[[SchedulerEvent]] = Subscribers("the scheduler")
+        self.tries: Tries = Tries(config)
         self._runs, self._running = itertools.count(1), dict[int, Entry]()
-        self._alarm = Alarm()
+        self._slots, self._alarm, self._wanted = SlotNumbers(), Alarm(), False
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners: Waiters[None] = Waiters()
         self.at_rest: Callable[[], object] | None = None  # called once nothing runs and nothing starts by itself
-        self.fence = Fence(backend, prefix, stored=writer.store is not None)
+        self.fence: Fence = Fence(backend, prefix, stored=writer.store is not None)
         self._free_memory: Callable[[], float] | None = getattr(backend, "free_memory", None)
 
     # -- life

@@ -54,7 +54,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, prefix: str) -> None:
-        self.path = Path(checks.path("store", path)).resolve()  # now: the folder may be another one when it is closed
+        self.path: Path = Path(checks.path("store", path)).resolve()  # now: the folder may be another one when it is closed
         self._lock = threading.RLock()
         if not self.path.exists():
             create(self.path, prefix)
@@ -75,7 +75,7 @@ class Store:
             _open_here.add(self._identity)
         try:
             self._db = self._connect()
-            self.prefix = str(self._db.execute("SELECT value FROM meta WHERE name = 'prefix'").fetchone()[0])
+            self.prefix: str = str(self._db.execute("SELECT value FROM meta WHERE name = 'prefix'").fetchone()[0])
         except BaseException:
             with _registry:
                 _open_here.discard(self._identity)

@@ -19,7 +19,7 @@ class FakeClock:
 
     def __init__(self, start: float = 0.0) -> None:
         """Start at a time, in seconds."""
-        self.now = start
+        self.now: float = start
         self.slept: list[float] = []  # what was asked of sleep(), in order
         self._sleepers: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()

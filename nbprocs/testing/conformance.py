@@ -198,7 +198,7 @@ class FakeBackend:
         self._changed: Callable[[], None] = lambda: None
         self.started: list[Job] = []
         self.running: dict[str, tuple[Job, Report]] = {}
-        self.closed = False
+        self.closed: bool = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def capacity(self) -> Capacity:

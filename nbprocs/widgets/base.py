@@ -39,7 +39,7 @@ __all__ = ["Host", "Part", "View", "held_by"]
 
 Outlet = Callable[[dict[str, Any], list[bytes] | None], None]  # carries a message to front ends
 
-log = logging.getLogger("nbprocs.widgets")
+log: logging.Logger = logging.getLogger("nbprocs.widgets")
 _FOCUS_LASTS = 300.0  # seconds
 _VIEWERS = 64  # front ends remembered; a tab that is closed can't always say goodbye
 
@@ -110,11 +110,11 @@ class View(anywidget.AnyWidget):
     _esm = traitlets.Unicode(SCRIPT).tag(sync=True)  # of use only where it has a comm of its own
     _css = traitlets.Unicode(STYLE).tag(sync=True)
     _closed = True  # until it is made
-    spec = traitlets.Dict().tag(sync=True)  # {parts: [{name, kind}], ...}: how to lay out, fixed for life
+    spec: "traitlets.Dict[str, Any]" = traitlets.Dict().tag(sync=True)  # {parts: [{name, kind}], ...}: how to lay out, fixed for life
 
     def __init__(self, parts: Mapping[str, Part], *, model: Any, home: Home, **spec: Any) -> None:
         self.home = home
-        self.tasks = Tasks(home)
+        self.tasks: Tasks = Tasks(home)
         self._parts: dict[str, Part] = dict(parts)
         self._fixed = tuple(parts)
         self._viewers: dict[str, None] = {}

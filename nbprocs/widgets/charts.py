@@ -29,8 +29,8 @@ class Line:
     __slots__ = ("key", "name", "points")
 
     def __init__(self, key: int, name: str) -> None:
-        self.key = key
-        self.name = name
+        self.key: int = key
+        self.name: str = name
         self.points: deque[tuple[float, float | None, float | None]] = deque(maxlen=SAMPLES)  # time, CPU percent, MiB
 
     def add(self, at: float, cpu: float | None, memory: float | None) -> bool:

@@ -32,8 +32,10 @@ class Hub(anywidget.AnyWidget):
     # traits, not paths: anywidget subscribes every widget to a file it reads itself, for good, and none would ever be freed
     _esm = traitlets.Unicode(SCRIPT).tag(sync=True)
     _css = traitlets.Unicode(STYLE).tag(sync=True)
-    role = traitlets.Unicode("hub").tag(sync=True)
-    specs = traitlets.Dict().tag(sync=True)  # of the views, by uid: a page that begins need not ask first, which saves it a round trip
+    role: "traitlets.Unicode[str, str | bytes]" = traitlets.Unicode("hub").tag(sync=True)
+    specs: "traitlets.Dict[str, Any]" = traitlets.Dict().tag(
+        sync=True
+    )  # of the views, by uid: a page that begins need not ask first, which saves it a round trip
 
     def __init__(self, first: Any) -> None:
         self._views: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()

@@ -17,6 +17,8 @@ from tests import doctests
 PACKAGE = Path(nbprocs.__file__).parent
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "node_modules" not in p.parts)
 HEAVY = (
+    "psutil",
+    "nbprocs.policy",
     "pandas",
     "matplotlib",
     "numpy",
@@ -142,3 +144,14 @@ def test_no_class_name_stands_twice():
         for name in re.findall(r"^class ([A-Z]\w+)", path.read_text(), re.MULTILINE):
             places.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_every_test_is_run():
+    """A test that slipped into another function, or that a later one of its name replaces, looks like a test and is none."""
+    functions, lost = (ast.FunctionDef, ast.AsyncFunctionDef), []
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, *functions)):
+                tests = [child.name for child in node.body if isinstance(child, functions) and child.name.startswith("test_")]
+                lost += tests if isinstance(node, functions) else [name for name in set(tests) if tests.count(name) > 1]
+    assert not lost

@@ -240,15 +240,27 @@ async def test_a_lock_is_still_refused():
             await pool.run(lambda: lock)
 
 
+@pytest.fixture
+def server():
+    """A manager of multiprocessing; what it started is gone afterwards, also when the test fails."""
+    tracker = resource_tracker._resource_tracker
+    running = tracker._fd is not None  # somebody else's then
+    manager = multiprocessing.get_context("spawn").Manager()
+    try:
+        yield manager
+    finally:
+        manager.shutdown()
+        if not running:
+            tracker._stop()
+
+
 @pytest.mark.parametrize("late", [False, True])
-async def test_proxies_of_a_multiprocessing_manager(late):
+async def test_proxies_of_a_multiprocessing_manager(server, late):
     async with ProcessPool(ONE) as pool:
         if late:
             await pool.run(int)
-        with await asyncio.to_thread(multiprocessing.get_context("spawn").Manager) as manager:
-            shared = manager.dict()
-            await pool.run(shared.update, {"a": 1})
-            await pool.run(lambda: shared.update(b=2))
-            assert dict(shared) == {"a": 1, "b": 2}
-            assert dict(await pool.run(lambda: shared)) == {"a": 1, "b": 2}
-    resource_tracker._resource_tracker._stop()
+        shared = server.dict()
+        await pool.run(shared.update, {"a": 1})
+        await pool.run(lambda: shared.update(b=2))
+        assert dict(shared) == {"a": 1, "b": 2}
+        assert dict(await pool.run(lambda: shared)) == {"a": 1, "b": 2}

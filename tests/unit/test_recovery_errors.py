@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from nbprocs import ProcessManager, errors
-from nbprocs.engine import oom
+from nbprocs.engine import container, oom
 from nbprocs.errors import (
     CommunicationError,
     ExecutionTimeout,
@@ -166,7 +166,7 @@ class TestRealEnds:
         """The kernel's counter moves, then the process is gone by SIGKILL: that is the evidence. Without it SIGKILL is a crash."""
         counter = tmp_path / "memory.events"
         counter.write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 4\n")
-        monkeypatch.setattr(oom, "kill_counter", lambda: counter)
+        monkeypatch.setattr(container, "kill_counter", lambda: counter)
         manager_core(pm).oom = oom.OomWatch()
         first = await pm.spawn(*SLEEPER, name="hog")
         counter.write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 5\n")
@@ -180,20 +180,6 @@ class TestRealEnds:
         await second.wait()
         assert type(error_from_result(second.result)) is ProcessCrashed
 
-    async def test_commands_are_masked(self, pm):
-        with pytest.raises(ProcessFailed) as caught:
-            await pm.run("sh", "-c", "exit 1", "--password", "hunter2")
-        assert "hunter2" not in str(caught.value)
-        assert "hunter2" not in repr(pickle.dumps(caught.value))
-
-
-@pytest.mark.parametrize("number", [*errors._EXHAUSTED, *errors._DENIED, *errors._FAILED, 99999])
-def test_what_the_system_refuses_is_ours(number):
-    error = error_from_os(OSError(number, os.strerror(number)), command="serve", name="web")
-    assert isinstance(error, (StartupFailed, ResourceExhausted))
-    assert error.name == "web"
-    assert error.hint or number == 99999
-
     async def test_a_kill_for_memory_is_credited_to_whom_it_hit(self, pm, tmp_path, monkeypatch):
         """Not to one that started later, nor to one that somebody else kills after a tree has lost a member."""
         counter = tmp_path / "memory.events"
@@ -206,7 +192,7 @@ def test_what_the_system_refuses_is_ours(number):
             return (await process.wait()).reason
 
         count(0)
-        monkeypatch.setattr(oom, "kill_counter", lambda: counter)
+        monkeypatch.setattr(container, "kill_counter", lambda: counter)
         monkeypatch.setattr(oom, "FRESH", 0.0)
         manager_core(pm).oom = oom.OomWatch()
         old = await pm.spawn(*SLEEPER, name="old")
@@ -228,3 +214,17 @@ def test_what_the_system_refuses_is_ours(number):
         assert (await fine.wait()).ok  # takes nothing
         assert await killed(bystander) is EndReason.OUT_OF_MEMORY
         assert await killed(await pm.spawn(*SLEEPER)) is None
+
+    async def test_commands_are_masked(self, pm):
+        with pytest.raises(ProcessFailed) as caught:
+            await pm.run("sh", "-c", "exit 1", "--password", "hunter2")
+        assert "hunter2" not in str(caught.value)
+        assert "hunter2" not in repr(pickle.dumps(caught.value))
+
+
+@pytest.mark.parametrize("number", [*errors._EXHAUSTED, *errors._DENIED, *errors._FAILED, 99999])
+def test_what_the_system_refuses_is_ours(number):
+    error = error_from_os(OSError(number, os.strerror(number)), command="serve", name="web")
+    assert isinstance(error, (StartupFailed, ResourceExhausted))
+    assert error.name == "web"
+    assert error.hint or number == 99999

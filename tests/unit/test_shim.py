@@ -20,6 +20,7 @@ from nbprocs.engine.asking import ask
 from nbprocs.engine.child import Spec, child_environment
 from nbprocs.engine.launcher import launcher_for
 from nbprocs.engine.shim import shims
+from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.proc import read_proc
 from nbprocs.model import EndReason
 from nbprocs.processes.process import process_core
@@ -204,6 +205,14 @@ async def test_a_shim_that_is_stopped_is_continued_also_while_the_loop_is_held(p
     os.kill(shim.pid, signal.SIGSTOP)
     assert compute_until(lambda: read_proc(shim.pid).state not in "Tt", seconds=5)
     assert (await proc.stop()).signal == 15
+
+
+async def test_a_shim_is_asked_for_its_pulse_a_few_times_a_second_and_not_without_a_pause(pm, monkeypatch):
+    asked = []
+    pack = wire.pack
+    monkeypatch.setattr(wire, "pack", lambda *message: asked.append(message[0]) or pack(*message))
+    result = await pm.run("sleep", "0.7")
+    assert 1 <= asked.count(wire.PING) <= 2 + result.execution_time / 0.2
 
 
 async def test_a_timeout_that_was_running_is_kept_by_the_next_shim():

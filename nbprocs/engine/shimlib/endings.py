@@ -47,8 +47,8 @@ class Ending:
         self.signal = signal
         self.leader = leader
         self.survivors: tuple[int, ...] = ()
-        self.done = False
-        self.killed = False  # a SIGKILL was sent
+        self.done: bool = False
+        self.killed: bool = False  # a SIGKILL was sent
         self._asked: set[tuple[int, float]] = set()
         self._known: set[tuple[int, float]] = set()
         self._refused: set[tuple[int, float]] = set()

@@ -57,22 +57,22 @@ class Kid:
         start: float = 0.0,
         terminal: int = -1,
     ) -> None:
-        self.number = number
-        self.pid = pid
-        self.tag = tag
-        self.link = link  # who wants to hear of it
-        self.label = label  # id, name, masked command
-        self.argv = argv
-        self.token = token
-        self.stop = stop  # signal, leader first, grace, timeout
-        self.started = started  # time.monotonic()
-        self.own = own
-        self.start = start  # ticks; known of those that are not our own: until we reap our own, their pids are theirs
-        self.terminal = terminal  # the slave of its pseudo-terminal: held until it ends, so that its output is not cut off
-        self.pidfd = -1  # where it is not our child
+        self.number: int = number
+        self.pid: int = pid
+        self.tag: int = tag
+        self.link: Link | None = link  # who wants to hear of it
+        self.label: tuple[str, str, str | None] = label  # id, name, masked command
+        self.argv: tuple[bytes, ...] = argv
+        self.token: str = token
+        self.stop: tuple[int, bool, float, float | None] = stop  # signal, leader first, grace, timeout
+        self.started: float = started  # time.monotonic()
+        self.own: bool = own
+        self.start: float = start  # ticks; known of those that are not our own: until we reap our own, their pids are theirs
+        self.terminal: int = terminal  # the slave of its pseudo-terminal: held until it ends, so that its output is not cut off
+        self.pidfd: int = -1  # where it is not our child
         self.timer: Any = None
         self.untold: Any = None  # the timer of its start that was not yet told
-        self.paused = False
+        self.paused: bool = False
 
 
 class Kids:

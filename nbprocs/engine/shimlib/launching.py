@@ -39,8 +39,8 @@ class Refusal(Exception):
     def __init__(self, step: str, error: OSError | ValueError) -> None:
         super().__init__(step)
         self.step = step
-        self.number = (error.errno or 0) if isinstance(error, OSError) else 0
-        self.text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        self.number: int = (error.errno or 0) if isinstance(error, OSError) else 0
+        self.text: str = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def launch(order: StartOrder, fds: Sequence[int], environment: Mapping[bytes, bytes]) -> int:

@@ -39,8 +39,8 @@ class ShimLink:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.fd = sock.fileno()
-        self.closed = False
+        self.fd: int = sock.fileno()
+        self.closed: bool = False
         self.environments: dict[int, dict[bytes, bytes]] = {}
         self._unpacker = Unpacker()
         self._sets: deque[list[int] | OSError] = deque()

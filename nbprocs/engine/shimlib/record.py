@@ -7,9 +7,10 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["NAME", "VERSION", "Record", "boot_id"]
+__all__ = ["NAME", "SEEN", "VERSION", "Record", "boot_id", "looked_at"]
 
 NAME = "record.json"
+SEEN = "seen"  # an empty file, as old as the last look at the process
 VERSION = 1
 
 
@@ -24,12 +25,21 @@ def boot_id() -> str:
         return ""
 
 
+def looked_at(folder: str | os.PathLike[str]) -> None:
+    """Note that somebody looks at the process now; nothing where that can't be written."""
+    try:
+        os.close(os.open(os.path.join(folder, SEEN), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.utime(os.path.join(folder, SEEN))
+    except OSError:
+        return
+
+
 class Record:
     """Writes it. What can't be written at the moment is kept, and written with the next change."""
 
     def __init__(self, folder: str, about: dict[str, Any]) -> None:
-        self.fields = {"v": VERSION, "boot": boot_id(), **about}
-        self.error = ""
+        self.fields: dict[str, Any] = {"v": VERSION, "boot": boot_id(), **about}
+        self.error: str = ""
         self._path = os.path.join(folder, NAME)
 
     def write(self, **changes: Any) -> None:

@@ -40,8 +40,8 @@ class Segments:
     """Writes one stream. ``end`` is what came so far, ``dropped`` what is not on disk any more, or never was."""
 
     def __init__(self, folder: str, stream: str, *, limit: int) -> None:
-        self.end = 0
-        self.dropped = 0
+        self.end: int = 0
+        self.dropped: int = 0
         self.error: OSError | None = None
         self._folder = folder
         self._stream = stream

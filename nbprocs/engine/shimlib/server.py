@@ -63,13 +63,13 @@ class Server:
 
     def __init__(self, first: ShimLink, *, kernel: int, base: int, token: str, inherits: bool) -> None:
         self.kernel = kernel
-        self.started = time.time()
-        self.began = time.monotonic()
-        self.kids = Kids()
-        self.timers = Timers()
-        self.looker = Looker(self.kids, base=base, token=token)
-        self.tending = Tending(self.kids, self.looker, reap=self.reap)
-        self.kernel_alive = True
+        self.started: float = time.time()
+        self.began: float = time.monotonic()
+        self.kids: Kids = Kids()
+        self.timers: Timers = Timers()
+        self.looker: Looker = Looker(self.kids, base=base, token=token)
+        self.tending: Tending = Tending(self.kids, self.looker, reap=self.reap)
+        self.kernel_alive: bool = True
         self.told_strays: set[int] = set()
         self.operations: dict[str, Callable[[dict[str, Any], Any], None]] = {}  # what its status socket does beyond the common
         self.status: Any = None

@@ -185,7 +185,7 @@ class _Asker:
         self._status = status
         self.sock = sock
         self._data = b""
-        self.unsent = b""
+        self.unsent: bytes = b""
 
     @property
     def open(self) -> bool:
