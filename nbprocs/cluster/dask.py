@@ -228,11 +228,11 @@ class DaskBackend:
                 direct_to_workers=False,
             )
             await client
-        except asyncio.CancelledError:  # closed while it connects
-            if client is not None:
+        except BaseException as error:
+            if client is not None:  # also one whose papers were refused: it does not close by itself
                 await client.close()
-            raise
-        except (OSError, ValueError, TypeError, ImportError) as error:
+            if not isinstance(error, OSError | ValueError | TypeError | ImportError):
+                raise  # closed while it connects
             said = f"no Dask scheduler answers at {address}"
             raise StartupFailed(said, hint=f"is it running, and can it be reached from here? ({text_of(error)})") from error
         self._client, self._gone = client, ""
