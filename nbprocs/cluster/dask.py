@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from nbprocs.cluster.carriers import Carriers
     from nbprocs.cluster.own import OwnCluster
+    from nbprocs.monitor.metrics import State
+    from nbprocs.monitor.remote import RemoteTree
 
 __all__ = ["DaskBackend"]
 
@@ -418,11 +420,21 @@ class DaskBackend:
     async def processes(self) -> pd.DataFrame:
         """What runs on the workers, indexed by task: name, worker, host, pid, memory, cpu, started. Measured now, of whole trees.
 
-        ``memory`` in bytes; ``cpu`` in percent of a core since the last look, 0 at the first. Nothing is measured while nobody asks.
+        ``memory`` in bytes; ``cpu`` in percent of a core since the last look, unknown at the first. Nothing is measured while nobody asks:
+        ``ProcessMonitor().watch(backend)`` asks at its interval, and keeps the history.
         """
         from nbprocs.cluster.frames import processes_frame  # noqa: PLC0415 - imports pandas
 
         return processes_frame(await self._workers.look())
+
+    @hops
+    async def trees(self) -> list[RemoteTree]:
+        """What runs on the workers, measured now by all metrics of a monitor: a monitor.RemoteSource. Takes at most 3 s."""
+        return await self._workers.trees()
+
+    def how_ended(self, tree_id: str) -> State:
+        """How one of those ended."""
+        return self._workers.how_ended(tree_id)
 
     def __repr__(self) -> str:
         capacity = self._told
