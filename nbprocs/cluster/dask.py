@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.fleet import Fleet
+from nbprocs.display import Displayable, Html, table, text
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, ProcessError, StartupFailed
@@ -45,7 +46,7 @@ _PATIENCE = 5.0  # seconds between tries where a worker can't run nbprocs
 _LOCAL = ("127.", "localhost", "inproc", "[::1]")
 
 
-class DaskBackend:
+class DaskBackend(Displayable):
     r"""Runs tasks on a Dask cluster; through dask-jobqueue also on Slurm, PBS and others. ``pip install nbprocs[dask]``.
 
     Args:
@@ -440,3 +441,11 @@ class DaskBackend:
         capacity = self._told
         state = "closed" if self._closed else f"{capacity.slots} slots" if capacity.slots else f"waits for {capacity.why}"
         return f"<DaskBackend {self._name if self._client is not None else ''}: {state}>".replace(" :", ":")
+
+    def _html_(self) -> Html:
+        frame = self.workers()
+        shown = ("name", "host", "slots", "running", "gpus", "state")
+        rows = [
+            [text(cell, limit=80) for cell in (address, *row)] for address, row in zip(frame.index, frame[[*shown]].values, strict=True)
+        ]
+        return Html("<div>{}{}</div>").format(text(repr(self)), table(("worker", *shown), rows) if rows else "")
