@@ -9,6 +9,7 @@ import time
 import pandas as pd
 import pytest
 
+import nbprocs
 from nbprocs import (
     CommunicationError,
     DaskBackend,
@@ -95,6 +96,21 @@ async def test_a_monitor_watches_the_backend(cluster):
         async with asyncio.timeout(30):
             while mon.metrics("busy").state != State.TERMINATED:
                 await asyncio.sleep(0.05)
+
+
+async def test_tasks_of_a_cluster_are_rows_of_a_run_history(cluster, tmp_path):
+    path = tmp_path / "runs.db"
+    async with TaskScheduler(backend=DaskBackend(cluster.address), runs=path) as sch:
+        good = sch.schedule("sh", "-c", "echo far", name="good")
+        bad = sch.schedule("sh", "-c", "exit 3", name="bad")
+        await good
+        await bad.wait()
+    runs = {run.name: run for run in nbprocs.runs(path)}
+    assert (runs["good"].state, runs["good"].stdout, runs["good"].task) == ("completed", "far\n", good.id)
+    assert (runs["bad"].state, runs["bad"].exit_code) == ("failed", 3)
+    assert "alice" in runs["good"].worker or "bob" in runs["good"].worker
+    assert runs["good"].host == os.uname().nodename and runs["good"].pid > 0
+    assert runs["good"].cpu is not None
 
 
 async def test_the_first_line_comes_at_once_and_cancel_ends_the_whole_tree(sch):
