@@ -238,7 +238,7 @@ async def test_a_monitor_sees_what_the_workers_run_and_how_it_ended(tmp_path):
     async with ProcessMonitor(interval=None, thresholds=AlertThresholds(max_memory_mb=40)) as mon:
         mon.watch(backend.fleet)
         async with asyncio.timeout(30):
-            while not mon.alerts() or not (mon.frame()["cpu_percent"] > 1).any():
+            while not mon.alerts() or not ((mon.frame()["cpu_percent"] > 1) & (mon.frame()["memory_usage_mb"] > 48)).any():
                 await mon.sample()
                 await asyncio.sleep(0.01)
         assert {alert.process_id for alert in mon.alerts()} == {"q-1.1"}
