@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nbprocs.display import bytes_text, duration
-from nbprocs.engine.asking import ask, ask_all
+from nbprocs.engine.asking import VERSION, ask, ask_all, connect
 from nbprocs.engine.places import runtime_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, records
@@ -209,12 +208,16 @@ def _wait(options: argparse.Namespace) -> int:
         record = _record(options.name)
         how = asyncio.run(_followed(record, lambda _: None))
         return _code(how.exit_code, how.signal)
-    with contextlib.suppress(ProcessLookupError):
-        fd = os.pidfd_open(row["pid"])
-        select.select([fd], [], [])
-        os.close(fd)
-    print(f"{row['name']} has ended; its exit status is its kernel's to tell")
-    return 0
+    request = {"v": VERSION, "op": "wait", "id": row["id"]}
+    with connect(Path(row["socket"])) as shim:
+        shim.setblocking(True)
+        shim.sendall(json.dumps(request).encode() + b"\n")
+        with shim.makefile() as answers:
+            said = json.loads(answers.readline() or "{}")  # nothing: it was killed
+    if "error" in said:
+        raise ProcessError(f"{row['name']} has just ended: {said['error']}")
+    code = None if said.get("status") is None else os.waitstatus_to_exitcode(said["status"])
+    return _code(code if code is None or code >= 0 else None, -code if code is not None and code < 0 else None)
 
 
 def _code(exit_code: int | None, signal: int | None) -> int:

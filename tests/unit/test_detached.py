@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import nbprocs
-from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess
-from nbprocs.engine import recorded, records, shim
+from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
+from nbprocs.engine import asking, recorded, records, shim
 from nbprocs.engine.shimlib import segments
 
 ROOT = Path(nbprocs.__file__).parents[1]
@@ -566,3 +567,38 @@ async def test_the_command_line_sees_and_stops_a_kernels_process(home, pm, monke
     assert (code, "belongs to the kernel" in err) == (1, True), (out, err)
     assert (await asyncio.to_thread(command, "stop", "kernels"))[:2] == (0, "stopped kernels\n")
     assert (await job.wait()).status is ProcessStatus.TERMINATED
+
+
+class Asking:
+    """A connection that says when the question is on its way."""
+
+    def __init__(self, path, asked):
+        self._sock = asking.connect(path)
+        self._asked = asked
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._sock.close()
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def makefile(self):
+        self._asked.set()
+        return self._sock.makefile()
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit 7", 7), ("kill -KILL $$", 128 + signal.SIGKILL)])
+async def test_wait_exits_as_a_kernels_process_did(home, pm, monkeypatch, how, code):
+    path = Path(await answering())
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", str(path.parent))
+    asked = threading.Event()
+    monkeypatch.setattr(cli, "connect", lambda path: Asking(path, asked))
+    job = await pm.spawn("sh", "-c", f"read go; {how}", name="kernels", stdin=True)
+    waiting = asyncio.ensure_future(asyncio.to_thread(cli.main, ["wait", "kernels"]))
+    await asyncio.to_thread(asked.wait, 60)
+    await asyncio.to_thread(asking.ask, path, {"op": "status"}, timeout=60)  # answered after the other question was heard
+    await job.send_line("go")
+    assert await waiting == code
