@@ -149,7 +149,6 @@ def _logs(options: argparse.Namespace) -> int:
     _copy(both.take_lines(options.lines), outs)
     if options.follow and record.live:
         asyncio.run(_followed(record, lambda ends: _grown(both, {name: ends[name] for name in shown}, outs)))
-    both.close()
     return 0
 
 
@@ -243,7 +242,6 @@ async def _attached(record: DetachedRecord) -> int:
         async with _together(child.follow(), _type(child, typed)) as either:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         loop.remove_reader(keys)
-    both.close()
     if child.exit is None:
         print(f"\r\n[{record.name} goes on]", file=sys.stderr)
         return 0

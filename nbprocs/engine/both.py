@@ -42,7 +42,7 @@ class BothStreams:
 
     def _new(self) -> list[Piece]:
         ends = (self.logs[0].end, self.logs[1].end)
-        found = list(pieces(self._order.entries(), self._at, ends))
+        found = list(pieces(self._order.changes(ends), self._at, ends))
         self._at = ends
         return found
 
@@ -73,7 +73,3 @@ class BothStreams:
                 at = first
             kept.insert(0, (stream, begin, end))
         return kept
-
-    def close(self) -> None:
-        """Let the files go."""
-        self._order.close()

@@ -195,6 +195,10 @@ class ProcessCore:
     def wrote(self, stream: Stream, size: int) -> None:
         """So much has come into its log."""
         self.order.add(stream is Stream.STDERR, size)
+        self.told_of_output(stream, size)
+
+    def told_of_output(self, stream: Stream, size: int) -> None:
+        """Let everybody know who waits for output."""
         if self._output_waiters:
             self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=size)

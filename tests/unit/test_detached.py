@@ -566,7 +566,6 @@ async def test_both_streams_are_shown_in_the_order_in_which_they_came(home, pm):
     merged = both.BothStreams(folder)
     merged.grown({"stdout": job.stdout.end, "stderr": job.stderr.end})
     assert b"".join(data for _, data in merged.take()).decode() == everything
-    merged.close()
     assert await asyncio.to_thread(command, "logs", "-n", "2", "job") == (0, "out 3\n", "err 3\n")
     assert await asyncio.to_thread(command, "logs", "--stderr", "job") == (0, "err 1\nerr 2\nerr 3\n", "")
 
@@ -609,9 +608,10 @@ def test_the_order_of_both_streams_is_that_of_their_runs(runs, size, full):
         writer.close()
         reader = order.OrderReader(folder)
         given_back = [
-            (stream, at) for stream, begin, end in order.pieces(reader.entries(), (0, 0), tuple(ends)) for at in range(begin, end)
+            (stream, at)
+            for stream, begin, end in order.pieces(reader.changes(tuple(ends)), (0, 0), tuple(ends))
+            for at in range(begin, end)
         ]
-        reader.close()
         assert sorted(given_back) == sorted(came), "nothing is lost, nothing is there twice"
         tail = sum(length for _, length in runs[-(full // 8) :])  # as many changes as one full file holds
         assert given_back[len(came) - tail :] == came[len(came) - tail :]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Order", "OrderReader", "pieces", "read_both"]
@@ -59,51 +60,40 @@ class Order:
 
 
 class OrderReader:
-    """Reads what was written since it last read."""
+    """Reads what was written since it last read; holds no file open in between."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._file = -1
-        self._rest = b""
-        self._files = 0
+        self._inode = self._read_up = 0  # the file that was read last, and its inode number when it was read to its end and replaced
+        self._offset = 0
+        self._ahead: deque[tuple[int, int]] = deque()
 
-    def entries(self) -> Iterator[tuple[int, int]]:
-        """(stream, end of its run) for each change that was not given yet, in order."""
-        while True:
-            if self._file < 0 and not self._open():
-                return
-            while data := os.read(self._file, FULL):
-                data = self._rest + data
+    def changes(self, ends: tuple[int, int]) -> list[tuple[int, int]]:
+        """(stream, end of its run) for each change that was not given yet, in order, as far as the two streams are known to reach."""
+        self._ahead.extend(self._entries())
+        found = []
+        while self._ahead and self._ahead[0][1] <= ends[self._ahead[0][0]]:
+            found.append(self._ahead.popleft())
+        if self._ahead:  # the shim has gone on meanwhile: this run is under way
+            stream = self._ahead[0][0]
+            found.append((stream, ends[stream]))
+        return found
+
+    def _entries(self) -> Iterator[tuple[int, int]]:
+        for name in (OLD, NAME):
+            with contextlib.suppress(OSError), open(os.path.join(self._folder, name), "rb", buffering=0) as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if name == OLD and inode == self._read_up != self._inode:
+                    continue
+                if inode != self._inode:
+                    self._inode, self._offset = inode, 0
+                data = os.pread(file.fileno(), 2 * FULL, self._offset)
                 whole = len(data) // _ENTRY.size * _ENTRY.size
-                self._rest = data[whole:]
+                self._offset += whole
+                if name == OLD:
+                    self._read_up = inode
                 for (value,) in _ENTRY.iter_unpack(data[:whole]):
                     yield value & 1, value >> 1
-            if not self._is_full():
-                return
-            self.close()  # and on with the next
-
-    def _open(self) -> bool:
-        """The next file: the old one at the very first, if there is one."""
-        names = (OLD, NAME) if not self._files else (NAME,)
-        for name in names:
-            with contextlib.suppress(OSError):
-                self._file = os.open(os.path.join(self._folder, name), os.O_RDONLY | os.O_CLOEXEC)
-                self._files += 1
-                return True
-        return False
-
-    def _is_full(self) -> bool:
-        """Whether nothing will be added to this file any more, since there is another."""
-        try:
-            return os.fstat(self._file).st_ino != os.stat(os.path.join(self._folder, NAME)).st_ino
-        except OSError:  # between the two names
-            return False
-
-    def close(self) -> None:
-        """Let the file go."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
 
 def pieces(changes: Iterable[tuple[int, int]], begins: tuple[int, int], ends: tuple[int, int]) -> Iterator[Piece]:
@@ -127,17 +117,13 @@ def read_both(
 
     ``read`` is called with (stream, offset, size), and answers with the offset where it found something, past dropped bytes a later one.
     """
-    reader = OrderReader(folder)
     begin = 0
-    try:
-        for stream, first, last in pieces(reader.entries(), (0, 0), ends):
-            end = begin + last - first
-            if offset < end:
-                at, data = read(stream, first + offset - begin, min(size, end - offset))
-                if data and at < last:
-                    return begin + at - first, data[: last - at]
-                offset = end  # all of it was dropped
-            begin = end
-    finally:
-        reader.close()
+    for stream, first, last in pieces(OrderReader(folder).changes(ends), (0, 0), ends):
+        end = begin + last - first
+        if offset < end:
+            at, data = read(stream, first + offset - begin, min(size, end - offset))
+            if data and at < last:
+                return begin + at - first, data[: last - at]
+            offset = end  # all of it was dropped
+        begin = end
     return offset, b""
