@@ -600,7 +600,7 @@ def test_the_order_of_both_streams_is_that_of_their_runs(runs, size, full):
     """Also after the file of the order was changed for a new one, as far as that knows it."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "FULL", full)
-        writer, ends, came = order.Order(folder), [0, 0], []
+        writer, ends, came = order.OrderWriter(folder), [0, 0], []
         for stream, length in runs:
             writer.turn(stream, ends[stream ^ 1])
             came += [(stream, ends[stream] + i) for i in range(length)]

@@ -36,7 +36,7 @@ from typing import Any
 
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.links import ShimLink
-from nbprocs.engine.shimlib.order import Order, read_both
+from nbprocs.engine.shimlib.order import OrderWriter, read_both
 from nbprocs.engine.shimlib.record import Record, looked_at
 from nbprocs.engine.shimlib.segments import Segments, segments_of
 from nbprocs.engine.shimlib.server import Server
@@ -67,7 +67,7 @@ class Keeper(Server):
         self._start_order = wire.StartOrder._make(order["start"])
         self._reply = reply
         self._logs = {stream: Segments(order["folder"], stream, limit=order["limit"]) for stream in STREAMS}
-        self._sequence = Order(order["folder"])
+        self._sequence = OrderWriter(order["folder"])
         self._readers: dict[int, str] = {}
         self._stdin = -1
         self._unwritten: list[tuple[memoryview, Any]] = []  # with who wants to know; an empty one closes it

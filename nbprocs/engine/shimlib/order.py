@@ -17,7 +17,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Order", "OrderReader", "pieces", "read_both"]
+__all__ = ["OrderReader", "OrderWriter", "pieces", "read_both"]
 
 NAME, OLD = "order", "order.old"
 FULL = 256 << 10  # bytes of one file
@@ -25,7 +25,7 @@ _ENTRY = struct.Struct("<Q")  # the end of the run, and in the lowest bit whethe
 Piece = tuple[int, int, int]  # stream (0 is stdout, 1 is stderr), begin, end
 
 
-class Order:
+class OrderWriter:
     """Writes it. Where it can't be written any more, the order is not known from there on, and nothing else is lost."""
 
     def __init__(self, folder: str) -> None:
