@@ -167,7 +167,7 @@ class _Follows:
         for stream, log, size in zip(Stream, logs, (after[0] - before[0], after[1] - before[1]), strict=True):
             if size > 0 and isinstance(log, RecordedLog):
                 log.grown(log.end + size)
-                self._core.told_of_output(stream, size)
+                self._core.wrote(stream, size)
 
     def because(self, reason: str) -> None:
         """It ends for that reason."""
