@@ -13,6 +13,7 @@ from nbprocs import DaskBackend, SchedulerConfig, TaskScheduler
 LONGER = 100  # seconds
 
 
+@pytest.mark.slow
 async def test_an_adaptive_cluster_grows_with_the_queue_and_shrinks_after_it(tmp_path, monkeypatch):
     from distributed import LocalCluster
 

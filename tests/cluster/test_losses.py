@@ -14,6 +14,8 @@ import pytest
 from nbprocs import DaskBackend, SchedulerConfig, StartupFailed, TaskScheduler, WorkerLost
 from tests.cluster.real import marked, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def mark():
