@@ -190,11 +190,11 @@ class ProcessCore:
     def output(self, stream: Stream, data: bytes) -> None:
         """A chunk arrived."""
         (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
+        self.order.add(stream is Stream.STDERR, len(data))
         self.wrote(stream, len(data))
 
     def wrote(self, stream: Stream, size: int) -> None:
-        """So much has come into its log."""
-        self.order.add(stream is Stream.STDERR, size)
+        """So much has come into its log, and its order is noted."""
         if self._output_waiters:
             self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=size)
@@ -267,7 +267,7 @@ class ProcessCore:
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
         if self.result is None:
-            async with asyncio.timeout(timeout):
+            async with contextlib.nullcontext() if timeout is None else asyncio.timeout(timeout):
                 await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result

@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("distributed", reason="the extra nbprocs[dask] is not installed")
 
-from nbprocs import DaskBackend, TaskScheduler
 from nbprocs.testing.leaks import spare
-from tests.cluster.real import RealCluster
+from tests.cluster.real import RealCluster, warmed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,18 +26,8 @@ def _process_wide():
 @pytest.fixture(scope="session")
 def _shared(tmp_path_factory):
     with RealCluster(tmp_path_factory.mktemp("dask")).start_scheduler() as cluster:
-        for name in ("alice", "bob"):
-            cluster.start_worker(name)
-        asyncio.run(_warm(cluster.address))
-        for pid in cluster.tree():
-            spare(pid)
-        yield cluster
-
-
-async def _warm(address):
-    """What nbprocs, Dask and the workers keep for ever is there before the first test counts."""
-    async with TaskScheduler(backend=DaskBackend(address)) as sch:
-        await asyncio.gather(*(sch.schedule("sleep", "0.2") for _ in range(4)))
+        cluster.start_workers("alice", "bob")
+        yield warmed(cluster)
 
 
 @pytest.fixture
@@ -47,9 +36,23 @@ def cluster(_shared):
     return _shared
 
 
+@pytest.fixture(scope="session")
+def _hall(tmp_path_factory):
+    with RealCluster(tmp_path_factory.mktemp("hall")).start_scheduler() as cluster:
+        spare(cluster.processes["scheduler"].pid)
+        yield cluster
+
+
+@pytest.fixture
+def hall(_hall):
+    """A scheduler that has no worker yet; those that the test starts end with it."""
+    yield _hall
+    _hall.close(but=("scheduler",))
+
+
 @pytest.fixture
 def fresh(tmp_path):
-    """A cluster of the test's own, still without a process."""
+    """A cluster of the test's own, still without a process: for tests that end its scheduler or configure it."""
     with RealCluster(tmp_path) as cluster:
         yield cluster
 

@@ -3,22 +3,28 @@
 import asyncio
 import os
 import statistics
+import sys
 import time
 
+import pandas as pd
 import pytest
 
+import nbprocs
 from nbprocs import (
     CommunicationError,
     DaskBackend,
     ProcessCrashed,
     ProcessFailed,
+    ProcessMonitor,
     SchedulerConfig,
     StartupFailed,
     TaskCancelled,
     TaskScheduler,
 )
 from nbprocs.engine.home import Home
+from nbprocs.monitor import State
 from nbprocs.scheduler.backend import Ended, Job
+from nbprocs.widgets.queue_view import COLUMNS, QueueView
 from tests.cluster.real import marked, until
 
 
@@ -52,6 +58,61 @@ async def test_the_frame_says_where_and_has_the_columns_that_a_local_one_has(dir
         assert list(local.frame().columns) == list(direct.frame().columns)
 
 
+async def test_every_view_says_where_a_task_runs(cluster):
+    backend = DaskBackend(cluster.address)
+    async with TaskScheduler(backend=backend) as sch:
+        task = sch.schedule("sh", "-c", "echo up; read x", name="here", stdin=True)
+        assert await anext(aiter(task.lines())) == "up"
+        worker, host = task.process.worker, os.uname().nodename
+        assert (task.task.worker, task.task.host) == (worker, host)
+        assert worker in sch._html_() and "<td" in sch._html_() and host in sch._html_()
+        view = QueueView(sch)
+        row = dict(zip(COLUMNS, view.parts["queue"]._put(task.task), strict=True))
+        assert row["name"] == "here" and row["cmd"].endswith(f", on {worker}, {host}")
+        view.close()
+        frame = backend.workers()
+        shown = backend._html_()
+        assert set(frame["name"]) == {"alice", "bob"} or len(frame) == 1
+        assert all(address in shown for address in frame.index) and host in shown and repr(backend)[1:20] in shown
+        task.cancel()
+        await task.wait()
+        assert task.task.worker == worker, "also once it has ended"
+
+
+async def test_a_monitor_watches_the_backend(cluster):
+    backend = DaskBackend(cluster.address)
+    async with TaskScheduler(backend=backend) as sch, ProcessMonitor(interval=0.1) as mon:
+        mon.watch(backend)
+        code = "print('up', flush=True)\nblob = b'x' * (32 << 20)\nwhile True: pass"
+        task = sch.schedule(sys.executable, "-c", code, name="busy")
+        assert await anext(aiter(task.lines())) == "up"
+        async with asyncio.timeout(30):
+            while mon.frame(names=["busy"])["cpu_percent"].max() is pd.NA or not mon.frame(names=["busy"])["cpu_percent"].max() > 1:
+                await asyncio.sleep(0.05)
+        row = mon.latest().loc["busy"]
+        assert row["memory_usage_mb"] > 32 and row["pid"] == task.process.pid and task.process.worker in row["note"]
+        task.cancel()
+        await task.wait()
+        async with asyncio.timeout(30):
+            while mon.metrics("busy").state != State.TERMINATED:
+                await asyncio.sleep(0.05)
+
+
+async def test_tasks_of_a_cluster_are_rows_of_a_run_history(cluster, tmp_path):
+    path = tmp_path / "runs.db"
+    async with TaskScheduler(backend=DaskBackend(cluster.address), runs=path) as sch:
+        good = sch.schedule("sh", "-c", "echo far", name="good")
+        bad = sch.schedule("sh", "-c", "exit 3", name="bad")
+        await good
+        await bad.wait()
+    runs = {run.name: run for run in nbprocs.runs(path)}
+    assert (runs["good"].state, runs["good"].stdout, runs["good"].task) == ("completed", "far\n", good.id)
+    assert (runs["bad"].state, runs["bad"].exit_code) == ("failed", 3)
+    assert "alice" in runs["good"].worker or "bob" in runs["good"].worker
+    assert runs["good"].host == os.uname().nodename and runs["good"].pid > 0
+    assert runs["good"].cpu is not None
+
+
 async def test_the_first_line_comes_at_once_and_cancel_ends_the_whole_tree(sch):
     mark = f"mark-{os.urandom(6).hex()}"
     await sch.schedule("true")
@@ -76,8 +137,6 @@ async def test_lines_asked_for_before_the_start_come_before_the_end(direct):
     task = direct.schedule("sh", "-c", "echo first; read x", hold=True)
     reading = asyncio.get_running_loop().create_task(anext(aiter(task.lines())))
     await asyncio.sleep(0)
-    with pytest.raises(CommunicationError):
-        task.process.pause() if task.process is not None else (_ for _ in ()).throw(CommunicationError("no process yet"))
     task.release()
     assert await reading == "first"
     await task.wait()
@@ -175,6 +234,8 @@ async def test_cancelling_a_function_kills_it(direct, tmp_path):
 
     task = direct.schedule(forever)
     await asyncio.to_thread(until, lambda: told.exists() and told.read_text())
+    with pytest.raises(CommunicationError, match="no process"):
+        task.pause()
     task.cancel()
     with pytest.raises(TaskCancelled):
         await task
