@@ -152,7 +152,9 @@ SCORED = {  # file → the quick tests that hold it
     "engine/tree.py": ("unit/test_tree.py", "unit/test_child.py", "unit/test_many_children.py"),
 }  # fmt: skip
 
-EQUAL: dict[tuple[str, str], str] = {}  # (file, the changed line): why nobody can see it
+EQUAL = {  # (file, the changed line): why nobody can see it
+    ("redact.py", "masked = _masked_words(words, None)"): "a shell line was answered above: it is false here",
+}
 
 
 class Copy:
