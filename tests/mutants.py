@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LEAST = 0.9
 LIMIT = 240  # seconds that a run of tests may take; a mutant that makes them hang is noticed
-NOISE = re.compile(r"^\s*(\"\"\"|#|from |import |__all__|\w+: TypeAlias)|msg = |raise |log\.|_checks?\b|hint=")
+NOISE = re.compile(r"^\s*(\"\"\"|#|from |import |__all__|\w+: TypeAlias)|msg = |raise |log\.|_checks?\b|hint=|what=|valid_\w+\(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
