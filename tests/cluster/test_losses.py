@@ -12,7 +12,8 @@ import time
 import pytest
 
 from nbprocs import DaskBackend, SchedulerConfig, StartupFailed, TaskScheduler, WorkerLost
-from tests.cluster.real import marked, until
+from tests.cluster.real import marked
+from tests.waiting import until_blocking
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def worker_of(task):
 
 
 async def gone(mark, limit=3.0):
-    await asyncio.to_thread(until, lambda: not marked(mark), limit=limit, what="not everything ended")
+    await asyncio.to_thread(until_blocking, lambda: not marked(mark), within=limit, what="not everything ended")
 
 
 async def fails(task, limit=8.0):
@@ -185,7 +186,7 @@ def kernel(address, *, store="", tasks=2, runs, mark):
         text=True,
     )
     assert process.stdout.readline() == "scheduled\n"
-    until(lambda: runs.exists() and len(runs.read_text().split("\n")) > tasks, limit=20)
+    until_blocking(lambda: runs.exists() and len(runs.read_text().split("\n")) > tasks, within=20)
     return process
 
 
