@@ -277,7 +277,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="of SCORED; with promises: a part of the names meant")
     parser.add_argument("--sample", type=int, default=20, help="mutants a file at most")
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="nbprocs-mutants-") as folder:
         copy = Copy(Path(folder))
         if chosen.what == "promises":
