@@ -13,7 +13,7 @@ from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.probes import as_question, ask
 from nbprocs.recovery.strategies import Incident, carry_out
 from tests.children import python_child
-from tests.waiting import until
+from tests.unit.recovery_kit import until
 
 FAILING = python_child("ready(); sys.exit(3)")
 
@@ -99,7 +99,7 @@ async def test_every_callback_of_a_failing_process(end, background):
         assert result.exit_code == 3
         assert (await pm.run("true")).ok
         assert {type(one).__name__ for one in heard} == {"ProcessEvent", "ProcessFailed", "Alert"}
-        await until(lambda: "callback" in handler.journal.frame()["kind"].tolist())
+        await until(handler, lambda: "callback" in handler.journal.frame()["kind"].tolist())
         failures = {type(one.error) for one in mon.callback_failures}
         assert failures <= {end, RuntimeError}
         assert failures

@@ -22,7 +22,7 @@ from nbprocs import (
 from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, StepKind
 from nbprocs.testing import instant_waits
 from tests.children import SLEEPER, python_child
-from tests.waiting import until
+from tests.unit.recovery_kit import until
 
 NOW = RetryPolicy(max_retries=3, initial_delay=0)
 END = float("inf")  # a try is judged by its end, however slow the machine is
@@ -62,7 +62,7 @@ sys.exit(0 if n > int(sys.argv[2]) else 7)
 
 async def recovered(handler, name, count=1):
     """Until so many recoveries of that name have ended."""
-    await until(lambda: kinds(handler, name).count(StepKind.OUTCOME) >= count)
+    await until(handler, lambda: kinds(handler, name).count(StepKind.OUTCOME) >= count)
 
 
 def kinds(handler, name):
@@ -231,7 +231,7 @@ class TestWhatIsHandled:
         process = await pm.spawn(*SLEEPER, name="web")
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
-        await until(lambda: pm.get("web").restarts)
+        await until(handler, lambda: pm.get("web").restarts)
         await pm.get("web").stop()
         await recovered(handler, "web")
         assert pm.live == 0
@@ -363,7 +363,7 @@ class TestCallbacks:
             assert (await handler.handle_error(process)).recovered
             async with asyncio.timeout(5):
                 await hung.wait()
-            await until(lambda: any("did not end within 0.1 s" in step.what for step in handler.journal))
+            await until(handler, lambda: any("did not end within 0.1 s" in step.what for step in handler.journal))
 
     async def test_one_that_hangs_while_the_handler_closes(self, pm):
         handler = ErrorHandler(pm)
@@ -387,7 +387,7 @@ class TestCallbacks:
         handler.on_error(spawn_another)
         process = await pm.spawn("false", name="first")
         await process.wait()
-        await until(lambda: any("callback of a callback" in step.what for step in handler.journal))
+        await until(handler, lambda: any("callback of a callback" in step.what for step in handler.journal))
         assert len(calls) == 3
 
     async def test_one_that_handles_the_error_itself(self, pm, handler, tmp_path):
@@ -410,7 +410,7 @@ async def test_left_alone_by_its_owner(pm, handler):
     process = await pm.spawn("false", name="job")
     await process.wait()
     waiter = asyncio.create_task(handler.handle_error(process))
-    await until(lambda: StepKind.WAIT in kinds(handler, "job"))
+    await until(handler, lambda: StepKind.WAIT in kinds(handler, "job"))
     assert await handler.leave_alone("job")
     assert not await handler.leave_alone("job")
     report = await waiter
@@ -523,7 +523,7 @@ class TestRecord:
     async def test_a_supervised_story_ends_healthy(self, pm, handler):
         process = await pm.spawn(*SLEEPER, name="web", restart=RestartPolicy(initial_delay=0))
         os.kill(process.pid, signal.SIGKILL)
-        await until(lambda: StepKind.HEALTHY in kinds(handler, "web"))
+        await until(handler, lambda: StepKind.HEALTHY in kinds(handler, "web"))
         assert kinds(handler, "web") == [
             StepKind.STARTED,
             StepKind.ERROR,

@@ -14,7 +14,7 @@ from nbprocs.monitor import AlertThresholds, AlertType, ProcessMonitor
 from nbprocs.processes.manager import manager_core
 from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, StepKind
 from tests.children import SLEEPER, python_child
-from tests.waiting import until
+from tests.unit.recovery_kit import until
 
 LEAK = python_child("""
 hoard = []
@@ -82,7 +82,7 @@ class TestAlerts:
             first = await pm.spawn(*LEAK, name="leaky", ready=LogLine("ready"))
             first.send_signal(signal.SIGUSR1)
             first.send_signal(signal.SIGUSR1)
-            await until(lambda: steps(handler, StepKind.OUTCOME))
+            await until(handler, lambda: steps(handler, StepKind.OUTCOME))
             assert pm.get("leaky").restarts == 1
             assert first.result.reason.startswith("stopped")
         assert isinstance(seen[0], Unhealthy)
@@ -98,7 +98,7 @@ class TestAlerts:
         monitor.fire(FakeAlert("1", process.id, "web", resolved=True))
         other = await pm.spawn(*SLEEPER, name="other")
         monitor.fire(FakeAlert("2", other.id, "other"))  # fires later than the first would have
-        await until(lambda: pm.get("other").restarts)
+        await until(handler, lambda: pm.get("other").restarts)
         assert pm.get("web") is process
 
     async def test_its_end_was_not_told(self, pm, handler):
@@ -110,7 +110,7 @@ class TestAlerts:
         monitor.fire(FakeAlert("1", process.id, "web"))
         monitor.fire(FakeAlert("1", process.id, "web", resolved=True), tell=False)
         monitor.fire(FakeAlert("2", other.id, "other"))
-        await until(lambda: pm.get("other").restarts)
+        await until(handler, lambda: pm.get("other").restarts)
         assert pm.get("web") is process
 
     async def test_only_the_types_and_names_asked_for(self, pm, handler):
@@ -121,7 +121,7 @@ class TestAlerts:
         monitor.fire(FakeAlert("1", web.id, "web"))
         monitor.fire(FakeAlert("2", other.id, "other", type=AlertType.CPU_USAGE))
         monitor.fire(FakeAlert("3", web.id, "web", type=AlertType.CPU_USAGE))
-        await until(lambda: pm.get("web").restarts)
+        await until(handler, lambda: pm.get("web").restarts)
         assert pm.get("other") is other
         assert len(steps(handler, StepKind.OUTCOME)) <= 1
 
@@ -133,7 +133,7 @@ class TestAlerts:
         monitor.fire(FakeAlert("1", process.id, "web"))
         monitor.fire(FakeAlert("2", process.id, "web", type=AlertType.CPU_USAGE))
         os.kill(process.pid, signal.SIGKILL)
-        await until(lambda: steps(handler, StepKind.OUTCOME))
+        await until(handler, lambda: steps(handler, StepKind.OUTCOME))
         assert pm.get("web").restarts == 1
 
     async def test_ended(self, pm, handler):
@@ -149,12 +149,12 @@ class TestAlerts:
         handler.recover_on_alert(monitor, strategy=RecoveryStrategy.REPLACE_PROCESS)
         process = await pm.spawn(*SLEEPER, name="web", restart=RestartPolicy(initial_delay=0))
         monitor.fire(FakeAlert("1", process.id, "web"))
-        await until(lambda: steps(handler, StepKind.OUTCOME))
+        await until(handler, lambda: steps(handler, StepKind.OUTCOME))
         second = pm.get("web")
         assert second.restarts == 1
         assert manager_core(pm).supervisor.supervises(second.id)
         os.kill(second.pid, signal.SIGKILL)
-        await until(lambda: pm.get("web").restarts == 2)
+        await until(handler, lambda: pm.get("web").restarts == 2)
 
 
 SERVER = """
@@ -179,7 +179,7 @@ class TestLiveness:
         handler.watch_liveness("web", Port(port), interval=0.05, timeout=1, failures=2, strategy=NOW)
         process = await pm.spawn(*python_child(SERVER, str(port)), name="web", ready=LogLine("ready"))
         process.send_signal(signal.SIGUSR1)
-        await until(lambda: steps(handler, StepKind.OUTCOME))
+        await until(handler, lambda: steps(handler, StepKind.OUTCOME))
         second = pm.get("web")
         assert second.restarts == 1
         assert second.status.live
@@ -218,7 +218,7 @@ class TestLiveness:
         handler.on_error(seen.append)
         process = await pm.spawn(*SLEEPER, name="web")  # before the watch: found all the same
         end = handler.watch_liveness("web", probe, interval=0.02, timeout=0.05, failures=1, strategy=NOW)
-        await until(lambda: steps(handler, StepKind.OUTCOME))
+        await until(handler, lambda: steps(handler, StepKind.OUTCOME))
         end()
         assert why in str(seen[0])
         assert process.status.value == "terminated"
@@ -230,7 +230,7 @@ class TestLiveness:
         handler.watch_liveness("web", lambda: asked.append(1), interval=0.01, failures=1, strategy=NOW)
         other = await pm.spawn(*SLEEPER, name="other")
         handler.watch_liveness("other", lambda: False, interval=0.1, failures=1, strategy=NOW)
-        await until(lambda: pm.get("other").restarts)
+        await until(handler, lambda: pm.get("other").restarts)
         assert asked == []
         assert not other.status.live
         process.resume()
