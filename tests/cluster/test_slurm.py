@@ -12,7 +12,7 @@ import time
 import pytest
 
 from nbprocs import DaskBackend, SchedulerConfig, TaskScheduler
-from tests.waiting import until_blocking
+from tests.cluster.real import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -84,12 +84,12 @@ def slurm(tmp_path_factory):
 
     try:
         start(*munged)
-        until_blocking((folder / "munge.socket").exists, what="munged did not come up")
+        until((folder / "munge.socket").exists, what="munged did not come up")
         start("slurmctld", "-D", "-f", env["SLURM_CONF"])
         start("slurmd", "-D", "-f", env["SLURM_CONF"])
-        until_blocking(
+        until(
             lambda: "idle" in subprocess.run(["sinfo", "-h", "-o", "%t"], env=env, capture_output=True, text=True, check=False).stdout,
-            within=60,
+            limit=60,
             what=f"no idle node: see {folder}",
         )
         yield env
