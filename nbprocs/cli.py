@@ -28,6 +28,7 @@ from nbprocs.engine.asking import ask, ask_all
 from nbprocs.engine.places import runtime_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, records
+from nbprocs.engine.shimlib.record import looked_at
 from nbprocs.errors import ProcessError, UnknownProcess
 from nbprocs.redact import one_line, readable
 
@@ -139,6 +140,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _logs(options: argparse.Namespace) -> int:
     record = _record(options.name)
+    looked_at(record.folder)
     log = RecordedLog("stderr" if options.stderr else "stdout")
     log.lie_in(record.folder)
     log.grown(record.size(log.stream))

@@ -80,6 +80,7 @@ class Bay:
         self._keepers: dict[str, tuple[str, float]] = {}  # prefix -> the session that may have it, and since when
         self._fenced: OrderedDict[str, None] = OrderedDict()
         self._leaving: tuple[bool, str] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     # -- carriers
 
@@ -255,11 +256,26 @@ class Bay:
 
     # -- its end
 
-    async def aclose(self, *, expected: bool, why: str) -> None:
-        """The worker leaves: end every job, give the kernels a second to hear of it, and clear up. On return nothing runs. Idempotent."""
+    def announce(self, *, expected: bool, why: str) -> bool:
+        """The worker will leave: take no more jobs, and tell the kernels at once, there may be no time for more. False: they know."""
         if self._leaving is not None:
-            return
+            return False
         self._leaving = (expected, why)
+        for session in self.sessions.values():
+            session.announce(expected, why)
+        return True
+
+    async def aclose(self, *, expected: bool, why: str) -> None:
+        """The worker leaves: end every job, give the kernels a second to hear of it, and clear up. On return nothing runs. Idempotent.
+
+        SIGTERM and its nanny may both ask for it at the same time: each caller waits for the one end.
+        """
+        self.announce(expected=expected, why=why)
+        if self._closing is None:
+            self._closing = self.tasks.start(self._end_all(), name="end the bay")
+        await asyncio.wait({self._closing})
+
+    async def _end_all(self) -> None:
         sessions = list(self.sessions.values())
         ends = [self.tasks.start(s.end(grace=_GRACE, lost=self._leaving), name="the worker leaves") for s in sessions]
         ends += self._ends.values()

@@ -266,14 +266,16 @@ class DaskBackend:
     def _subscribe(self) -> None:
         from nbprocs.cluster.station import topic_of  # noqa: PLC0415 - imports distributed
 
-        self._client.subscribe_topic(topic_of(self.session), self._carrier_started)
+        self._client.subscribe_topic(topic_of(self.session), self._heard)
 
-    def _carrier_started(self, event: tuple[float, dict[str, str]]) -> None:
-        """From the client: a worker has begun to run a carrier."""
+    def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
+        """From the client: a worker has begun to run a carrier, or says that it will leave."""
         from nbprocs.cluster.carriers import DaskLink  # noqa: PLC0415 - imports distributed
 
-        address, key = event[1]["address"], event[1]["key"]
-        if self._carriers is not None and not self._closed:
+        address, key = event[1]["address"], event[1].get("key")
+        if key is None:
+            self._workers.goes(address, *event[1]["going"])
+        elif self._carriers is not None and not self._closed:
             self._carriers.started(key, address)
             client = self._client
             self._workers.arrived(address, lambda: DaskLink(client, address, proxy=self._proxy))

@@ -229,7 +229,7 @@ class Fleet:
 
     def answers(self, peer: Peer, *, again: bool) -> None:
         """It is silent, or answers again. From its peer."""
-        self.ledger.close(peer.address, closed=not again or peer.leaving is not None)
+        self.ledger.close(peer.address, closed=not again or peer.going is not None)
         self.want()
 
     def lost(self, peer: Peer, *, expected: bool, why: str, fenced: bool = False) -> None:
@@ -300,6 +300,8 @@ class Fleet:
             if kind == "slots":
                 self.ledger.set_slots(peer.address, rest[0])
                 self.want()
+            elif kind == "going":
+                self.goes(peer.address, *rest)
             elif kind == "leaving":
                 self._leaves(peer, *rest)
             else:
@@ -347,9 +349,17 @@ class Fleet:
         ended = ended_from(outcome, stdout=process.stdout.settled(), stderr=process.stderr.settled(), dropped=process.dropped)
         self._end(job_id, ended, seconds)
 
+    def goes(self, address: str, expected: bool, why: str) -> None:  # noqa: FBT001 - the wire's
+        """A worker says that it will leave: hand it nothing more. Its jobs may run there until it says that they don't, or is lost."""
+        peer = self.peers.get(address)
+        if peer is not None and peer.going is None:
+            peer.going = (expected, why)
+            self.ledger.close(address)
+            self.want()
+
     def _leaves(self, peer: Peer, expected: bool, why: str) -> None:  # noqa: FBT001 - the wire's
         """It has told everything, and will be gone. What was sent too late goes elsewhere."""
-        peer.leaving = (expected, why)
+        peer.going = peer.leaving = (expected, why)
         left = self.ledger.lose(peer.address)
         for job_id in left:
             self._again(job_id)

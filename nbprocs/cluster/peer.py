@@ -40,7 +40,8 @@ class Peer:
         self.address = address
         self.link = link
         self.facts: Facts | None = None
-        self.leaving: tuple[bool, str] | None = None
+        self.going: tuple[bool, str] | None = None  # it has said that it will leave: (expected, why)
+        self.leaving: tuple[bool, str] | None = None  # and now, that nothing of ours runs there any more
         self.silent_since: float | None = None  # the loop's clock
         self._unlisted_since: float | None = None
         self.gone: bool = False
@@ -67,7 +68,7 @@ class Peer:
         """For people."""
         if self.facts is None:
             return "joining"
-        return "leaving" if self.leaving is not None else "silent" if self.silent_since is not None else "joined"
+        return "leaving" if self.going or self.leaving else "silent" if self.silent_since is not None else "joined"
 
     def begin(self) -> None:
         """Say hello, then send and pull until it is gone."""
@@ -166,8 +167,10 @@ class Peer:
                 return
             if "error" in answer:
                 fenced = answer.get("kind") == "fenced"
-                why = "another kernel goes on with this queue" if fenced else "its process was started again, or gave this kernel up"
-                self._fleet.lost(self, expected=False, why=why, fenced=fenced)
+                expected, why = self.going or (False, "its process was started again, or gave this kernel up")
+                if fenced:
+                    expected, why = False, "another kernel goes on with this queue"
+                self._fleet.lost(self, expected=expected, why=why, fenced=fenced)
                 return
             if answer["number"] == self._ack + 1:
                 self._ack += 1
@@ -216,10 +219,15 @@ class Peer:
             silent, unlisted = now - self.silent_since, None if self._unlisted_since is None else now - self._unlisted_since
             timeout = self.facts.timeout if self.facts is not None else self._fleet.timeout
             if certainly_gone(sign, silent=silent, unlisted=unlisted, timeout=timeout):
-                why = await self.link.expected()
-                what = "its process has ended" if sign is Sign.REFUSED else f"it could not be reached for {silent:.0f} s"
-                self._fleet.lost(self, expected=why is not None, why=why or what)
+                expected, why = self.going or await self._reason(sign, silent)
+                self._fleet.lost(self, expected=expected, why=why)
                 return
             await asyncio.sleep(pause)
             if sign is not Sign.REFUSED:  # else a call would only wait for somebody to listen there
                 return
+
+    async def _reason(self, sign: Sign, silent: float) -> tuple[bool, str]:
+        """Of an end that it has not announced: whether it was expected, and why."""
+        if (why := await self.link.expected()) is not None:
+            return True, why
+        return False, "its process has ended" if sign is Sign.REFUSED else f"it could not be reached for {silent:.0f} s"

@@ -12,7 +12,7 @@ from nbprocs.errors import NotReady, StartupFailed
 from nbprocs.model import ProcessResult
 from nbprocs.scheduler.backend import Ended, Started
 
-__all__ = ["Run", "RunState"]
+__all__ = ["Run", "RunState", "by_sigterm"]
 
 _SIGTERM = 15
 
@@ -69,7 +69,8 @@ class Run:
     def ended(self, event: Ended) -> None:
         """Nothing of it runs any more."""
         self.state = RunState.ENDED
-        own = self.lost is None or not (event.stopped or _by_sigterm(event))
+        # What fails while its worker goes was told to end as well, by SIGTERM or by what it needed: that is no failure of its own.
+        own = self.lost is None or (event.error is None and not event.stopped)
         self._outcome = ended_to(event) if own else {"lost": self.lost}
         self._nudge(self)
 
@@ -117,5 +118,7 @@ class Run:
         self._settled(self)
 
 
-def _by_sigterm(event: Ended) -> bool:
-    return isinstance(event.result, ProcessResult) and event.result.signal == _SIGTERM
+def by_sigterm(event: Ended) -> bool:
+    """Whether SIGTERM ended it, or it says so as shells do: by the exit status 143."""
+    result = event.result
+    return isinstance(result, ProcessResult) and (result.signal == _SIGTERM or result.exit_code == 128 + _SIGTERM)

@@ -9,14 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.cluster.run import Run, RunState
+from nbprocs.cluster.run import Run, RunState, by_sigterm
 from nbprocs.cluster.window import PullWindow
 from nbprocs.cluster.wire import Order, order_from
 from nbprocs.engine.container import available_memory
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import CommunicationError, StartupFailed
 from nbprocs.guard import text_of
-from nbprocs.model import ProcessResult
 from nbprocs.scheduler.backend import Ended, Started
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 _REMEMBERED = 10_000  # ids of jobs that have ended: a message that comes late must not start one again
-_SIGTERM = 15
 _MEANT = 0.3  # seconds
 _GATE = 0.5  # seconds between looks at the free memory
 
@@ -43,6 +41,7 @@ class Session:
         self.runs: dict[str, Run] = {}
         self.window: PullWindow = PullWindow(self._extra)
         self.leaving: tuple[bool, str] | None = None
+        self.going: tuple[bool, str] | None = None  # until it has been told
         self.on_close: list[Callable[[], object]] = []
         self._bay = bay
         self._told = 0  # slots
@@ -62,10 +61,14 @@ class Session:
         self._start_more()
 
     def _extra(self) -> list[tuple[Any, ...]]:
-        if self._told == self.slots:
-            return []
-        self._told = self.slots
-        return [("slots", self.slots)]
+        items: list[tuple[Any, ...]] = []
+        if self.going is not None:
+            items.append(("going", *self.going))
+            self.going = None
+        if self._told != self.slots:
+            self._told = self.slots
+            items.append(("slots", self.slots))
+        return items
 
     @property
     def live(self) -> int:
@@ -180,7 +183,7 @@ class Session:
             run.started(event)
         elif run.cut_off(event):
             return  # the loop is being taken down under it: it still runs, and the kernel will see the worker go
-        elif isinstance(event.result, ProcessResult) and event.result.signal == _SIGTERM and not event.stopped:
+        elif by_sigterm(event) and not event.stopped:
             # At a walltime everything gets SIGTERM at once: wait until it is seen whether it was meant for the worker.
             self._bay.home.loop.call_later(_MEANT, self._ended, run, event)
         else:
@@ -200,6 +203,11 @@ class Session:
         self.window.nudge(run)
 
     # -- its end
+
+    def announce(self, expected: bool, why: str) -> None:  # noqa: FBT001 - as it travels
+        """Tell the kernel first of all that the worker will leave: if its process ends before it has told more, that was no crash."""
+        self.going = (expected, why)
+        self.window.nudge()
 
     async def end(self, *, grace: float, lost: tuple[bool, str] | None = None) -> None:
         """End every job; on return nothing of it runs."""

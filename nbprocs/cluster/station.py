@@ -4,7 +4,7 @@
 
     scheduler ─ task carry(…) ─► worker: the first one adds the plugin there ─► Bay, handler "nbprocs"
               ─ released ──────► transition() ─► the carrier returns; after the last one the kernel's jobs end
-              ─ closes ────────► teardown()   ─► every tree ends, what is left is told, then the worker goes
+              ─ closes, SIGTERM ► the kernels hear at once that it goes, every tree ends, what is left is told, then the worker goes
 
 The plugin is added on the worker and by the worker. It is not registered with the scheduler: a worker that has no nbprocs could not even
 start then, and the plugins of kernels that died would stay there for ever.
@@ -20,16 +20,19 @@ from typing import Any
 
 import dask
 from distributed import get_worker
+from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from nbprocs.cluster.bay import Bay, facts_here
-from nbprocs.engine.home import log
+from nbprocs.engine.home import Home, Tasks, log
 
 __all__ = ["HANDLER", "Station", "carry", "end_others", "topic_of"]
 
 HANDLER = "nbprocs"
 _OVER = frozenset({"cancelled", "released", "forgotten"})
 _CUT_OFF = frozenset({"worker-handle-scheduler-connection-broken", "worker-heartbeat-missing", "worker-heartbeat-error"})
+_ENDED = frozenset({Status.closed, Status.closing, Status.failed})
+_BY_SIGTERM = "its process was told to end (SIGTERM)"
 _KEPT_WAITING = 10.0  # seconds that ending all trees may delay a worker's end
 
 
@@ -79,6 +82,7 @@ class Station(WorkerPlugin):
             gpus=len(gpus),
             timeout=float(dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"))),
         )
+        self._tasks = Tasks(Home.current())  # not the bay's: they see the bay's end
         self.bay = Bay(facts, folder=Path(worker.local_directory) / "nbprocs", gpus=gpus)
         worker.handlers[HANDLER] = self._handle
         self._close, worker.close = worker.close, self._closing
@@ -88,15 +92,27 @@ class Station(WorkerPlugin):
     async def _closing(self, *args: Any, reason: str = "", **options: Any) -> Any:
         """In front of the worker's own close(): its reason is told to nobody else."""
         self._reason = self._reason or reason or "worker-close"
+        if self._worker.status not in _ENDED:
+            self._announce(*self._meaning)
         return await self._close(*args, reason=self._reason, **options)
 
     def _terminated(self, *_: object) -> None:
         """SIGTERM, from Slurm at the walltime say: Dask would cut everything off at once. A second one does."""
         signal.signal(signal.SIGTERM, self._before)
-        self.bay.home.post(lambda: self.bay.tasks.start(self._go(), name="SIGTERM"))
+        self.bay.home.post(self._told_to_end)
+
+    def _told_to_end(self) -> None:
+        self._announce(True, _BY_SIGTERM)
+        self._tasks.start(self._go(), name="SIGTERM")
+
+    def _announce(self, expected: bool, why: str) -> None:  # noqa: FBT001 - as it travels
+        """Tell the kernels directly, and by way of the scheduler: what ended this worker may leave it only a moment."""
+        if self.bay.announce(expected=expected, why=why):
+            for name in self.bay.sessions:
+                self._worker.log_event(topic_of(name), {"address": self._worker.address, "going": (expected, why)})
 
     async def _go(self) -> None:
-        await self._end_bay(expected=True, why="its process was told to end (SIGTERM)")
+        await self._end_bay(expected=True, why=_BY_SIGTERM)
         if callable(self._before):
             self._before(signal.SIGTERM, None)
         else:
@@ -132,9 +148,14 @@ class Station(WorkerPlugin):
         del worker.close
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == self._terminated:
             signal.signal(signal.SIGTERM, self._before)
+        expected, why = self._meaning
+        await self._end_bay(expected=expected, why=why)
+
+    @property
+    def _meaning(self) -> tuple[bool, str]:
+        """What the reason of the worker's end says: whether it was taken away on purpose, and why."""
         cut_off = self._reason in _CUT_OFF
-        why = "its connection to the cluster broke" if cut_off else f"it was taken away ({self._reason})"
-        await self._end_bay(expected=not cut_off, why=why)
+        return not cut_off, "its connection to the cluster broke" if cut_off else f"it was taken away ({self._reason})"
 
     async def _end_bay(self, *, expected: bool, why: str) -> None:
         try:

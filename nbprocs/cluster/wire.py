@@ -13,7 +13,8 @@
     usage(session)                            → {"runs": [(id, memory, cpu), …]}: bytes and percent of each job's tree
 
 Every operation may arrive twice, late or not at all: each is idempotent. Items of a pull: ``("slots", n)``, ``("started", id, pid,
-created)``, ``("output", id, stream, offset, data)``, ``("ended", id, outcome)``, ``("leaving", expected, why)``.
+created)``, ``("output", id, stream, offset, data)``, ``("ended", id, outcome)``, ``("going", expected, why)`` as soon as it is known
+that the worker will leave, ``("leaving", expected, why)`` when nothing of the session runs there any more.
 """
 
 import pickle

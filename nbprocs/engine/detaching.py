@@ -32,6 +32,7 @@ from nbprocs.engine.options import folder_of, options_of
 from nbprocs.engine.places import runtime_folder
 from nbprocs.engine.records import DetachedRecord, detached_folder, read_record
 from nbprocs.engine.shimlib import wire
+from nbprocs.engine.shimlib.record import looked_at
 from nbprocs.engine.table import Identity
 from nbprocs.engine.tree import Root, end_trees
 from nbprocs.engine.waiting import Waiters
@@ -259,6 +260,7 @@ class DetachedChild:
 
     async def _without_shim(self) -> None:
         """Its shim is gone: it has ended, or was killed, and then the process may live on unguarded."""
+        looked_at(self._record.folder)
         record = read_record(self._record.folder) or self._record
         while record.state == "unguarded":
             await self._end_of_the_unguarded()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nbprocs.engine.places import state_folder
-from nbprocs.engine.shimlib.record import NAME, VERSION, boot_id
+from nbprocs.engine.shimlib.record import NAME, SEEN, VERSION, boot_id
 from nbprocs.engine.shimlib.segments import segments_of
 from nbprocs.engine.table import read_row
 
@@ -97,16 +97,26 @@ def records() -> list[DetachedRecord]:
 
 def read_record(folder: Path, *, boot: str | None = None) -> DetachedRecord | None:
     """One of them; None where there is none (yet)."""
+    boot = boot_id() if boot is None else boot
+    record = _read(folder, boot)
+    if record is not None and record.state in {"unguarded", "lost"}:
+        return _read(folder, boot)  # its shim may have written the end and left between our two looks: what it wrote is final now
+    return record
+
+
+def _read(folder: Path, boot: str) -> DetachedRecord | None:
     try:
         text = (folder / NAME).read_bytes()
-        seen = folder.stat().st_mtime
     except OSError:
         return None
+    seen = 0.0
+    with contextlib.suppress(OSError):  # nobody has looked since it was started
+        seen = (folder / SEEN).stat().st_mtime
     try:
         fields = json.loads(text)
         if fields["v"] > VERSION:
             return DetachedRecord(id=folder.name, folder=folder, name=str(fields.get("name", "")), state="newer", seen=seen)
-        return _judged(folder, fields, seen=seen, boot=boot_id() if boot is None else boot)
+        return _judged(folder, fields, seen=seen, boot=boot)
     except (ValueError, KeyError, TypeError, AttributeError):
         return DetachedRecord(id=folder.name, folder=folder, state="broken", seen=seen)
 
@@ -144,7 +154,7 @@ def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> 
         dropped=sum((fields.get("dropped") or {}).values()),
         pty=bool(fields.get("pty")),
         stdin=bool(fields.get("stdin")),
-        seen=seen,
+        seen=seen or fields.get("created", 0.0),
         config=fields.get("config") or {},
         restart=fields.get("restart"),
         started_by=fields.get("kernel"),

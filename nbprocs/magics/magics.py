@@ -20,6 +20,7 @@ import shlex
 import sys
 import tempfile
 import threading
+import uuid
 import weakref
 from argparse import Namespace
 from pathlib import Path
@@ -36,6 +37,7 @@ from nbprocs.magics.handle import CellProcess
 from nbprocs.magics.lookup import act, all_managers, find, known
 from nbprocs.model import ProcessConfig, ProcessResult
 from nbprocs.processes.default import default_manager
+from nbprocs.processes.detached import cells_folder, live_names
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.readiness import LogLine, Port, Ready, Url
@@ -63,6 +65,13 @@ class _Shared:
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
+
+    def next_file(self) -> Path:
+        """A file for a Python cell; it goes with the kernel."""
+        with self.lock:
+            if self.folder is None:
+                self.folder = tempfile.TemporaryDirectory(prefix="nbprocs-cells-")
+        return Path(self.folder.name, f"{next(self.numbers)}.cell")
 
 
 _shared = _Shared()
@@ -103,8 +112,11 @@ def parse_ready(text: str) -> Ready:
 # --- what a cell says it wants ---------------------------------------------------------------------------------------------
 
 
-def _python_cell(name: str, source: str, variables: dict[str, Any]) -> ProcessConfig:
-    """The config of a Python cell: its source and the variables go by a file that only this user can read."""
+def _python_cell(name: str, source: str, variables: dict[str, Any], *, detach: bool) -> ProcessConfig:
+    """The config of a Python cell: its source and the variables go by a file that only this user can read.
+
+    The file of a detached one lies in the state folder, where the next kernel can start it again; ``forget()`` removes it.
+    """
     sent = {}
     for key, value in variables.items():
         try:
@@ -112,10 +124,7 @@ def _python_cell(name: str, source: str, variables: dict[str, Any]) -> ProcessCo
         except Exception as error:
             msg = f"--send: {key} can't be sent to another interpreter: {error}"
             raise UsageError(msg) from error
-    with _shared.lock:
-        if _shared.folder is None:
-            _shared.folder = tempfile.TemporaryDirectory(prefix="nbprocs-cells-")
-    path = Path(_shared.folder.name, f"{next(_shared.numbers)}.cell")
+    path = cells_folder() / f"{uuid.uuid4()}.cell" if detach else _shared.next_file()
     path.write_bytes(pickle.dumps((f"<cell {name}>", source, sent)))
     path.with_suffix(".py").write_text(_AGAIN.format(main=_CELL_MAIN, cell=str(path)), encoding="utf-8")
     first = next((line.strip() for line in source.splitlines() if line.strip()), "")
@@ -133,8 +142,8 @@ def _environment(changes: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _free_name() -> str:
-    taken = {info.name for info in manager().list()}
+def _free_name(*, detach: bool) -> str:
+    taken = {info.name for info in manager().list()} | (live_names() if detach else set())
     return next(name for number in itertools.count(1) if (name := f"cell-{number}") not in taken)
 
 
@@ -148,12 +157,12 @@ def _pick(shell: Any, names: str) -> dict[str, Any]:
 
 
 def _config(options: Namespace, body: str, shell: Any) -> ProcessConfig:
-    program, name = options.program, options.name or _free_name()
+    program, name = options.program, options.name or _free_name(detach=options.detach)
     if not body.strip():
         msg = "the cell is empty: put the commands below the %%proc line"
         raise UsageError(msg)
     if program == "python":
-        config = _python_cell(name, body, _pick(shell, options.send))
+        config = _python_cell(name, body, _pick(shell, options.send), detach=options.detach)
     elif options.send:
         msg = "--send works with `%%proc python`; a shell cell gets values by --env, or by {braces} in its first line"
         raise UsageError(msg)
@@ -171,6 +180,7 @@ def _config(options: Namespace, body: str, shell: Any) -> ProcessConfig:
         timeout=options.timeout,
         pty=options.pty,
         notify=options.notify,
+        detach=options.detach,
     )
 
 
@@ -207,6 +217,7 @@ class ProcessMagics(Magics):
     @argument("--env", "-e", action="append", default=[], help="NAME=value, or NAME to remove it; may be given several times")
     @argument("--pty", action="store_true", help="give it a terminal, for programs that only then show colours or progress")
     @argument("--notify", nargs="?", const=True, metavar="URL", help="tell me at its end: the notebook, or a URL (Slack, ntfy, JSON)")
+    @argument("--detach", action="store_true", help="let it outlive the kernel; await nbprocs.adopt(name) takes it up again")
     @argument("--wait", "-w", action="store_true", help="let the cell take as long as the process, and fail if it fails")
     @argument("--send", "-s", default="", help="for python: variables of the notebook to send, as in --send model,rows")
     @argument("--out", "-o", help="a variable that gets the handle")
@@ -215,8 +226,9 @@ class ProcessMagics(Magics):
     def proc(self, line: str, cell: str | None = None) -> "CellProcess | None":
         """Run this cell, or the rest of this line, as a process in the background, with a live pane.
 
-        It survives interrupts, goes on while other cells compute, and ends with the kernel. The value of the cell is a handle:
-        ``await _`` (or the variable of --out) gives its result. ``%proc --name web python -m http.server`` is a line of the shell.
+        It survives interrupts, goes on while other cells compute, and ends with the kernel, unless --detach says otherwise. The value of
+        the cell is a handle: ``await _`` (or the variable of --out) gives its result.
+        ``%proc --name web python -m http.server`` is a line of the shell.
         """
         if cell is None:
             line, cell = _split_line(self.proc, line)

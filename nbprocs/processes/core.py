@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbprocs.checks import whole
 from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Survivor
-from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
@@ -374,6 +373,8 @@ class ProcessCore:
 
     def ports(self) -> set[int]:
         """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
+        from nbprocs.engine.handles import listening_inodes, open_handle  # noqa: PLC0415 - `import nbprocs` stays light
+
         inodes = listening_inodes()
         found: set[int] = set()
         for member in () if self._child is None else members([self._child.root], scan()):

@@ -17,12 +17,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.child import Spec
 from nbprocs.engine.detaching import DetachedChild
 from nbprocs.engine.detaching import launch as launch_child
+from nbprocs.engine.places import state_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, forget_record, records
 from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
@@ -35,9 +37,25 @@ if TYPE_CHECKING:
 
     from nbprocs.policy import RestartPolicy
 
-__all__ = ["STALE", "adopted", "check_whole", "config_of", "detached", "find", "forget", "launch", "leave", "policy_of", "start", "take_up"]
+__all__ = [
+    "STALE",
+    "adopted",
+    "cells_folder",
+    "check_whole",
+    "config_of",
+    "detached",
+    "find",
+    "forget",
+    "launch",
+    "leave",
+    "live_names",
+    "policy_of",
+    "start",
+    "take_up",
+]
 
 STALE = 7 * 86400.0  # seconds since anybody looked at it
+_CELL_KEPT = 3600.0  # seconds: a cell's file is written before its process has a record that names it
 _LOST = "what was masked in its record is lost"
 
 
@@ -53,6 +71,11 @@ def check_name(name: str) -> None:
                 name=name,
                 hint=f"await nbprocs.adopt({name!r}) takes it up again; or choose another name",
             )
+
+
+def live_names() -> set[str]:
+    """The names of all live detached processes of this user."""
+    return {record.name for record in records() if record.live}
 
 
 async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | None) -> DetachedRecord:
@@ -164,8 +187,8 @@ def _as_json(config: ProcessConfig) -> dict[str, Any]:
     if isinstance(found.get("stdin"), bytes):
         lost.append("stdin")
         found["stdin"] = False
-    if not isinstance(found.get("notify", True), (bool, str)):
-        del found["notify"]  # a callable belongs to its kernel
+    if config.notify is not None:  # a callable belongs to its kernel, and a webhook's URL is a secret: only the front end can be told later
+        found["notify"] = dataclasses.replace(config.notify, to=()).stored()
     return {**{name: _plain(value) for name, value in found.items()}, "lost": lost}
 
 
@@ -174,6 +197,8 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # a signal is an enum
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
@@ -295,4 +320,25 @@ def forget(key: str | None = None) -> int:
         if record.live:
             raise ValueError(f"{record.name} lives (pid {record.pid}); stop it before its record is removed")
         forget_record(record)
+    _forget_cells()
     return len(chosen)
+
+
+# -- files that a detached process is started from
+
+
+def cells_folder() -> Path:
+    """Where the Python cells of detached processes are, each with the variables that were sent to it. Raises OSError."""
+    folder = state_folder() / "cells"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _forget_cells() -> None:
+    """Remove those that no record names any more."""
+    named = {word for record in records() for word in record.config.get("args", ())}
+    with contextlib.suppress(OSError):  # another kernel forgets at the same time
+        for cell in cells_folder().glob("*.cell"):
+            if str(cell) not in named and time.time() - cell.stat().st_mtime > _CELL_KEPT:
+                cell.with_suffix(".py").unlink(missing_ok=True)
+                cell.unlink()

@@ -159,7 +159,7 @@ class ManagerCore:
     ) -> ProcessCore:
         name = name or config.name
         if name is None:
-            name = self.registry.fresh_name(config.command)
+            name = self.registry.fresh_name(config.command, taken=self._detached_names() if config.detach else ())
         else:
             self.registry.check_free(name)  # again: somebody may have taken it while we waited for a slot
         if config.output_limit is None and self.output_limit != DEFAULT_MEMORY:
@@ -189,6 +189,12 @@ class ManagerCore:
             await detached.start(process, self)
         else:
             await process.launch()
+
+    @staticmethod
+    def _detached_names() -> set[str]:
+        from nbprocs.processes import detached  # noqa: PLC0415 - as above
+
+        return detached.live_names()
 
     @hops
     async def adopt(self, key: str, restart: RestartPolicy | Literal["recorded"] | None) -> ProcessCore:

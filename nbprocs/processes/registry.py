@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from nbprocs.checks import whole
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
@@ -100,11 +99,11 @@ class Registry:
         """Those that have not ended."""
         return tuple(self._live.values())
 
-    def fresh_name(self, command: str) -> str:
-        """A name nobody has: the command's own, with a number."""
+    def fresh_name(self, command: str, *, taken: Collection[str] = ()) -> str:
+        """A name nobody has, and that is not ``taken`` elsewhere: the command's own, with a number."""
         words = readable(command).split(maxsplit=1)
         base = words[0].replace("\\", "/").rsplit("/", 1)[-1][:32] if words else "process"
-        while (name := f"{base}-{next(self._numbers)}") in self._names:
+        while (name := f"{base}-{next(self._numbers)}") in self._names or name in taken:
             pass
         return name
 
@@ -187,6 +186,8 @@ class Registry:
         """The same. Raises UnknownProcess."""
         process = self.find(key)
         if process is None:
+            import difflib  # noqa: PLC0415 - `import nbprocs` stays light
+
             known = ", ".join(sorted(self._names)[:10]) or "none"
             close = difflib.get_close_matches(str(key), self._names, n=3)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "pm.list() shows all"

@@ -16,7 +16,7 @@ from typing import Any
 
 from nbprocs.engine.query import output_of
 
-__all__ = ["Inputs", "Repositories", "content_hash"]
+__all__ = ["Inputs", "Repositories", "content_hash", "has_names"]
 
 FILES = 16  # of a command that are hashed
 LARGEST = 64 << 20  # bytes; of a larger file only size and time are noted
@@ -119,6 +119,11 @@ class Inputs:
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         return {**about, "hash": self._known[key]}
+
+
+def has_names(words: Sequence[str], *, shell: bool) -> bool:
+    """Whether any of a command's words can be the name of a file: of a bare program, none can."""
+    return next(_candidates(words, shell=shell), None) is not None
 
 
 def _candidates(words: Sequence[str], *, shell: bool) -> Iterator[str]:

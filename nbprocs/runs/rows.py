@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from nbprocs.model import EventKind, ProcessConfig
 from nbprocs.processes.process import ManagedProcess, process_core
-from nbprocs.runs.provenance import Inputs, Repositories
+from nbprocs.runs.provenance import Inputs, Repositories, has_names
 from nbprocs.runs.schema import COLUMNS
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
 
@@ -22,7 +22,7 @@ __all__ = ["KernelSide", "Note", "RowMaker", "Scheduled", "fingerprint"]
 log: logging.Logger = logging.getLogger("nbprocs")
 
 _TASK = "NBPROCS_TASK_ID"
-_AT = {name: at for at, name in enumerate(COLUMNS)}
+_EMPTY: Mapping[str, Any] = dict.fromkeys(COLUMNS)
 _CACHED = 2_048
 _QUEUED = 100_000  # tasks whose input files are remembered until they start
 _ERROR = 2_000  # characters
@@ -63,7 +63,27 @@ class _Command:
     about: dict[str, Any]
     display: str
     hidden: list[str]  # the secrets that were taken out of it
+    files: bool  # whether any of its words can be the name of a file
     key: int = 0  # once it is among the rows
+    clean: Scrubber | None = None  # of whose secrets none is in it
+
+
+class _Around(NamedTuple):
+    """The kernel's environment at one moment."""
+
+    environ: Environ
+    difference: dict[str, str | None]  # from that at the beginning, masked
+    secrets: list[str]
+    scrub: Scrubber
+
+
+class _Plain(NamedTuple):
+    """A context that tells the folder, its revision and the kernel's environment alone; known by the objects themselves."""
+
+    folder: str
+    git: Any
+    around: _Around | None
+    key: int
 
 
 class KernelSide:
@@ -94,18 +114,18 @@ class RowMaker:
     """Makes rows of notes. ``pending`` holds those that are not on disk yet, by number."""
 
     def __init__(self) -> None:
-        self.pending: dict[int, list[Any]] = {}
+        self.pending: dict[int, dict[str, Any]] = {}  # each in the order of COLUMNS
         self.new_commands: dict[int, tuple[Any, ...]] = {}
         self.new_contexts: dict[int, str] = {}
         self.outputs: list[tuple[int, str, bytes]] = []
-        self._live: dict[str, tuple[int, list[Any], Scrubber]] = {}  # by the process's id
+        self._live: dict[str, tuple[int, dict[str, Any], Scrubber]] = {}  # by the process's id
         self._repositories = Repositories()
         self._inputs = Inputs()
         self._base: dict[str, str] | None = None  # the kernel's environment when the recording began
-        self._environs: OrderedDict[int, tuple[Environ, dict[str, str | None], list[str]]] = OrderedDict()
+        self._environs: OrderedDict[int, _Around] = OrderedDict()
         self._commands: OrderedDict[Any, _Command] = OrderedDict()
         self._contexts: OrderedDict[str, int] = OrderedDict()
-        self._plain: tuple[str, Any, int] = ("\0", None, 0)  # the latest context that tells folder and revision alone
+        self._plain = _Plain("\0", None, None, 0)  # the latest of its kind
         self._scheduled: OrderedDict[str, tuple[Scheduled, dict[str, dict[str, Any]]]] = OrderedDict()  # by task
 
     def written(self) -> None:
@@ -127,17 +147,13 @@ class RowMaker:
 
     def _start(self, note: Note, number: int) -> None:
         process, config = note.process, note.process.config
-        difference, secrets = self._environ(note.environ or {})
-        command, words, scrub = self._command(config, [*secrets, *secret_values(config.env_vars)])
-        row: list[Any] = [None] * len(COLUMNS)
-        folder = config.working_dir or note.folder
-        values = {
-            "id": process.id, "name": scrub.clean(process.name), "command": command, "started": note.at, "state": "running",
+        around = self._environ(note.environ or {})
+        command, scrub = self._command(config, around)
+        row = {
+            **_EMPTY, "id": process.id, "name": scrub.clean(process.name), "command": command.key, "started": note.at, "state": "running",
             "pid": process.pid, "cell": note.cell, "queued": self._queued(config),
-            "context": self._context(folder, difference, words, config, note.at, scrub),
+            "context": self._context(note, around, command, scrub),
         }  # fmt: skip
-        for name, value in values.items():
-            row[_AT[name]] = value
         self._live[process.id] = number, row, scrub
         self.pending[number] = row
 
@@ -164,8 +180,7 @@ class RowMaker:
                         self.outputs.append((number, stream, zlib.compress(text.encode("utf-8", "replace"), 1)))
         if note.error is not None:
             values["error"] = scrub.clean(str(note.error))[:_ERROR]
-        for name, value in values.items():
-            row[_AT[name]] = value
+        row.update(values)
         self.pending[number] = row
 
     def _queued(self, config: ProcessConfig) -> float | None:
@@ -174,8 +189,8 @@ class RowMaker:
 
     # -- what many runs share
 
-    def _command(self, config: ProcessConfig, secrets: list[str]) -> tuple[int, list[str], Scrubber]:
-        """Its key, its words as kept, and what takes its secrets out of text."""
+    def _command(self, config: ProcessConfig, around: _Around) -> tuple[_Command, Scrubber]:
+        """As it is kept, and what takes its secrets out of text."""
         asked = _what_runs(config)
         known, kept = None, not any(getattr(config, name) for name in _MAPPINGS)
         try:
@@ -184,48 +199,55 @@ class RowMaker:
             kept = False
         if known is None:
             about, hidden = config_json(config)
-            known = _Command(about, Scrubber(hidden).clean(config.display), hidden)
+            known = _Command(about, Scrubber(hidden).clean(config.display), hidden, has_names(about["words"], shell=config.shell))
             if kept:
                 self._commands[asked] = known
                 if len(self._commands) > _CACHED:
                     self._commands.popitem(last=False)
-        scrub = Scrubber([*secrets, *known.hidden])
-        if any(scrub.knows(word) for word in known.about["words"]):  # a secret of the environment, written out in the command
-            about = _cleaned(known.about, scrub) | {"left_out": [*known.about.get("left_out", ()), "secrets"]}
-            known = _Command(about, scrub.clean(config.display), known.hidden)
+        scrub = around.scrub
+        if known.hidden or config.env_vars:
+            scrub = Scrubber([*around.secrets, *secret_values(config.env_vars), *known.hidden])
+        if scrub is not known.clean:
+            if any(scrub.knows(word) for word in known.about["words"]):  # a secret of the environment, written out in the command
+                about = _cleaned(known.about, scrub) | {"left_out": [*known.about.get("left_out", ()), "secrets"]}
+                known = _Command(about, scrub.clean(config.display), known.hidden, known.files)
+            known.clean = scrub
         if not known.key:
             text, words = json.dumps(known.about), known.about["words"]
             known.key = _hash(text)
             self.new_commands[known.key] = (known.key, known.display, text, fingerprint(words), fingerprint(words[:2]))
-        return known.key, known.about["words"], scrub
+        return known, scrub
 
-    def _environ(self, environ: Environ) -> tuple[dict[str, str | None], list[str]]:
+    def _environ(self, environ: Environ) -> _Around:
         """How the kernel's environment differs from that at the beginning, masked; and its secrets."""
         known = self._environs.get(id(environ))
-        if known is None or known[0] is not environ:
+        if known is None or known.environ is not environ:
             now = {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
             if self._base is None:
                 self._base = now
             changed: dict[str, str | None] = {name: value for name, value in now.items() if self._base.get(name) != value}
             changed |= dict.fromkeys(self._base.keys() - now.keys())
-            known = self._environs[id(environ)] = environ, short_env(changed), secret_values(now)
+            secrets = secret_values(now)
+            known = self._environs[id(environ)] = _Around(environ, short_env(changed), secrets, Scrubber(secrets))
             if len(self._environs) > 16:  # noqa: PLR2004 - a cache
                 self._environs.popitem(last=False)
-        return known[1], known[2]
+        return known
 
-    def _context(
-        self, folder: str, kernel: dict[str, str | None], words: list[str], config: ProcessConfig, began: float, scrub: Scrubber
-    ) -> int:
-        inputs, fresh = self._inputs.of(words, folder, shell=config.shell, began=began)
+    def _context(self, note: Note, around: _Around, command: _Command, scrub: Scrubber) -> int:
+        config = note.process.config
+        folder, plain = config.working_dir or note.folder, not (command.files or config.env_vars)
+        inputs, fresh = ({}, False) if plain else self._inputs.of(command.about["words"], folder, shell=config.shell, began=note.at)
         git = self._repositories.state(folder, anew=fresh and bool(inputs))
-        about: dict[str, Any] = {"folder": folder, "env": short_env(_own(config)), "kernel": kernel, "inputs": inputs, "git": git}
+        if plain and git is self._plain.git and around is self._plain.around and folder == self._plain.folder:
+            return self._plain.key  # the frequent case: as of the run before
+        about: dict[str, Any] = {
+            "folder": folder, "env": short_env(_own(config)), "kernel": around.difference, "inputs": inputs, "git": git,
+        }  # fmt: skip
         _, then = self._scheduled.get(config.env_vars.get(_TASK) or "", (None, {}))
         changed = sorted(name for name, known in then.items() if known.get("hash") != inputs.get(name, {}).get("hash"))
         if changed:
             about["changed"] = changed
             log.warning("%s changed between scheduling and start of %s", ", ".join(changed), scrub.clean(config.display))
-        if not (inputs or kernel or changed or about["env"]) and git is self._plain[1] and folder == self._plain[0]:
-            return self._plain[2]  # the frequent case: nothing but the folder and its revision, as of the run before
         text = json.dumps({name: value for name, value in about.items() if value}, sort_keys=True, ensure_ascii=False)
         known = self._contexts.get(text)
         if known is None:
@@ -236,8 +258,8 @@ class RowMaker:
                 self._contexts[text] = known
                 if len(self._contexts) > _CACHED:
                     self._contexts.popitem(last=False)
-        if not (inputs or kernel or changed or about["env"] or scrub.knows(folder)):
-            self._plain = folder, git, known
+        if plain and scrub is around.scrub:
+            self._plain = _Plain(folder, git, around, known)
         return known
 
 

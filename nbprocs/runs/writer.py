@@ -12,7 +12,6 @@ A killed kernel loses at most what was gathered; what was committed stays, and t
 import atexit
 import contextlib
 import itertools
-import json
 import logging
 import os
 import platform
@@ -29,7 +28,7 @@ from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
 from nbprocs.runs.errors import RunsError
 from nbprocs.runs.rows import Note, RowMaker, Scheduled
-from nbprocs.runs.schema import COLUMNS, connect, upsert
+from nbprocs.runs.schema import connect, upsert
 
 __all__ = ["RunWriter", "writer_for", "writing"]
 
@@ -40,7 +39,7 @@ WAITING = 100_000  # notes; past it the newest are dropped and counted
 ROWS = 500  # a transaction
 RETRY = 2.0  # seconds until a disk that refused is tried again
 LAST_TRY = 2.0  # seconds that the end of a manager waits for a disk that refuses
-_UPSERT = upsert()
+_UPSERTS = {rows: upsert(rows) for rows in (64, 16, 4, 1)}  # so few statements are prepared once
 
 
 class RunWriter:
@@ -177,13 +176,17 @@ class RunWriter:
         db.executemany("INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?)", maker.new_commands.values())
         db.executemany("INSERT OR IGNORE INTO contexts VALUES (?, ?)", maker.new_contexts.items())
         base = self._session << 32
-        session_at = COLUMNS.index("session")
-        rows = []
         for number, row in maker.pending.items():
-            row[0], row[session_at] = base | number, self._session
-            rows.append(row)
-        text = json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace").decode()  # bytes that are no text become question marks
-        db.execute(_UPSERT, (text,))
+            row["key"], row["session"] = base | number, self._session
+        rows = [list(row.values()) for row in maker.pending.values()]
+        for size, statement in _UPSERTS.items():
+            while len(rows) >= size:
+                part, rows = rows[:size], rows[size:]
+                values = [value for row in part for value in row]
+                try:
+                    db.execute(statement, values)
+                except UnicodeEncodeError:  # bytes that are no text become question marks
+                    db.execute(statement, [_text(value) if isinstance(value, str) else value for value in values])
         db.executemany(
             "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", ((base | number, stream, data) for number, stream, data in maker.outputs)
         )
@@ -226,6 +229,10 @@ class RunWriter:
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
+
+
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()
 
 
 def _mark_lost(db: sqlite3.Connection) -> None:

@@ -18,7 +18,7 @@ from nbprocs.widgets.wire import Delta, Refused, choice, op, text, texts
 
 __all__ = ["ProcessTable", "TablePart"]
 
-COLUMNS = ("id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin")
+COLUMNS = ("id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin", "detached")
 _CPU, _MEM, _PORTS, _TOOK = (COLUMNS.index(name) for name in ("cpu", "mem", "ports", "took"))
 LINES_EVERY = 0.5  # seconds: a loud process changes its last line at most this often
 HISTORY = 60  # readings in a sparkline
@@ -56,6 +56,7 @@ def _cells(info: ProcessInfo, reading: Reading | None) -> list[Any]:
         measures[0],
         measures[1],
         info.config.stdin is True and live,
+        info.config.detach,
     ]
 
 

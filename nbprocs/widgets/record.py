@@ -81,6 +81,8 @@ def process_html(info: ProcessInfo, *, output: str = "", cpu: Sequence[float] = 
     if end := ending(info):
         facts.append(end)
     facts.append(duration(info.execution_time))
+    if info.config.detach:
+        facts.append("detached")
     if info.restarts:
         facts.append(f"restarted {info.restarts} times")
     if info.peak_rss:
@@ -113,8 +115,9 @@ def table_html(infos: Iterable[ProcessInfo], *, rows: int = 30, caption: str = "
 
 
 def _row(info: ProcessInfo) -> Html:
+    mark = Html(' <span style="{}">detached</span>').format(MUTED) if info.config.detach else ""
     cells = [
-        Html("<b>{}</b>").format(text(info.name, limit=40)),
+        Html("<b>{}</b>{}").format(text(info.name, limit=40), mark),
         badge(status_word(info)),
         text(info.pid if info.pid is not None else ""),
         text(ending(info)),

@@ -46,6 +46,7 @@ _CHECKS = {
     "ready_value": text(2000),
     "stdin": flag,
     "pty": flag,
+    "detach": flag,
     "options": mapping(len(OFFERED), 4096),
 }
 
@@ -192,7 +193,7 @@ def python_line(fields: Mapping[str, Any]) -> str:
     if env := _environment(given):
         shown = (f"{n!r}: " + (f"getpass.getpass({n!r})" if is_secret_name(n) else repr(v)) for n, v in env.items())
         parts.append(f"env_vars={{{', '.join(shown)}}}")
-    parts += [f"{name}=True" for name in ("shell", "stdin", "pty", "restart") if given.get(name)]
+    parts += [f"{name}=True" for name in ("shell", "stdin", "pty", "detach", "restart") if given.get(name)]
     seconds = _seconds(given)
     if seconds is not None:
         parts.append(f"timeout={seconds:g}")
@@ -294,6 +295,7 @@ class FormPart(Part):
                 shell=fields.get("shell", False),
                 stdin=fields.get("stdin", False),
                 pty=fields.get("pty", False),
+                detach=fields.get("detach", False),
                 restart=fields.get("restart", False) or None,
                 timeout=seconds,
                 ready=probe,

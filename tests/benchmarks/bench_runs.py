@@ -1,6 +1,8 @@
 """What recording costs, and how fast a history of a million runs answers."""
 
 import asyncio
+import itertools
+import resource
 import sqlite3
 import statistics
 import time
@@ -11,8 +13,10 @@ import pytest
 import nbprocs
 from nbprocs.processes.manager import manager_core
 from nbprocs.runs.schema import connect
+from nbprocs.runs.writer import writing
 
-RUNS = 400
+RUNS = 200  # a block
+BLOCKS = 12
 MILLION = 1_000_000
 
 
@@ -38,28 +42,47 @@ def million(tmp_path_factory):
     return path
 
 
-def rate(path):
-    async def main():
-        async with nbprocs.ProcessManager(max_concurrent=4, runs=path or False) as pm:
-            await asyncio.gather(*(pm.run("true") for _ in range(20)))
-            began = time.perf_counter()
-            await asyncio.gather(*(pm.run("true") for _ in range(RUNS)))
-            return RUNS / (time.perf_counter() - began)
+def spent():
+    """Seconds of a processor that this interpreter has used, all threads together."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
-    return asyncio.run(main())
+
+async def blocks(path):
+    """(wall, CPU) seconds of block after block of the same runs, by turns recorded and not: the machine drifts by more than what it costs."""
+    found = {True: [], False: []}
+    async with (
+        nbprocs.ProcessManager(max_concurrent=4, runs=path) as recorded,
+        nbprocs.ProcessManager(max_concurrent=4, runs=False) as plain,
+    ):
+        for n in range(BLOCKS + 1):
+            for on in (True, False) if n % 2 else (False, True):
+                began, before = time.perf_counter(), spent()
+                await asyncio.gather(*((recorded if on else plain).run("true") for _ in range(RUNS)))
+                wall = time.perf_counter() - began
+                await asyncio.to_thread(writing(path).flush)  # what is still to be written is this block's
+                found[on].append((wall, spent() - before))
+    return {on: found[on][1:] for on in found}  # the first of each warms up
 
 
 def test_recording_costs_at_most_a_twentieth(bench, tmp_path):
-    """Pairs, one right after the other: the rate of the machine itself drifts by more than what is measured."""
-    shares = []
-    for n in range(7):
-        shares.append(rate(tmp_path / f"{n}.db") / rate(None))
-    bench.row("rate of true with recording / without", ours=lambda: statistics.median(shares), floor=0.95, unit="ratio", rounds=1)
+    names, taken = itertools.count(), {}
+
+    def rate():
+        found = asyncio.run(blocks(tmp_path / f"{next(names)}.db"))
+        wall, cpu = ({on: statistics.median(pair[at] for pair in found[on]) for on in found} for at in (0, 1))
+        taken["cpu"] = 1e6 * (cpu[True] - cpu[False]) / RUNS
+        taken["share"] = cpu[True] / cpu[False]
+        return wall[False] / wall[True]
+
+    bench.row("rate of true with recording / without", ours=rate, floor=0.95, unit="ratio", rounds=1)
+    bench.row("CPU of the kernel's process that recording a run takes", ours=lambda: taken["cpu"], unit="µs", rounds=1)
+    bench.row("CPU of the kernel's process with recording / without", ours=lambda: taken["share"], unit="ratio", rounds=1)
 
 
 def test_nothing_on_the_loop_above_a_fifth_of_a_millisecond(bench, tmp_path):
     """The time of each call that a manager makes to its recorder; a percentile, since a busy machine stops anybody for a while."""
-    spent = []
+    taken = []
 
     async def main():
         async with nbprocs.ProcessManager(max_concurrent=4, runs=tmp_path / "loop.db") as pm:
@@ -68,15 +91,15 @@ def test_nothing_on_the_loop_above_a_fifth_of_a_millisecond(bench, tmp_path):
             def timed(*args):
                 began = time.thread_time()
                 heard(*args)
-                spent.append(time.thread_time() - began)
+                taken.append(time.thread_time() - began)
 
             manager_core(pm).recorder.heard = timed
-            await asyncio.gather(*(pm.run("echo", "x") for _ in range(RUNS)))
+            await asyncio.gather(*(pm.run("echo", "x") for _ in range(2 * RUNS)))
 
     asyncio.run(main())
-    spent.sort()
-    bench.row("a note on the loop, median", ours=lambda: 1e6 * statistics.median(spent), unit="µs", rounds=1)
-    bench.row("a note on the loop, longest", ours=lambda: 1e6 * spent[-1], ceiling=200, unit="µs", rounds=1)
+    taken.sort()
+    bench.row("a note on the loop, median", ours=lambda: 1e6 * statistics.median(taken), unit="µs", rounds=1)
+    bench.row("a note on the loop, longest", ours=lambda: 1e6 * taken[-1], ceiling=200, unit="µs", rounds=1)
 
 
 @pytest.mark.parametrize(

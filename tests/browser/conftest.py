@@ -1,8 +1,9 @@
 """Real JupyterLab, Notebook 7 and Voilà in a real Chromium.
 
 ``lab``, ``notebook7`` and ``voila`` are servers (one each a session, with settings of their own, never the user's); ``app`` is each of the first two in turn.
-``await lab.open(…)`` opens a copy of a notebook, or a new one made of cells, in a fresh page, and gives a ``NotebookPage``. Its kernel is shut down after
-the test, and a page error (an exception in the front end) fails the test. ::
+``await lab.open(…)`` opens a copy of a notebook, or a new one made of cells, and gives a ``NotebookPage``. Its kernel is shut down after
+the test, and a page error (an exception in the front end) fails the test. JupyterLab is loaded once a session, and used as a person does who has
+one window all day: the tests open and close notebooks in it. All tests share one event loop, that of the browser. ::
 
     async def test_stop(app):
         page = await app.open(cells=["import nbprocs; pm = nbprocs.ProcessManager(); await pm.spawn('sleep', '1000'); pm"])
@@ -13,13 +14,16 @@ the test, and a page error (an exception in the front end) fails the test. ::
 """
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import pytest_asyncio
 
-from nbprocs.testing import spare
 from tests.browser.server import CHROMIUM, FLAGS, Kind, Server, missing, serve
 
 HERE = Path(__file__).parent
@@ -41,27 +45,58 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return Unavailable.from_parent(parent, path=module_path) if MISSING and HERE in module_path.parents else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The browser is one for all, and belongs to the loop that started it."""
+    for item in items:
+        if HERE in item.path.parents and pytest_asyncio.is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest.fixture(autouse=True)
+def leaked_tasks() -> None:
+    """Not here: the loop is the browser's, and what nbprocs does is done in kernels."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shots", default=None, help="folder for pictures of the browser tests")
 
 
+class Servers:
+    """The session's servers; each is started when it is first asked for."""
+
+    def __init__(self, stack: ExitStack, folders: pytest.TempPathFactory) -> None:
+        self.started: dict[Kind, Server] = {}
+        self._stack, self._folders = stack, folders
+
+    def get(self, kind: Kind) -> Server:
+        """The server of a kind."""
+        if kind not in self.started:
+            self.started[kind] = self._stack.enter_context(serve(kind, self._folders.mktemp(kind)))
+        return self.started[kind]
+
+
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Kind], Server]]:
-    """Gives the session's server of a kind; each is started when it is first asked for."""
-    started: dict[Kind, Server] = {}
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The session's servers."""
     with ExitStack() as stack:
-
-        def get(kind: Kind) -> Server:
-            if kind not in started:
-                started[kind] = stack.enter_context(serve(kind, tmp_path_factory.mktemp(kind)))
-                spare(started[kind].process.pid)
-            return started[kind]
-
-        yield get
+        yield Servers(stack, tmp_path_factory)
 
 
-@pytest.fixture
-async def chromium(leaked_tasks: None) -> AsyncIterator[object]:
+@pytest.fixture(autouse=True)
+def leaks(servers: Servers) -> Iterator[None]:
+    """Fails when a server has a kernel, or a child of one, after the test. The browser's own processes come and go."""
+    yield
+    until = time.monotonic() + 20
+    while left := [child for server in servers.started.values() for child in psutil.Process(server.process.pid).children(recursive=True)]:
+        for server in servers.started.values():
+            server.end_kernels()  # a page that was reloaded may just have asked for one
+        if time.monotonic() > until:
+            pytest.fail(f"left behind: {[child.cmdline() for child in left]}", pytrace=False)
+        time.sleep(0.02)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def chromium() -> AsyncIterator[object]:
     """A started browser."""
     from playwright.async_api import async_playwright
 
@@ -69,6 +104,12 @@ async def chromium(leaked_tasks: None) -> AsyncIterator[object]:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield browser
         await browser.close()
+
+
+@pytest.fixture(scope="session")
+def windows() -> dict[Kind, object]:
+    """The session's window on each server."""
+    return {}
 
 
 @pytest.fixture
@@ -79,36 +120,37 @@ def shots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-async def _opened(kind: Kind, servers: Callable[[Kind], Server], chromium: object, shots: Path) -> AsyncIterator[object]:
+@pytest.fixture
+def opened(servers: Servers, chromium: object, windows: dict[Kind, object], shots: Path) -> Callable[[Kind], Any]:
+    """Gives an App of a kind, as a context."""
     from tests.browser.pages import opened  # needs Playwright
 
-    async with opened(servers(kind), chromium, shots) as app:
-        yield app
+    return lambda kind: opened(servers.get(kind), chromium, windows, shots)
 
 
-@pytest.fixture
-async def lab(servers: Callable[[Kind], Server], chromium: object, shots: Path) -> AsyncIterator[object]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def lab(opened: Callable[[Kind], Any]) -> AsyncIterator[object]:
     """JupyterLab."""
-    async for app in _opened("lab", servers, chromium, shots):
+    async with opened("lab") as app:
         yield app
 
 
-@pytest.fixture
-async def notebook7(servers: Callable[[Kind], Server], chromium: object, shots: Path) -> AsyncIterator[object]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def notebook7(opened: Callable[[Kind], Any]) -> AsyncIterator[object]:
     """Notebook 7."""
-    async for app in _opened("notebook", servers, chromium, shots):
+    async with opened("notebook") as app:
         yield app
 
 
-@pytest.fixture
-async def voila(servers: Callable[[Kind], Server], chromium: object, shots: Path) -> AsyncIterator[object]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def voila(opened: Callable[[Kind], Any]) -> AsyncIterator[object]:
     """Voilà."""
-    async for app in _opened("voila", servers, chromium, shots):
+    async with opened("voila") as app:
         yield app
 
 
-@pytest.fixture(params=["lab", "notebook"])
-async def app(request: pytest.FixtureRequest, servers: Callable[[Kind], Server], chromium: object, shots: Path) -> AsyncIterator[object]:
+@pytest_asyncio.fixture(params=["lab", "notebook"], loop_scope="session")
+async def app(request: pytest.FixtureRequest, opened: Callable[[Kind], Any]) -> AsyncIterator[object]:
     """JupyterLab and Notebook 7, one after the other."""
-    async for found in _opened(request.param, servers, chromium, shots):
-        yield found
+    async with opened(request.param) as app:
+        yield app

@@ -1,4 +1,8 @@
-"""An open notebook as a test handles it: run cells, look at outputs, reload, take pictures."""
+"""An open notebook as a test handles it: run cells, look at outputs, reload, take pictures.
+
+JupyterLab is loaded once for all tests, since that takes longer than most of them: a ``Window`` is kept from one to the next, and notebooks are opened and
+closed in it. A test that leaves something behind in the page's scripts sets ``page.window.spoiled``.
+"""
 
 import itertools
 import re
@@ -10,8 +14,9 @@ from typing import Any
 
 import nbformat
 from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Error as PlaywrightError
 
-from tests.browser.server import ROOT, Server
+from tests.browser.server import ROOT, Kind, Server
 
 expect.set_options(timeout=30_000)  # a loaded machine with two cores; only a failure waits that long
 KEY_TRIES = 5
@@ -20,18 +25,31 @@ CELL = ".jp-Notebook .jp-Cell"
 EXECUTED = re.compile(r"\[\d+\]")
 IDLE = "() => [...document.querySelectorAll('[data-status]')].some(e => e.getAttribute('data-status') === 'idle')"
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
+OPEN = """async (path) => {
+  const { jupyterapp } = window;
+  await jupyterapp.restored;
+  const widget = await jupyterapp.commands.execute('docmanager:open', { path, factory: 'Notebook' });
+  await widget.context.ready;
+}"""
+CLOSE = """() => {
+  const { shell } = window.jupyterapp;
+  for (const area of ['main', 'down'])
+    for (const widget of [...shell.widgets(area)]) {
+      if (widget.context?.model) widget.context.model.dirty = false;
+      widget.dispose();
+    }
+  shell.activateById('filebrowser');
+  return document.querySelectorAll('.jp-Notebook, .jp-Dialog').length;
+}"""
 UPSTREAM = "Cannot read properties of undefined (reading 'schema')"  # Notebook 7.6 throws it by itself when it loads its settings
 
 
 class NotebookPage:
     """One notebook in one browser tab."""
 
-    def __init__(self, server: Server, page: Page, notebook: str, shots: Path) -> None:
-        self.server, self.page, self.notebook, self.shots = server, page, notebook, shots
-        self.page_errors: list[str] = []
-        self.console_errors: list[str] = []
-        page.on("pageerror", lambda error: self.page_errors.append(error.stack or str(error)))
-        page.on("console", lambda m: self.console_errors.append(m.text) if m.type == "error" else None)
+    def __init__(self, server: Server, window: "Window", notebook: str, shots: Path) -> None:
+        self.server, self.window, self.page, self.notebook, self.shots = server, window, window.page, notebook, shots
+        self.page_errors = window.errors
 
     async def ready(self) -> None:
         """Wait until the kernel is idle (Voilà: until the page has been rendered)."""
@@ -116,11 +134,44 @@ class NotebookPage:
         assert not [text for text in self.page_errors if UPSTREAM not in text or self.server.kind != "notebook"], self.page_errors
 
 
+class Window:
+    """A tab of the browser, on one server."""
+
+    def __init__(self, server: Server, page: Page, *, dark: bool = False) -> None:
+        self.server, self.page, self.dark = server, page, dark
+        self.fresh = True  # nothing is loaded
+        self.spoiled = False  # not to be used by another test
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
+
+    async def show(self, notebook: str) -> None:
+        """Bring a notebook into it: by its address, or in JupyterLab through its own command."""
+        if self.fresh or self.server.kind != "lab":
+            await self.page.goto(self.server.url(notebook, dark=self.dark), wait_until="domcontentloaded", timeout=90_000)
+            self.fresh = False
+        else:
+            await self.page.evaluate(OPEN, notebook)
+
+    async def clear(self) -> bool:
+        """Close what is open in it; False where it can't be used again."""
+        self.errors.clear()
+        if self.spoiled or self.page.is_closed():
+            return False
+        await self.page.context.clear_permissions()
+        if self.server.kind != "lab":
+            await self.page.goto("about:blank")
+            return True
+        try:
+            return await self.page.evaluate(CLOSE) == 0
+        except PlaywrightError:  # it was being loaded
+            return False
+
+
 class App:
     """A server and a browser: opens notebooks."""
 
-    def __init__(self, server: Server, browser: Browser, shots: Path) -> None:
-        self.server, self.browser, self.shots = server, browser, shots
+    def __init__(self, server: Server, browser: Browser, windows: dict[Kind, Window], shots: Path) -> None:
+        self.server, self.browser, self.windows, self.shots = server, browser, windows, shots
         self.pages: list[NotebookPage] = []
 
     async def open(
@@ -133,26 +184,57 @@ class App:
         height: int = 900,
     ) -> NotebookPage:
         """Open a copy of a notebook (a path from the repository's root), or a new one of code cells, in a window of its own."""
-        self.server.theme(dark=dark)
         name = self._place(notebook, cells)
-        scheme = "dark" if dark else "light"
-        context = await self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        return await self._show(name, await context.new_page(), dark=dark)
+        window = await self._window(dark=dark, width=width, height=height)
+        return await self._show(name, window)
 
     async def open_existing(self, name: str, *, trusted: bool) -> NotebookPage:
-        """A notebook of the folder again, in a new window: signed, as JupyterLab signs what a person ran, or not."""
+        """A notebook of the folder again, after it was left: signed, as JupyterLab signs what a person ran, or not."""
         self.server.trust(name, signed=trusted)
-        context = await self.browser.new_context(viewport={"width": 1280, "height": 900})
-        return await self._show(name, await context.new_page())
+        return await self._show(name, await self._window())
 
     async def second_tab(self, first: NotebookPage) -> NotebookPage:
         """The same notebook in another tab: one kernel, two front ends."""
-        return await self._show(first.notebook, await first.page.context.new_page())
+        return await self._show(first.notebook, Window(self.server, await first.page.context.new_page()))
 
-    async def _show(self, name: str, page: Page, *, dark: bool = False) -> NotebookPage:
-        found = NotebookPage(self.server, page, name, self.shots)
+    async def leave(self, page: NotebookPage) -> None:
+        """Close the notebook, then end its kernel."""
+        page.check()
+        if not await page.window.clear():
+            await self._drop()
+        self.server.end_kernels()
+
+    async def _window(self, *, dark: bool = False, width: int = 1280, height: int = 900) -> Window:
+        window = self.windows.get(self.server.kind)
+        if window is not None and window.dark is not dark:
+            await self._drop()
+            window = None
+        if window is None:
+            self.server.theme(dark=dark)
+            context = await self.browser.new_context(color_scheme="dark" if dark else "light")
+            window = self.windows[self.server.kind] = Window(self.server, await context.new_page(), dark=dark)
+        await window.page.set_viewport_size({"width": width, "height": height})
+        return window
+
+    async def _drop(self) -> None:
+        if (window := self.windows.pop(self.server.kind, None)) is not None:
+            await window.page.context.close()
+
+    async def clean(self) -> None:
+        """After a test: no notebook is open, no other tab is there, no kernel runs."""
+        window = self.windows.get(self.server.kind)
+        if window is not None and not await window.clear():
+            await self._drop()
+        for context in self.browser.contexts:
+            for page in context.pages:
+                if page not in [kept.page for kept in self.windows.values()]:
+                    await page.close()
+        self.server.end_kernels()
+
+    async def _show(self, name: str, window: Window) -> NotebookPage:
+        found = NotebookPage(self.server, window, name, self.shots)
         self.pages.append(found)
-        await page.goto(self.server.url(name, dark=dark), wait_until="domcontentloaded", timeout=90_000)
+        await window.show(name)
         await found.ready()
         return found
 
@@ -174,14 +256,12 @@ _numbers = itertools.count(1)
 
 
 @asynccontextmanager
-async def opened(server: Server, browser: Browser | Any, shots: Path) -> AsyncIterator[App]:
-    """An App for one test; afterwards its pages are closed, its kernels ended, and what was thrown in a page fails the test."""
-    app = App(server, browser, shots)
+async def opened(server: Server, browser: Browser | Any, windows: dict[Kind, Window], shots: Path) -> AsyncIterator[App]:
+    """An App for one test; afterwards its notebooks are closed, its kernels ended, and what was thrown in a page fails the test."""
+    app = App(server, browser, windows, shots)
     try:
         yield app
+        for page in app.pages:
+            page.check()
     finally:
-        for context in browser.contexts:
-            await context.close()
-        server.end_kernels()
-    for page in app.pages:
-        page.check()
+        await app.clean()

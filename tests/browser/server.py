@@ -109,9 +109,8 @@ def _command(kind: Kind, folder: Path, port: int) -> list[str]:
         options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--show_tracebacks=True"]
         return [sys.executable, "-m", "voila", str(folder), *options, f"--token={TOKEN}"]
     options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
-    return [sys.executable, "-m", "jupyter", kind, *options, f"--ServerApp.root_dir={folder}", "--LabApp.news_url="][
-        : None if kind == "lab" else -1
-    ]
+    options += ["--LabApp.news_url=", "--LabApp.expose_app_in_browser=True"] if kind == "lab" else []
+    return [sys.executable, "-m", "jupyter", kind, *options, f"--ServerApp.root_dir={folder}"]
 
 
 def _add_panel(home: Path) -> None:

@@ -124,6 +124,7 @@ async def test_a_link_is_opened_by_a_click_and_by_nothing_else(lab: Any) -> None
     await page.run_all()
     view = page.output(0).locator(".nb-view")
     await expect(screen(view)).to_contain_text("example.invalid")
+    page.window.spoiled = True
     await page.page.evaluate("() => { window.opened = []; window.open = (...args) => (window.opened.push(args), null); }")
     box = await screen(view).locator("div").first.bounding_box()
     assert box is not None

@@ -40,8 +40,7 @@ async def alive(page: Any) -> None:
 async def closed(app: Any, page: Any) -> nbformat.NotebookNode:
     """Save, leave the page, end the kernel: what is in the file then."""
     saved = await page.save()
-    await page.page.context.close()
-    app.server.end_kernels()
+    await app.leave(page)
     return saved
 
 

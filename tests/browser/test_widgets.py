@@ -374,6 +374,7 @@ async def test_nothing_moves_when_rows_change(lab: Any) -> None:
     await page.run(0)
     view = page.output(0).locator(".nb-view")
     await expect(row(view, "d")).to_contain_text("running")
+    page.window.spoiled = True
     await page.page.evaluate(
         "() => { window.shifts = []; new PerformanceObserver((l) => window.shifts.push(...l.getEntries()"
         ".filter((e) => e.sources.some((s) => s.node?.parentElement?.closest?.('.nb-view'))).map((e) => e.value)))"

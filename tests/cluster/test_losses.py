@@ -100,6 +100,26 @@ async def test_a_worker_is_taken_away(fresh, mark, tmp_path, how):
         await gone(mark)
 
 
+async def test_a_job_of_the_batch_system_is_cancelled(fresh, mark, tmp_path):
+    """Slurm sends SIGTERM to all of it at once: the nanny tells the worker to close while the worker still ends what is deaf."""
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"
+    fresh.start_scheduler().start_worker("one", nanny=True)
+    async with TaskScheduler(SchedulerConfig(max_retries=0), backend=DaskBackend(fresh.address)) as sch:
+        task = sch.schedule(sys.executable, "-c", deaf, env_vars={"CLUSTER_MARK": mark})
+        assert await anext(aiter(task.lines())) == "deaf"
+        everything = fresh.tree() | set(marked(mark))
+        for pid in everything - {fresh.processes["scheduler"].pid}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        async with asyncio.timeout(30):
+            while not task.attempts:
+                await asyncio.sleep(0.02)
+        assert task.attempts[0].reason == "worker taken away" and not task.done
+        await gone(mark)
+        task.cancel()
+        await task.wait()
+
+
 async def test_the_cluster_is_restarted(fresh, mark, tmp_path):
     from distributed import Client
 

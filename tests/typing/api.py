@@ -1,4 +1,4 @@
-"""What type checkers must know of the public surface. Never run: mypy in strict mode reads it (tests/unit/test_typing.py)."""
+"""What type checkers make of the scheduler: read by mypy and pyright in strict mode, never run."""
 
 from pathlib import Path
 from typing import assert_type
@@ -26,7 +26,7 @@ async def scheduler() -> None:
         assert_type(await sch.schedule(fetch, "x"), bytes)
         assert_type(await sch.join(timeout=5), SchedulerStatus)
         assert_type(command.rerun(), TaskHandle[ProcessResult])
-        sch.schedule("make", timeout=b"x")  # type: ignore[call-overload]
-        sch.schedule("make", cwd="/")  # type: ignore[call-overload]
-        sch.schedule("make", 3)  # type: ignore[call-overload]
-        sch.schedule_many([("make", "all")], priority="high")  # type: ignore[arg-type]
+        sch.schedule("make", timeout=b"x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        sch.schedule("make", cwd="/")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+        sch.schedule("make", 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        sch.schedule_many([("make", "all")], priority="high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

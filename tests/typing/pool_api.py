@@ -22,7 +22,8 @@ async def calls(pool: ProcessPool) -> None:
     assert_type(await pool.run(name, 1, upper=True, retries=2), str)
     assert_type(await pool.submit(add, 1, retries=RetryPolicy(max_retries=2), timeout=1.5), int)
     assert_type(await pool.submit(add, 1, priority=TaskPriority.HIGH), int)
-    pool.submit(add, "x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    pool.submit(add, "x")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    pool.submit(add, "x", bogus=3)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     pool.submit(add, 1, bogus=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await pool.run(add)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
@@ -33,7 +34,7 @@ async def maps(pool: ProcessPool) -> None:
         assert_type(text, str)
     async for number in pool.map(add, [1, 2], [3, 4]):
         assert_type(number, int)
-    pool.map(name, ["a"])  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    pool.map(name, ["a"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def programs() -> None:

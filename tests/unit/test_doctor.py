@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import json
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -52,7 +53,9 @@ def test_all_of_it_takes_less_than_two_seconds_and_is_shown_in_every_form():
         "memory",
     }
     wanted |= {"processors", "temporary folder", "state folder", "runtime folder", "working folder", "GPU", "widgets", "JupyterLab", "Dask"}
-    wanted |= {"stale records", "run history", "git"} | ({"pidfd", "subreaper", "shared memory"} if sys.platform == "linux" else set())
+    wanted |= {"stale sockets", "detached", "run history", "git"} | (
+        {"pidfd", "subreaper", "shared memory"} if sys.platform == "linux" else set()
+    )
     assert wanted <= {finding.what for finding in found}
     told = json.loads(found.json())
     assert told["ok"] == found.ok
@@ -158,22 +161,43 @@ def test_zombies():
     assert look("zombies")["zombies"].state is Verdict.OK
 
 
-def test_stale_sockets_and_records(folders):
+def test_stale_sockets(folders):
     (folders / "runtime").mkdir()
-    (folders / "state").mkdir()
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(folders / "runtime" / "shim-1.sock"))
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    (folders / "state" / "old.json").write_text(json.dumps({"pid": dead.pid, "start": 5}))
-    (folders / "state" / "mine.json").write_text(json.dumps({"pid": os.getpid()}))
-    (folders / "state" / "cut.json").write_text('{"pid": 1')
-    finding = look("records")["stale records"]
+    finding = look("sockets")["stale sockets"]
     assert finding.state is Verdict.WARN
-    assert {"shim-1.sock", "old.json", "cut.json"} == {
-        name for name in ("shim-1.sock", "old.json", "cut.json", "mine.json") if name in finding.said
-    }
+    assert "shim-1.sock" in finding.said
     assert "rm " in finding.cure
+
+
+def planted(folders, name, **fields):
+    """A record of a detached process, started when time began."""
+    folder = folders / "state" / "detached" / name
+    folder.mkdir(parents=True)
+    about = {"v": 1, "id": f"id-{name}", "name": name, "command": "c", "state": "ended", "created": 1.0}
+    (folder / "record.json").write_text(json.dumps(about | fields))
+    return folder
+
+
+def test_what_was_detached_and_forgotten(folders):
+    assert look("records")["detached"].said == "none"
+    (planted(folders, "looked-at") / "seen").touch()
+    planted(folders, "recent", created=time.time())
+    assert look("records")["detached"].said == "0 live, 2 ended", "a result that waits for its reader is no trouble"
+    me = psutil.Process()
+    start = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    planted(folders, "old")
+    planted(folders, "lives", state="running", pid=me.pid, start=start, shim={"pid": me.pid, "start": start})
+    planted(folders, "unguarded", state="running", pid=me.pid, start=start, created=time.time())
+    (planted(folders, "broken") / "record.json").write_text("{")
+    found = {finding.said: finding.cure for finding in doctor(probes={"records": PROBES["records"]})}
+    assert found == {
+        "1 live, and nobody has looked at them for a week: lives": "nbprocs stop id-lives",
+        "1 have ended, and nobody has looked at them for a week: old": "nbprocs forget id-old",
+        "1 live without their helper, which was killed: unguarded": "nbprocs stop id-unguarded",
+        "1 can't be read: broken": f"rm -r {folders / 'state' / 'detached' / 'broken'}",
+    }
 
 
 def test_a_helper_that_does_not_answer(folders):

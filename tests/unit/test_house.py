@@ -17,6 +17,8 @@ from tests import doctests
 PACKAGE = Path(nbprocs.__file__).parent
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "node_modules" not in p.parts)
 HEAVY = (
+    "psutil",
+    "nbprocs.policy",
     "pandas",
     "matplotlib",
     "numpy",

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import functools
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from traitlets.config import Config
 import nbprocs
 from nbprocs import LogLine, Port, ProcessFailed, ProcessManager, ProcessStatus, StartupFailed, UnknownProcess, Url, magics
 from nbprocs.processes.manager import manager_core
+from tests.unit.test_detached import home  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -70,6 +72,47 @@ def test_options_reach_the_process(shell, tmp_path):
     )
     assert done(handle).text.split("\n")[:3] == [str(tmp_path), "hello you", "[]"]
     assert handle.process.config.timeout == 50
+
+
+async def adopted(name):
+    """Take it up in another manager, as the next kernel does, and stop it."""
+    async with ProcessManager() as pm:
+        return await (await pm.adopt(name)).stop()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_detached_cell_outlives_its_kernel(shell):
+    handle = run(shell, "%%proc --detach --name job\necho one; exec sleep 1000")
+    assert run(shell, "%%proc --detach\nexec sleep 1000").process.name != run(shell, "%%proc --detach\nexec sleep 1000").process.name
+    asyncio.run_coroutine_threadsafe(magics.manager().aclose(), handle.home.loop).result()
+    with pytest.raises(nbprocs.ProcessError, match="goes on without"):
+        done(handle)
+    assert asyncio.run(adopted("job")).status is ProcessStatus.TERMINATED
+    taken = nbprocs.detached()["name"]
+    assert run(shell, "%%proc --detach\nexec sleep 1000").process.name not in set(taken), "the names of an earlier kernel are taken"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_detached_python_cell_has_its_file_until_it_is_forgotten(shell, home):  # noqa: F811 - the fixture
+    shell.user_ns["rows"] = [1, 2]
+    handle = run(shell, "%%proc python --detach --name job --send rows\nprint(sum(rows))")
+    assert done(handle).text == "3\n"
+    asyncio.run_coroutine_threadsafe(magics.manager().aclose(), handle.home.loop).result()
+
+    async def again():
+        async with ProcessManager() as pm:
+            await pm.adopt("job")
+            return await (await pm.restart("job")).wait()
+
+    assert asyncio.run(again()).text == "3\n", "another kernel can start it again"
+    cells = home / "state" / "cells"
+    assert {path.suffix for path in cells.iterdir()} == {".cell", ".py"}
+    for path in cells.iterdir():
+        os.utime(path, (0, 0))
+    nbprocs.forget(nbprocs.detached()["id"][0])
+    assert len(list(cells.iterdir())) == 2, "another record names it"
+    nbprocs.forget()
+    assert list(cells.iterdir()) == []
 
 
 def test_a_cell_can_be_recorded(shell, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """The package as a product: licences of what is bundled, one version, one set of addresses."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,3 +51,13 @@ def test_the_version_stands_in_one_place():
 
 def test_the_changes_name_this_version():
     assert re.search(rf"^## {re.escape(nbprocs.__version__)}$", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [(), ("--portable",)], ids=["own", "portable"])
+def test_what_is_claimed_for_every_system_holds_here(way):
+    """``--portable``: as on Windows, without the modules of POSIX. What a workflow runs there must at least hold here."""
+    env = {**os.environ, "PYTHONPATH": str(Path(nbprocs.__file__).parents[1])}
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "smoke.py"), *way], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all held" in done.stdout

@@ -28,14 +28,21 @@ def test_the_public_surface_is_typed(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     cache = os.environ.get("MYPY_CACHE_DIR", str(tmp_path / "cache"))
     env = {**os.environ, "MYPYPATH": str(Path(nbprocs.__file__).parents[1])}
-    options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={cache}", "--config-file="]
+    options = [
+        "--strict",
+        "--warn-unused-ignores",
+        "--follow-imports=silent",
+        "--ignore-missing-imports",
+        f"--cache-dir={cache}",
+        "--config-file=",
+    ]
     done = subprocess.run([sys.executable, "-m", "mypy", *options, *map(str, API)], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_pyright
 def test_pyright_reads_the_public_surface_as_mypy_does() -> None:
-    done = pyright(*API)
+    done = pyright("-p", API[0].parent)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs import ProcessManager
+from nbprocs import ProcessManager, ProcessStatus
 from nbprocs.widgets import SpawnForm
 from nbprocs.widgets.spawn_form import OFFERED, Programs, declared, python_line
 from nbprocs.widgets.wire import BadMessage, Refused
+from tests.unit.test_detached import home  # noqa: F401 - a fixture
 from tests.unit.widgets_kit import shown
 
 
@@ -25,6 +26,7 @@ from tests.unit.widgets_kit import shown
             {"command": "x", "name": "n", "cwd": "/tmp", "stdin": True},
             "proc = await pm.spawn('x', name='n', working_dir='/tmp', stdin=True)",
         ),
+        ({"command": "x", "name": "n", "detach": True}, "proc = await pm.spawn('x', name='n', detach=True)"),
         ({"command": "x", "timeout": "1.5", "restart": True}, "proc = await pm.spawn('x', restart=True, timeout=1.5)"),
         ({"command": "x", "ready": "port", "ready_value": "80"}, "proc = await pm.spawn('x', ready=nbprocs.Port(80))"),
         ({"command": "x", "ready": "log line", "ready_value": "up"}, "proc = await pm.spawn('x', ready=nbprocs.LogLine('up'))"),
@@ -116,6 +118,16 @@ async def test_from_a_line_to_a_running_process() -> None:
             assert offers[0] == {"kind": "history", "text": fields["command"]}
             html = tab.view._repr_mimebundle_()["text/html"]
             assert "echo $A" in html
+
+
+@pytest.mark.usefixtures("home")
+async def test_the_tick_lets_it_outlive_its_manager() -> None:
+    async with ProcessManager() as pm:
+        with shown(SpawnForm(pm)) as tab:
+            await tab.hello()
+            assert (await tab.call("form", "run", command="sleep 1000", name="mine", detach=True))["ok"]
+    async with ProcessManager() as pm:
+        assert (await (await pm.adopt("mine")).stop()).status is ProcessStatus.TERMINATED
 
 
 async def test_a_wrong_field_is_said_while_typing() -> None:

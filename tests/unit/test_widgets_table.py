@@ -9,6 +9,7 @@ import pytest
 from nbprocs import ProcessManager, ProcessStatus
 from nbprocs.widgets import ProcessTable
 from nbprocs.widgets.process_table import COLUMNS
+from tests.unit.test_detached import home  # noqa: F401 - a fixture
 from tests.unit.widgets_kit import Tab, settled, shown
 
 HOSTILE = "</script><script>alert(1)</script>\u202e\x1b[2J"
@@ -51,6 +52,30 @@ async def test_a_change_costs_a_few_bytes() -> None:
             delta = await tab.delta("table", lambda d: cells(d, 4).get("line"))
             assert cells(delta, 4)["line"] == "the last line"
             assert all(len(str(changed)) < 100 for changed in delta["u"])
+
+
+@pytest.mark.usefixtures("home")
+async def test_what_outlives_the_kernel_is_marked_and_an_adopted_one_is_a_row_like_any_other() -> None:
+    async with ProcessManager() as first:
+        train = await first.spawn("sh", "-c", "echo said; exec sleep 1000", name="train", detach=True)
+        await train.receive_output()
+    async with ProcessManager() as pm:
+        await pm.spawn("sleep", "1000", name="plain")
+        with shown(ProcessTable(pm)) as tab:
+            await tab.hello()
+            await pm.adopt("train")
+            row = (await tab.delta("table", lambda d: d.get("+")))["+"][0]
+            assert {name: row[1][CELL[name]] for name in ("name", "status", "line", "pid", "detached")} == {
+                "name": "train",
+                "status": "running",
+                "line": "said",
+                "pid": train.pid,
+                "detached": True,
+            }
+            assert [cells[CELL["detached"]] for _, cells, *_ in (await tab.hello())["table"]["rows"]] == [False, True]
+            assert tab.view._repr_mimebundle_()["text/html"].count("detached") == 1
+            assert (await tab.call("table", "stop", ids=[train.id]))["ok"]
+            await status_becomes(tab, row[0], "terminated")
 
 
 async def test_every_button() -> None:

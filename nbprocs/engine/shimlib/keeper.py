@@ -35,7 +35,7 @@ from typing import Any
 
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.links import ShimLink
-from nbprocs.engine.shimlib.record import Record
+from nbprocs.engine.shimlib.record import Record, looked_at
 from nbprocs.engine.shimlib.segments import Segments, segments_of
 from nbprocs.engine.shimlib.server import Server
 
@@ -62,6 +62,7 @@ class Keeper(Server):
         end.close()
         super().__init__(ShimLink(nobody), kernel=order["kernel"], base=base, token=token, inherits=False)
         self._order_given = order
+        self._start_order = wire.StartOrder._make(order["start"])
         self._reply = reply
         self._logs = {stream: Segments(order["folder"], stream, limit=order["limit"]) for stream in STREAMS}
         self._readers: dict[int, str] = {}
@@ -92,7 +93,7 @@ class Keeper(Server):
             state="starting", shim={"pid": os.getpid(), "start": _start_of(os.getpid())}, socket=order["socket"], created=time.time()
         )
         self.serve(order["socket"])
-        fields = wire.StartOrder._make(order["start"])
+        fields = self._start_order
         self._theirs, places = self._open_terminal(order) if fields.pty else self._open_pipes(order)
         self._start(self, fields._replace(tag=wire.tag_of_child(self.looker.base, 1, NUMBER), places=places))
 
@@ -295,7 +296,8 @@ class Keeper(Server):
                         self._unwritten[0] = (view[sent:], reply)
                         continue
                 else:
-                    self._end_input()
+                    self._end_input()  # answers all who wait, this one too
+                    return
             except (BlockingIOError, InterruptedError):
                 self.watch_once(self._stdin, self._write, select.POLLOUT)
                 return
@@ -339,8 +341,7 @@ class Keeper(Server):
         kid = self.kids.by_number.get(NUMBER)
         reply.say({**_OK, **self._ends(), "paused": kid is not None and kid.paused})
         self._followers.append(reply)
-        with contextlib.suppress(OSError):
-            os.utime(self._order_given["folder"])  # somebody looked
+        looked_at(self._order_given["folder"])
         if self._exit is not None and not self._readers:
             reply.say(self._exit_event())
         if self._over:
@@ -358,6 +359,7 @@ class Keeper(Server):
         if stream not in STREAMS or not isinstance(offset, int) or offset < 0 or not isinstance(size, int) or size <= 0:
             reply.say(_refusal("output is asked for by stream, offset and size"))
             return
+        looked_at(self._order_given["folder"])
         position, data = read_segments(self._order_given["folder"], stream, offset, size)
         ended = self._exit is not None and not self._readers
         reply.say({**_OK, "offset": position, "data": base64.b64encode(data).decode(), "end": self._logs[stream].end, "ended": ended})
@@ -369,7 +371,7 @@ class Keeper(Server):
             return
         self.reap()
         kid = self.kids.by_number.get(NUMBER)
-        number, leader_first = self._order_given["start"][-2][:2]
+        number, leader_first = self._start_order.stop[:2]
         claim = self.looker.claim(number=NUMBER, manager=1, pid=self.record.fields.get("pid", 0), token=self.looker.token, strays=True)
         self._blame(str(request.get("reason", "stopped")))
         self._endings += 1
@@ -439,7 +441,10 @@ def main(become_subreaper: Callable[[], None]) -> None:
     import marshal  # noqa: PLC0415
 
     with open(0, "rb", closefd=False) as file:
-        order = marshal.load(file)  # noqa: S302 - from the kernel that started us
+        try:
+            order = marshal.load(file)  # noqa: S302 - from the kernel that started us
+        except (EOFError, ValueError, TypeError):  # the kernel was killed before it had said all of it: there is nothing to start
+            os._exit(0)
     if os.fork():
         os._exit(0)
     os.setsid()

@@ -7,9 +7,10 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["NAME", "VERSION", "Record", "boot_id"]
+__all__ = ["NAME", "SEEN", "VERSION", "Record", "boot_id", "looked_at"]
 
 NAME = "record.json"
+SEEN = "seen"  # an empty file, as old as the last look at the process
 VERSION = 1
 
 
@@ -22,6 +23,15 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def looked_at(folder: str | os.PathLike[str]) -> None:
+    """Note that somebody looks at the process now; nothing where that can't be written."""
+    try:
+        os.close(os.open(os.path.join(folder, SEEN), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.utime(os.path.join(folder, SEEN))
+    except OSError:
+        return
 
 
 class Record:

@@ -6,23 +6,25 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from nbprocs.engine.asking import ask_all
 from nbprocs.engine.child import TOKEN
-from nbprocs.engine.places import runtime_folder, state_folder
-from nbprocs.engine.table import Row, descendants, environ_value, identify, scan
+from nbprocs.engine.places import runtime_folder
+from nbprocs.engine.records import records as all_records
+from nbprocs.engine.table import Row, descendants, environ_value, scan
+from nbprocs.processes.detached import STALE
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.recording import kernel_runs
 from nbprocs.redact import mask_command, one_line
 from nbprocs.runs.doctor.finding import Finding, Verdict
 from nbprocs.runs.writer import writing
 
-__all__ = ["guard", "locks", "managers", "orphans", "pidfd", "records", "run_history", "shims", "subreaper", "zombies"]
+__all__ = ["guard", "locks", "managers", "orphans", "pidfd", "records", "run_history", "shims", "sockets", "subreaper", "zombies"]
 
 _AREA = "processes"
 _SHOWN = 5
@@ -134,29 +136,39 @@ def orphans() -> Iterator[Finding]:
     yield Finding(area=_AREA, what="orphans", state=Verdict.BAD, said=f"left by a kernel that is gone: {names}{more}", cure=cure)
 
 
-def records() -> Iterator[Finding]:
-    """Sockets and records whose processes are no more."""
+def sockets() -> Iterator[Finding]:
+    """Sockets whose helpers are gone."""
     stale = [reply.path for reply in ask_all(runtime_folder(), {"op": "status"}, timeout=_PATIENCE) if reply.gone]
-    for path in state_folder().rglob("*.json"):
-        try:
-            told = json.loads(path.read_text())
-        except (OSError, ValueError):
-            stale.append(path)
-            continue
-        if isinstance(told, dict) and isinstance(told.get("pid"), int) and _is_gone(told):
-            stale.append(path)
     if stale:
-        said = f"{len(stale)} of processes that are gone: {', '.join(path.name for path in stale[:_SHOWN])}"
+        said = f"{len(stale)} of helpers that are gone: {', '.join(path.name for path in stale[:_SHOWN])}"
         cure = f"delete them: rm {' '.join(str(path) for path in stale[:_SHOWN])}{' …' if len(stale) > _SHOWN else ''}"
-        yield Finding(area=_AREA, what="stale records", state=Verdict.WARN, said=said, cure=cure)
+        yield Finding(area=_AREA, what="stale sockets", state=Verdict.WARN, said=said, cure=cure)
     else:
-        yield Finding(area=_AREA, what="stale records", state=Verdict.OK, said="none")
+        yield Finding(area=_AREA, what="stale sockets", state=Verdict.OK, said="none")
 
 
-def _is_gone(told: dict[str, Any]) -> bool:
-    alive = identify(told["pid"])
-    start = told.get("start")
-    return alive is None or (isinstance(start, (int, float)) and int(alive.start) != int(start))
+def records() -> Iterator[Finding]:
+    """Detached processes: those that nobody has looked at for a week, and records that say nothing."""
+    found = all_records()
+    unseen = [r for r in found if time.time() - r.seen > STALE and r.state != "broken"]
+    groups = (
+        ("live, and nobody has looked at them for a week", "nbprocs stop", [r for r in unseen if r.live]),
+        ("have ended, and nobody has looked at them for a week", "nbprocs forget", [r for r in unseen if not r.live]),
+        ("live without their helper, which was killed", "nbprocs stop", [r for r in found if r.state == "unguarded"]),
+        ("can't be read", "rm -r", [r for r in found if r.state == "broken"]),
+    )
+    bad = [group for group in groups if group[2]]
+    for what, cure, those in bad:
+        keys = [str(r.folder) if r.state == "broken" else r.id for r in those]
+        said = f"{len(those)} {what}: {_some([r.name or r.id for r in those])}"
+        yield Finding(area=_AREA, what="detached", state=Verdict.WARN, said=said, cure="; ".join(f"{cure} {key}" for key in keys[:_SHOWN]))
+    if not bad:
+        live = sum(record.live for record in found)
+        yield Finding(area=_AREA, what="detached", state=Verdict.OK, said=f"{live} live, {len(found) - live} ended" if found else "none")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def locks() -> Iterator[Finding]:

@@ -106,6 +106,7 @@ export class Form {
         check("shell", "shell", "Run the line with /bin/sh: pipes, redirections, variables"),
         check("stdin", "stdin", "Keep its standard input open, to send lines"),
         check("pty", "terminal", "Give it a pseudo-terminal, for programs that only colour or flush on one"),
+        check("detach", "outlive the kernel", "Detach it: it goes on after the kernel, and the next one takes it up with nbprocs.adopt(name)"),
         check("restart", "restart on failure", "Start it again, with growing pauses, when it fails"),
         (this.said = h("span.nb-said", { role: "status" })),
       ),

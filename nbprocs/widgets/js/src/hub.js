@@ -52,11 +52,18 @@ export function hub(model, signal) {
   const style = h("style", {});
   const observer = new MutationObserver(fit);
 
+  /** The notebook was closed: its widget manager tells no model of it, and may be followed by another one in the same page. */
+  function left() {
+    const manager = model.widget_manager;
+    return Boolean(manager?.isDisposed || manager?.context?.isDisposed);
+  }
+
   function uidOf(hole) {
     return [...hole.classList].find((name) => name.startsWith("nb-hole-"))?.slice(8);
   }
 
   function fit() {
+    if (left()) return down();
     for (const hole of [...holes]) {
       const line = lines.get(uidOf(hole));
       if (line?.up) fill(hole, line);
@@ -77,6 +84,7 @@ export function hub(model, signal) {
   }
 
   function sweep() {
+    if (left()) return down();
     for (const [output, one] of made) {
       if (one.root.node.isConnected) one.left = undefined;
       else if (Date.now() - (one.left ??= Date.now()) >= LEFT) end(output);

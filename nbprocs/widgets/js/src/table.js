@@ -520,6 +520,7 @@ export class Table {
       onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(this.rows.get(this.rows.byKey.get(key), "name")))),
     });
     line.name = h("b", {});
+    line.mark = h("span.nb-mark", { hidden: true, title: "It outlives the kernel; nbprocs.adopt(name) takes it up again" }, "detached");
     line.cmd = h("span.nb-cmd", {});
     line.dot = h("i.nb-dot", { "aria-hidden": "true" });
     line.status = h("span", {});
@@ -543,7 +544,7 @@ export class Table {
       "div.nb-row",
       { role: "row", id: this.rowId(key), onclick: (event) => this.click(key, event), ondblclick: () => this.show(this.rows.byKey.get(key)) },
       cell("sel", line.check),
-      cell("name", line.fold, line.name, line.cmd),
+      cell("name", line.fold, line.name, line.mark, line.cmd),
       cell("status", line.dot, line.status, line.end),
       line.pid,
       line.uptime,
@@ -579,6 +580,7 @@ export class Table {
     }
     set(line.root, { "data-earlier": this.rows.earlier.has(row.key) });
     say(line.name, get("name"));
+    line.mark.hidden = !get("detached");
     say(line.cmd, short(get("cmd")));
     line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
     line.dot.dataset.status = status;

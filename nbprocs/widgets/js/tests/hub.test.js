@@ -126,6 +126,18 @@ describe("the hub", () => {
     expect(document.querySelector(".nb-view")).toBeNull();
   });
 
+  it("goes when its notebook was closed, and leaves the page's next notebook to the next hub", async () => {
+    const model = page("a");
+    model.widget_manager = { context: { isDisposed: false } };
+    welcome(model, "a");
+    await frame();
+    model.widget_manager.context.isDisposed = true;
+    document.body.replaceChildren();
+    output("a"); // the same notebook, opened again with another kernel
+    await settled();
+    expect([document.querySelector(".nb-view"), hidden("a")]).toEqual([null, false]);
+  });
+
   it("ends the element of an output that replaces another's", async () => {
     const model = page("a");
     welcome(model, "a", "b");

@@ -33,7 +33,7 @@ export class Model {
   }
 }
 
-export const COLUMNS = ["id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin"];
+export const COLUMNS = ["id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin", "detached"];
 
 export function cells(fields = {}) {
   const all = {
@@ -51,6 +51,7 @@ export function cells(fields = {}) {
     cpu: null,
     mem: null,
     stdin: false,
+    detached: false,
     ...fields,
   };
   return COLUMNS.map((name) => all[name]);

@@ -153,6 +153,13 @@ describe("the table", () => {
     expect(notice.textContent).toContain("web: still there");
   });
 
+  it("marks what outlives the kernel", async () => {
+    const { el } = show("table", tableSnapshot([{ name: "train", detached: true }, { name: "plain" }]));
+    await frame();
+    const marked = [...el.querySelectorAll(".nb-space .nb-row")].filter((row) => !row.querySelector(".nb-mark").hidden);
+    expect(marked.map((row) => row.querySelector("b").textContent)).toEqual(["train"]);
+  });
+
   it("tells how to begin when it is empty", async () => {
     const { el } = show("table", tableSnapshot([]));
     expect(el.querySelector(".nb-empty").textContent).toContain("await pm.spawn");
