@@ -267,7 +267,7 @@ class ProcessCore:
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
         if self.result is None:
-            async with asyncio.timeout(timeout):
+            async with contextlib.nullcontext() if timeout is None else asyncio.timeout(timeout):
                 await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result

@@ -50,6 +50,8 @@ def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as stack:
         for option in ("stdin", "stdout", "stderr"):
             value = getattr(config, option)
+            if value is None or isinstance(value, (bool, bytes)):  # most: a question to a protocol costs 10 µs
+                continue
             if isinstance(value, HasDescriptor):
                 flush = getattr(value, "flush", None)
                 if option != "stdin" and callable(flush):
