@@ -15,7 +15,7 @@ from nbprocs.engine.table import Identity
 from nbprocs.model import ProcessConfig, ProcessInfo, ProcessResult, ProcessStatus, Stream, signal_name
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.talk import Talk
-from nbprocs.redact import one_line
+from nbprocs.redact import one_line, readable
 
 __all__ = ["ManagedProcess", "face_of", "process_core"]
 
@@ -244,7 +244,7 @@ class ManagedProcess(Displayable):
             code = self._core.result.exit_code
             end = f" exit {code}" if self._core.result.signal is None else f" {signal_name(self._core.result.signal)}"
         paused, what = " paused" if self.paused else "", one_line(self.config.display)
-        return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
+        return f"<ManagedProcess {readable(self.name)}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
     def _html_(self) -> Html:
         return Html("<div><code>{}</code><pre>{}</pre></div>").format(text(repr(self)), text(self.tail(), limit=4000))

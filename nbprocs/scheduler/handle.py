@@ -10,6 +10,7 @@ from nbprocs.engine.home import Home, hops
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, CommunicationError, tail_text
 from nbprocs.model import ProcessResult, Stream
+from nbprocs.redact import readable
 from nbprocs.scheduler.backend import JobProcess
 from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import Entry
@@ -258,7 +259,7 @@ class TaskHandle(Displayable, Generic[T]):
             else ""
         )
         tries = f", attempt {len(self.attempts) + (entry.run is not None)}" if entry.retries else ""
-        return f"<TaskHandle {self.id} {entry.label}: {entry.state}{took}{tries}>"
+        return f"<TaskHandle {self.id} {readable(entry.label)}: {entry.state}{took}{tries}>"
 
     def _html_(self) -> Html:
         waits = not self._entry.state.final and self._entry.state is not TaskState.RUNNING

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from nbprocs import checks
+from nbprocs.config import Word
 from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.model import Now
 
@@ -51,7 +52,7 @@ def gpu_devices() -> tuple[str, ...]:
     return named or ("0",)
 
 
-def whole_path(path: str | os.PathLike[str]) -> Path:
+def whole_path(path: Word) -> Path:
     """The file that a queue is in, links followed. Raises TypeError, ValueError, or StoreError for links that lead nowhere."""
     given = Path(checks.path("store", path))
     try:

@@ -330,7 +330,6 @@ def test_a_place_that_can_not_be_is_told_and_nothing_is_left(tmp_path: Path, whe
     assert sorted(tmp_path.iterdir()) == before
 
 
-
 def test_a_path_that_is_none(tmp_path: Path) -> None:
     for wrong, error in ((5, TypeError), ("", ValueError), (b"\0", (ValueError, StoreError))):
         with pytest.raises(error):
