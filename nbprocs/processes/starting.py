@@ -156,7 +156,7 @@ def _misspelt(config: ProcessConfig) -> str:
         return ""
     if len(words) == 1 and words[0] != config.command and shutil.which(words[0]):
         return f"the name has blanks around it: spawn({words[0]!r})"
-    if any(char in config.command for char in "|&;<>$`*~") or "=" in words[0]:
+    if any(sign in config.command for sign in ("|", "&", ";", "$", "`", "*", "~", " <", " >")) or "=" in words[0]:
         return "it looks like a line of the shell: pass shell=True"
     if len(words) > 1 and shutil.which(words[0]):
         call = ", ".join(map(repr, words[:5])) + (", …" if len(words) > 5 else "")  # noqa: PLR2004 - enough to see how
