@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from nbprocs.engine.shimlib import looks, server, wire
 from nbprocs.engine.shimlib.endings import KILL_DEADLINE, Ending
 from nbprocs.engine.shimlib.evidence import Claim, Found, below, claimed, is_stray, tokens_in
 from nbprocs.engine.shimlib.kids import Kid, Kids
+from nbprocs.engine.shimlib.launching import Refusal, launch
 from nbprocs.engine.shimlib.looks import send_signals
 from nbprocs.engine.shimlib.proc import read_proc
 
@@ -237,3 +239,14 @@ def test_a_new_shim_guards_only_the_process_that_was_meant():
             os.close(kid.pidfd)
             assert (len(watched), len(gone)) == ((1, 0) if same else (0, 1))
         stranger.kill()
+
+
+@pytest.mark.parametrize("options", [{}, {"umask": 0o77}], ids=["spawned", "forked"])
+def test_a_start_that_fails_leaves_nobody_to_be_reaped(options):
+    order = wire.StartOrder(
+        1, 0, (b"/no/such/program",), None, 0, b"", None, (-1, -1, -1), (), False, options, (15, False, 0.0, None), ("", "", None)
+    )
+    with pytest.raises(Refusal) as caught:
+        launch(order, [], {b"PATH": b"/bin"})
+    assert caught.value.step == "program"
+    assert [one.pid for one in psutil.Process().children() if one.status() == psutil.STATUS_ZOMBIE] == []
