@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
-from nbprocs import checks
+from nbprocs.checks import function, seconds, whole
+from nbprocs.checks import grace as grace_of
 from nbprocs.config import Data, signal_number
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.output import LONGEST_LINE, OutputLog
@@ -130,11 +131,11 @@ class ManagedProcess(Displayable):
         With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at most
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
-        return await self._core.wait(checks.seconds("timeout", timeout, zero=True))
+        return await self._core.wait(seconds("timeout", timeout, zero=True))
 
     def add_done_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
-        checks.function("callback", callback)
+        function("callback", callback)
         self._core.add_done_callback(lambda core: callback(face_of(core)))
 
     async def stop(self, grace: float = 5.0) -> ProcessResult:
@@ -143,7 +144,7 @@ class ManagedProcess(Displayable):
         On return nobody of the tree is alive, also where the process had ended by itself. Takes at most ``grace`` + 5.1 seconds;
         raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
         """
-        return await self._core.stop(checks.grace("grace", grace))
+        return await self._core.stop(grace_of("grace", grace))
 
     async def kill(self) -> ProcessResult:
         """SIGKILL to the whole tree at once; otherwise as stop."""
@@ -172,7 +173,7 @@ class ManagedProcess(Displayable):
 
     def resize(self, rows: int, columns: int) -> None:
         """The window size of its pseudo-terminal; nothing without one."""
-        self._core.resize(checks.whole("rows", rows, least=1, most=_LARGEST), checks.whole("columns", columns, least=1, most=_LARGEST))
+        self._core.resize(whole("rows", rows, least=1, most=_LARGEST), whole("columns", columns, least=1, most=_LARGEST))
 
     # -- talking
 
