@@ -6,7 +6,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from nbprocs import checks
 from nbprocs.display import Displayable, Html, text
-from nbprocs.engine.home import Home, hops
+from nbprocs.engine.home import hops
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, CommunicationError, tail_text
 from nbprocs.model import ProcessResult, Stream
@@ -43,11 +43,6 @@ class TaskHandle(Displayable, Generic[T]):
     def __init__(self, core: SchedulerCore, entry: Entry) -> None:
         self._core = core
         self._entry = entry
-
-    @property
-    def home(self) -> Home:
-        """The scheduler's."""
-        return self._core.home
 
     # -- looking
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 from nbprocs import checks
 from nbprocs.config import ProcessConfig, Word
 from nbprocs.display import Displayable, Html
-from nbprocs.engine.home import Home, hops
+from nbprocs.engine.home import hops
 from nbprocs.engine.owners import register
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import ProcessResult
@@ -132,11 +132,6 @@ class TaskScheduler(Displayable):
     def config(self) -> SchedulerConfig:
         """As given."""
         return self._core.config
-
-    @property
-    def home(self) -> Home:
-        """The loop it lives on; the running one, if it has not been used yet."""
-        return self._core.home
 
     # -- scheduling
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nbprocs.display import Html, plain
+from nbprocs.engine.home import home_of
 from nbprocs.errors import ProcessError
 from nbprocs.model import TaskPriority
 from nbprocs.scheduler import ScheduledTask, SchedulerEvent, TaskEventKind, TaskScheduler, TaskState
@@ -269,4 +270,4 @@ class QueueView(View):
     """
 
     def __init__(self, scheduler: TaskScheduler, *, height: int = 270) -> None:
-        super().__init__({"queue": QueuePart(scheduler)}, model=scheduler, home=scheduler.home, height=height)
+        super().__init__({"queue": QueuePart(scheduler)}, model=scheduler, home=home_of(scheduler), height=height)
