@@ -43,7 +43,7 @@ from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.prometheus import exposition
 from nbprocs.monitor.roster import Roster, look_up
 from nbprocs.monitor.sampler import Sample, Sampler
-from nbprocs.monitor.targets import Place, Target, current_home
+from nbprocs.monitor.targets import MonitorPlace, Target, current_home
 from nbprocs.monitor.views import alert_frame, metrics_of, summary_frame, table_html, wide_frame
 from nbprocs.processes.events import Subscribers
 from nbprocs.processes.process import ManagedProcess
@@ -106,7 +106,7 @@ class ProcessMonitor(Displayable):
         self.thresholds: AlertThresholds = thresholds or AlertThresholds()
         self.spill_lost: int = 0  # samples that could not be spilled
         self._spill = None if spill is None else Spill(spill)
-        self._core = Place(Home.background() if background else current_home())
+        self._core = MonitorPlace(Home.background() if background else current_home())
         chosen = (*self.thresholds.rules(), *as_rules(rules))
         self._book = Book(
             chosen,

@@ -13,7 +13,7 @@ from nbprocs.monitor.history import Series
 from nbprocs.monitor.metrics import State
 from nbprocs.processes.process import ManagedProcess
 
-__all__ = ["WINDOW", "Group", "Place", "Tallies", "Tally", "Target", "current_home", "end_state", "failed"]
+__all__ = ["WINDOW", "Group", "MonitorPlace", "Tallies", "Tally", "Target", "current_home", "end_state", "failed"]
 
 WINDOW = 60.0  # seconds: the error rate is that of the outcomes of the last minute
 _KEPT = 10_000  # outcomes, at most, in the window
@@ -138,7 +138,7 @@ def current_home() -> Home | None:
         return None
 
 
-class Place:
+class MonitorPlace:
     """The loop that a monitor lives on: a given one, that of the first target, or the one that runs at the first use."""
 
     def __init__(self, home: Home | None) -> None:
