@@ -1,6 +1,5 @@
 """Who is watched, and what the home loop counts for them: exits, tasks, answers of probes."""
 
-import contextlib
 import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from nbprocs.monitor.history import Series
 from nbprocs.monitor.metrics import State
 from nbprocs.processes.process import ManagedProcess
 
-__all__ = ["WINDOW", "Group", "MonitorPlace", "Tallies", "Tally", "Target", "current_home", "end_state", "failed"]
+__all__ = ["WINDOW", "Group", "MonitorPlace", "Tallies", "Tally", "Target", "current_home", "end_state", "failed", "known_home"]
 
 WINDOW = 60.0  # seconds: the error rate is that of the outcomes of the last minute
 _KEPT = 10_000  # outcomes, at most, in the window
@@ -154,5 +153,12 @@ class MonitorPlace:
     def settle_with(self, target: object) -> None:
         """Where this target lives, if it is one of ours and no other place was chosen."""
         if self._home is None:
-            with contextlib.suppress(AttributeError):
-                self._home = home_of(target)
+            self._home = known_home(target)
+
+
+def known_home(thing: object) -> Home | None:
+    """The home of one of our objects; None for others."""
+    try:
+        return home_of(thing)
+    except AttributeError:
+        return None
