@@ -295,12 +295,13 @@ class LineReader:
         return lines
 
     def _flush(self) -> list[str]:
-        if self._wide is not None and self.source.closed and (rest := self._wide.decode(b"", final=True)):
+        over = self.source.closed and self.position >= self.source.end  # closed alone is not the end of what is to be read
+        if self._wide is not None and over and (rest := self._wide.decode(b"", final=True)):
             self._carry.append(rest.encode("utf-8", "surrogatepass"))
         if not self._carry:
             return []
         data = b"".join(self._carry)
-        keep = 0 if self.source.closed else _cut_character(data)
+        keep = 0 if over else _cut_character(data)
         self._keep(data[len(data) - keep :])
         return [self._decode(data[: len(data) - keep]).removesuffix("\r")]
 
