@@ -20,6 +20,7 @@ from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
 from nbprocs.processes.process import process_core
 from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.bell import ring, rung, when_rung
 from nbprocs.widgets.python_line import spawn_line
 from nbprocs.widgets.record import ending, process_html, status_word
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, number, op, text
@@ -121,6 +122,7 @@ class PanePart(Part):
         self._budget = Budget()
         self._seen = dict.fromkeys(Stream, 0)
         self._watchers: list[Any] = []
+        self._deaf: Callable[[], None] = lambda: None
         self._head: dict[str, Any] = {}
         self._line = spawn_line(process.config)
 
@@ -142,12 +144,18 @@ class PanePart(Part):
         self._head = self._header()
         self._watchers = [host.tasks.start(self._watch(stream), name=f"pane {stream}") for stream in Stream]
         self._watchers.append(host.tasks.start(self._watch_end(), name="pane end"))
+        self._deaf = when_rung(host.carry(self._on_bell))
 
     def detach(self) -> None:
         """Stop watching."""
+        self._deaf()
         for task in self._watchers:
             task.cancel()
         self._watchers = []
+
+    def _on_bell(self, process_id: str) -> None:
+        if process_id == self._process.id:
+            self.host.want(self)
 
     async def _watch(self, stream: Stream) -> None:
         log = self._log(stream)
@@ -183,6 +191,7 @@ class PanePart(Part):
             "cwd": str(pathlib.Path(info.config.working_dir or ".").absolute()),
             "py": self._line,
             "dropped": info.dropped_bytes,
+            "told": rung(info),
         }
 
     def _segments(self, segments: Iterable[tuple[Stream, int, int]]) -> tuple[list[list[Any]], tuple[bytes, ...], int]:
@@ -281,6 +290,11 @@ class PanePart(Part):
         """Tell a program on a pseudo-terminal how large it is."""
         if self._process.config.pty and self._process.status.live:
             self._process.resize(int(rows), int(columns))
+
+    @op(on=flag)
+    def bell(self, *, on: bool) -> None:
+        """Tell of its end, or not."""
+        ring(self._process, on=on)
 
     @op()
     async def close_stdin(self) -> None:

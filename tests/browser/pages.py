@@ -204,6 +204,10 @@ class App:
             await self._drop()
         self.server.end_kernels()
 
+    async def renew(self) -> None:
+        """Load JupyterLab anew with the next notebook: it knows the kernels that were there when it was loaded."""
+        await self._drop()
+
     async def _window(self, *, dark: bool = False, width: int = 1280, height: int = 900) -> Window:
         window = self.windows.get(self.server.kind)
         if window is not None and window.dark is not dark:
