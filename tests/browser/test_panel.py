@@ -60,6 +60,29 @@ async def test_the_end_of_a_process_is_told(lab):
     await notebook.shot("panel-toast")
 
 
+async def test_the_bell_of_a_view_is_set_by_keys_and_rings(lab):
+    start = "import nbprocs; pm = nbprocs.ProcessManager(); p = await pm.spawn('cat', stdin=True, name='belled'); pm"
+    notebook = await lab.open(cells=[start, "p", "await p.close_stdin()"])
+    await notebook.run(0)
+    await notebook.run(1)
+    table, pane = (notebook.output(number).locator(".nb-view") for number in (0, 1))
+    await table.locator(".nb-body").focus()
+    await notebook.page.keyboard.press("Home")
+    await notebook.page.keyboard.press("b")
+    bell = pane.get_by_role("button", name="Tell me when it is done")
+    await expect(bell).to_have_attribute("aria-pressed", "true")
+    await expect(table.locator(".nb-told")).to_be_visible()
+    await bell.focus()
+    await notebook.page.keyboard.press("Space")
+    await expect(bell).to_have_attribute("aria-pressed", "false")
+    await notebook.page.keyboard.press("Space")
+    await expect(table.locator(".nb-told")).to_be_visible()
+    await notebook.shot("bell")
+    await notebook.run(2)
+    await expect(notebook.page.locator(".Toastify__toast", has_text="belled completed")).to_be_visible(timeout=60_000)
+    await expect(bell).to_be_disabled()
+
+
 async def test_a_detached_process_outlives_a_restart_and_is_adopted(lab):
     name = "detached-job"
     start = f"import nbprocs; q = await nbprocs.spawn('sh', '-c', 'echo begun; read x; exit $x', name='{name}', detach=True, stdin=True)"
