@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 from playwright.async_api import Browser, Locator, Page, expect
 from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.server import ROOT, Kind, Server
 
@@ -38,7 +39,8 @@ CLOSE = """() => {
       if (widget.context?.model) widget.context.model.dirty = false;
       widget.dispose();
     }
-  shell.activateById('filebrowser');
+  for (const node of document.querySelectorAll('.Toastify__close-button')) node.click();
+  shell.collapseLeft();
   return document.querySelectorAll('.jp-Notebook, .jp-Dialog').length;
 }"""
 UPSTREAM = "Cannot read properties of undefined (reading 'schema')"  # Notebook 7.6 throws it by itself when it loads its settings
@@ -77,13 +79,14 @@ class NotebookPage:
         prompt = cell.locator(".jp-InputPrompt").first
         before = await prompt.text_content() or ""
         for _ in range(KEY_TRIES):  # a page that is still settling takes the focus away between click and key
-            await cell.scroll_into_view_if_needed()
-            await prompt.click()
-            await self.page.keyboard.press("Control+Enter")
-            with suppress(AssertionError):
+            with suppress(AssertionError, PlaywrightTimeout):
+                await cell.scroll_into_view_if_needed()
+                await prompt.click(timeout=8000)
+                await self.page.keyboard.press("Control+Enter")
                 await expect(prompt).not_to_have_text(before, timeout=4000)
                 return
-        message = f"cell {number} of {self.notebook} did not start; the window is in {await self.shot('not-started')}"
+        dialogs = await self.page.locator(".jp-Dialog").all_inner_texts()
+        message = f"cell {number} of {self.notebook} did not start; dialogs: {dialogs}; the window is in {await self.shot('not-started')}"
         raise AssertionError(message)
 
     async def run(self, number: int, *, timeout: float = 60, check: bool = True) -> None:
@@ -149,6 +152,9 @@ class Window:
         if self.fresh or self.server.kind != "lab":
             await self.page.goto(self.server.url(notebook, dark=self.dark), wait_until="domcontentloaded", timeout=90_000)
             self.fresh = False
+            if self.server.kind == "lab":
+                await self.page.wait_for_function("() => window.jupyterapp", timeout=90_000)
+                await self.page.evaluate("async () => (await window.jupyterapp.restored, window.jupyterapp.shell.collapseLeft())")
         else:
             await self.page.evaluate(OPEN, notebook)
 

@@ -60,6 +60,10 @@ class Server:
             "&reset" if self.kind == "lab" else ""
         )
 
+    def tree(self) -> str:
+        """The address of Notebook 7's list of files and of what runs."""
+        return f"http://127.0.0.1:{self.port}/tree?token={TOKEN}"
+
     def ask(self, path: str, *, method: str = "GET", data: object = None) -> Any:
         """A request to the server's REST interface."""
         body = None if data is None else json.dumps(data).encode()

@@ -2,7 +2,10 @@
 
 import re
 
+import pytest
 from playwright.async_api import expect
+
+from tests.browser.axe import AXE, violations
 
 START = "import nbprocs; p = await nbprocs.spawn('sh', '-c', 'echo here it is; exec sleep 1000', name='panel-job'); print(p.pid)"
 
@@ -48,6 +51,65 @@ async def test_the_output_opens_in_a_tab(lab):
     await notebook.page.locator(".lm-Menu-item[data-command='nbprocs:output']").click()
     await expect(notebook.page.locator(".nbprocs-output .xterm-accessibility")).to_contain_text("here it is")
     await notebook.shot("panel-output")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_the_panel_reads_well_where_there_is_little_room(lab, dark):
+    start = (
+        START.replace("panel-job", "a-job-with-a-long-name") + "; import asyncio; await nbprocs.spawn('sleep', '1000', name='panel-job')"
+    )
+    notebook = await lab.open(cells=[start], dark=dark, width=560)
+    await notebook.run(0)
+    page = notebook.page
+    row = await opened_panel(page)
+    await notebook.shot(f"panel-560-{'dark' if dark else 'light'}")
+    section = row.locator("xpath=ancestor::*[contains(@class, 'jp-RunningSessions-section')]").first
+    await expect(section).to_contain_text("a-job-with-a-long-name")
+    detail = row.locator(".jp-RunningSessions-itemDetail")
+    assert re.match(r"\d+ s", await detail.inner_text())
+    await row.click(button="right")
+    await page.locator(".lm-Menu-item[data-command='nbprocs:output']").click()
+    output = page.locator(".nbprocs-output")
+    await expect(output).to_be_visible()
+    await notebook.shot(f"panel-output-560-{'dark' if dark else 'light'}")
+    if AXE.exists():
+        for own in (".nbprocs-output", ".nbprocs-item", ".nbprocs-status"):
+            assert await violations(page, own) == []
+
+
+async def test_nothing_is_asked_while_the_page_is_hidden(lab):
+    notebook = await lab.open(cells=[START])
+    await notebook.run(0)
+    page = notebook.page
+    await opened_panel(page)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "nbprocs/processes" in request.url else None)
+    notebook.window.spoiled = True
+    await page.evaluate(
+        "() => { let hidden = true; Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
+        " window.shown = () => { hidden = false; document.dispatchEvent(new Event('visibilitychange')); };"
+        " document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    await page.wait_for_timeout(500)  # one may be under way
+    asked.clear()
+    await page.wait_for_timeout(5000)  # two looks of a panel that is seen
+    assert asked == []
+    async with page.expect_request(re.compile("nbprocs/processes")):
+        await page.evaluate("window.shown()")
+
+
+async def test_notebook_7_has_the_panel_on_its_list_of_what_runs(notebook7):
+    notebook = await notebook7.open(cells=[START, "1"])
+    await notebook.run(0)
+    page = await notebook.page.context.new_page()
+    await page.goto(notebook7.server.tree())
+    await page.get_by_role("tab", name="Running").click()
+    row = page.locator(".jp-RunningSessions-item.nbprocs-item", has_text="panel-job")
+    await expect(row).to_be_visible(timeout=60_000)
+    await page.screenshot(path=str(notebook.shots / "panel-notebook7.png"))
+    await row.hover()
+    await row.locator(".jp-RunningSessions-itemShutdown").click()
+    await expect(row).to_have_count(0)
 
 
 async def test_the_end_of_a_process_is_told(lab):

@@ -44,7 +44,7 @@ export class Table {
     this.all = h("input", { type: "checkbox", "aria-label": t("table.selectAll"), onchange: () => this.selectAll(this.all.checked) });
     this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
     for (const [key, , , long] of HEADS) this.head.append(this.heading(key, t(`columns.${key}`), long));
-    this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader", "aria-label": t("table.actions") }));
+    this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader" }, h("span.nb-hidden", {}, t("table.actions"))));
     this.space = h("div.nb-space", { role: "presentation" });
     this.empty = h("div.nb-empty", { hidden: true });
     this.body = h(
