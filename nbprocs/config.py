@@ -10,7 +10,6 @@ together. ``config_from`` makes the config of a call::
 from __future__ import annotations
 
 import codecs
-import difflib
 import enum
 import functools
 import inspect
@@ -19,7 +18,6 @@ import signal as signals
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
@@ -105,6 +103,8 @@ def _stdin(argument: str, value: object) -> object:
     if type(value) is int and value in {_PIPE, _DEVNULL}:
         return value == _PIPE
     if isinstance(value, os.PathLike):
+        from pathlib import Path  # noqa: PLC0415 - `import nbprocs` stays light
+
         return Path(path(argument, value))  # not text: what is kept is given again, by replace() and by a pickle
     if isinstance(value, (str, int)):
         what = "True (for send), False, bytes, an open file, a Path or DEVNULL"
@@ -421,6 +421,8 @@ def _unknown(names: Iterable[str]) -> TypeError:
     wrong = min(names)
     hint = _WORDS.get(wrong)
     if hint is None:
+        import difflib  # noqa: PLC0415 - `import nbprocs` stays light
+
         close = difflib.get_close_matches(wrong, _NAMES, n=1)
         hint = f"did you mean {close[0]}=?" if close else f"the options are {', '.join(sorted(_NAMES))}"
     return WrongType(f"there is no option {wrong}=; {hint}")

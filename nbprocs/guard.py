@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 __all__ = ["ShownClearly", "WrongType", "WrongValue", "add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
 
 log: logging.Logger = logging.getLogger("nbprocs")
-_INSIDE = (str(Path(__file__).parent), str(Path(asyncio.__file__).parent))
+_INSIDE = tuple(module.rpartition(os.sep)[0] for module in (__file__, asyncio.__file__))
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -130,14 +130,14 @@ class ShownClearly(BaseException):
     def _render_traceback_(self) -> list[str]:
         """What IPython asks for in place of the frames inside nbprocs and asyncio."""
         frames = [f for f in traceback.extract_tb(self.__traceback__) if f.line and not _inside(f.filename)]
-        where = [f"  at {Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames[1:]]
+        where = [f"  at {f.filename.rpartition(os.sep)[2]}:{f.lineno} in {f.name}: {f.line}" for f in frames[1:]]
         if frames:
             where.insert(0, f"  at line {frames[0].lineno}: {frames[0].line}")
         return [f"{type(self).__name__}: {self}", *where]
 
 
 def _inside(filename: str) -> bool:
-    return filename.startswith(_INSIDE) or "IPython" in Path(filename).parts
+    return filename.startswith(_INSIDE) or f"{os.sep}IPython{os.sep}" in filename
 
 
 class WrongType(ShownClearly, TypeError):

@@ -78,6 +78,7 @@ class ShimClient:
         self._closing: asyncio.TimerHandle | None = None
         self._sent = 0  # orders so far
         self._queue: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._gathered: list[bytes] | None = None  # orders to end of this turn of the loop, behind the first
         self._environment: Mapping[Any, Any] | None = None
         self._environments = 0
         self._socket, theirs = socket.socketpair()
@@ -120,8 +121,19 @@ class ShimClient:
         """Have trees ended; the future gives who survived. A shim that dies meanwhile is replaced, and the other one goes on."""
         future: asyncio.Future[tuple[wire.Survivor, ...]] = asyncio.get_running_loop().create_future()
         self.asked[order.key] = (future, order, time.monotonic())
-        self.say(wire.STOP, *order)
+        frame = wire.pack(wire.STOP, *order)
+        if self._gathered is None:
+            self._send(frame)
+            self._gathered = []
+            future.get_loop().call_soon(self._send_gathered)
+        else:  # a thousand stops at once are two messages: each wakes the shim, which then takes the processor from the loop
+            self._gathered.append(frame)
         return future
+
+    def _send_gathered(self) -> None:
+        frames, self._gathered = self._gathered, None
+        if frames and not self.closed:
+            self._send(b"".join(frames))
 
     async def end(self, order: wire.StopOrder) -> tuple[wire.Survivor, ...]:
         """The same, awaited."""
@@ -138,6 +150,8 @@ class ShimClient:
         if self.closed:
             raise OSError(0, LOST)
         self._sent += 1
+        if self._gathered:  # what was ordered before goes before
+            frame, self._gathered = b"".join((*self._gathered, frame)), []
         view = memoryview(frame)
         if not self._queue:
             try:

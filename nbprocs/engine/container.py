@@ -8,8 +8,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import psutil
-
 __all__ = ["Limits", "available_memory", "kill_counter", "kills_in", "read_limits", "usable_cpus"]
 
 _UNLIMITED = 1 << 60  # v1 writes a huge number for "no limit"
@@ -48,6 +46,8 @@ def read_limits(*, root: str = "/") -> Limits:
     >>> read_limits().cpus > 0
     True
     """
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     base = Path(root)
     total = psutil.virtual_memory().total
     cpus = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
@@ -100,6 +100,8 @@ def available_memory(*, root: str = "/") -> float:
     >>> available_memory() > 0
     True
     """
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     free, limits = float(psutil.virtual_memory().available), read_limits(root=root)
     if limits.memory_limited and limits.memory_used is not None:
         free = min(free, float(limits.memory_bytes - limits.memory_used))

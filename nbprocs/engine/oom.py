@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from nbprocs.engine.container import kill_counter, kills_in
-
 __all__ = ["OomWatch"]
 
 FRESH = 0.05  # seconds for which a count is good enough for the start of a process: a burst of starts reads once
@@ -25,14 +23,17 @@ class OomWatch:
     """
 
     def __init__(self) -> None:
+        from nbprocs.engine.container import kill_counter, kills_in  # noqa: PLC0415 - `import nbprocs` stays light
+
         self._counter = kill_counter()
+        self._kills_in = kills_in
         self._count = 0
         self._read_at = float("-inf")
         self._explained: deque[int] = deque(maxlen=1000)  # the numbers of kills that explain an end
         self._known = self._read()
 
     def _read(self) -> bool:
-        found = None if self._counter is None else kills_in(self._counter)
+        found = None if self._counter is None else self._kills_in(self._counter)
         if found is not None:
             self._count, self._read_at = found, time.monotonic()
         return found is not None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbprocs.engine.output import DEFAULT_SPILL, OutputLog
 from nbprocs.engine.shimlib.segments import segments_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["RecordedLog", "logs_of"]
 
@@ -15,6 +18,8 @@ class RecordedLog(OutputLog):
     """The log of one stream of a detached process; see OutputLog. It grows when its shim says so, with ``grown``."""
 
     def __init__(self, stream: str) -> None:
+        from pathlib import Path  # noqa: PLC0415 - `import nbprocs` stays light
+
         super().__init__()
         self._folder = Path()
         self.stream = stream

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 import select
 import signal
 import socket
@@ -362,7 +361,7 @@ class Shims:
         from nbprocs.engine.places import runtime_folder  # noqa: PLC0415 - it may load jupyter_core; this is not the loop's thread
 
         try:
-            shim.path = os.path.join(runtime_folder(), f"shim-{os.getpid()}-{secrets.token_hex(4)}.sock")
+            shim.path = os.path.join(runtime_folder(), f"shim-{os.getpid()}-{os.urandom(4).hex()}.sock")
         except OSError as error:
             log.warning("there is no folder for the status socket: %s", error)
             return

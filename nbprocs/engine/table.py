@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-import psutil
-
 from nbprocs.engine.shimlib.proc import ON_LINUX, PAGE, TICK, Identity, Row, environ_of, parse_stat, present, read_proc, rows
 
 __all__ = [
@@ -33,6 +31,8 @@ __all__ = [
 
 def read_psutil(pid: int) -> Row | None:
     """The same as read_row, by psutil: on every system, ten times slower."""
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     try:
         p = psutil.Process(pid)
         with p.oneshot():
@@ -74,6 +74,8 @@ def scan() -> dict[int, Row]:
     """Every process of the system by pid; those that go meanwhile are left out. 2-5 ms for 300 processes on Linux."""
     if ON_LINUX:
         return rows()
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     return {pid: row for pid in psutil.pids() if (row := read_psutil(pid)) is not None}
 
 
@@ -81,6 +83,8 @@ def environ_value(pid: int, name: str) -> str:
     """A variable of the environment that the process was started with; empty if it has none, or where we may not look."""
     if ON_LINUX:
         return environ_of(pid, name.encode()).decode("utf-8", "replace")
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     try:
         return psutil.Process(pid).environ().get(name, "")
     except (psutil.Error, OSError):

@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
-
 from nbprocs.engine.child import TOKEN
 from nbprocs.engine.shimlib.wire import Survivor
 from nbprocs.engine.table import Identity, Row, descendants, environ_value, read_row, scan
@@ -173,6 +171,8 @@ def _open_checked(identity: Identity) -> int | None:
 
 
 async def _by_psutil(targets: set[Identity], everybody: set[Identity], numbers: tuple[int, ...], until: float) -> None:
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     processes = []
     for identity in everybody:
         row = read_row(identity.pid)
@@ -206,6 +206,8 @@ def check_ended(left: Iterable[Survivor], *, name: str, process_id: str | None =
 
 def survivor(identity: Identity) -> Survivor:
     """Somebody who is left, with its program's name."""
+    import psutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     try:
         return Survivor(identity.pid, psutil.Process(identity.pid).name(), False)
     except psutil.Error:

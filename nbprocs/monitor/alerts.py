@@ -31,6 +31,7 @@ __all__ = ["Batch", "Change", "Episodes", "Phase", "Transition", "advance", "as_
 
 _NAMESPACE = uuid.UUID("6f1f0f5e-6d0c-4b8f-9f0e-5f4e6e627072")
 _OUTLIVE = (AlertType.PROCESS_DOWN, AlertType.ERROR_RATE)  # what the end of a process does not end
+_AT_END = (*_OUTLIVE, AlertType.REGRESSION)  # what is judged at the end: how long it took in all is known only then
 
 
 class Phase(NamedTuple):
@@ -165,7 +166,7 @@ class Episodes:
             mask &= batch.scopes == rule.scope
         rows = set(mask.nonzero()[0].tolist())
         rows.update(where[name] for name in self._phases[number] if name in where)
-        if rule.kind not in _OUTLIVE:  # who has ended uses nothing
+        if rule.kind not in _AT_END:  # who has ended uses nothing
             rows = {row for row in rows if batch.states[row] < State.COMPLETED}
         return [(row, float(values[row])) for row in sorted(rows) if rule.matches(batch.names[row])]
 
@@ -212,7 +213,7 @@ class Episodes:
             changes.append(Transition(Change.RESOLVED, alert))
 
     def _end(self, batch: Batch, row: int, changes: list[Transition]) -> None:
-        """A process that has ended uses no memory and is not slow: only that it is down, and how often it failed, stays true."""
+        """A process that has ended uses no memory and is slow no more: only that it is down, and how often it failed, stays true."""
         name = batch.names[row]
         forgotten = batch.states[row] == State.FORGOTTEN
         for number, rule in enumerate(self.rules):
@@ -230,7 +231,7 @@ def _message(rule: Rule, name: str, value: float, state: int) -> str:
     if rule.kind is AlertType.ACTIVITY:
         return f"{name} writes again"
     if rule.kind is AlertType.REGRESSION:
-        return f"{name}: {value:.1f} \N{MULTIPLICATION SIGN} slower than its last runs"
+        return f"{name}: {value:.1f} \N{MULTIPLICATION SIGN} slower than its last 20 runs"
     if rule.metric == "response_time" and math.isinf(value):
         return f"{name}: no answer"
     metric = METRICS.get(rule.metric)

@@ -1,12 +1,13 @@
 """The samples and the alerts of one monitor, taken in together: what the rules see is what the history holds."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nbprocs.monitor.alerts import Batch, Episodes, Transition
-from nbprocs.monitor.history import History, HistorySnapshot, Series
+from nbprocs.monitor.history import COLUMNS, History, HistorySnapshot, Series
 from nbprocs.monitor.metrics import METRICS, Scope, State
 from nbprocs.monitor.model import Alert, Rule
 
@@ -46,14 +47,16 @@ class Book:
         with self._lock:
             return self._episodes.step(Batch(at, names, process_ids, columns["scope"], columns["state"], columns))
 
-    def end(self, series: Series, state: State, *, errors: int = 0, successes: int = 0, restarts: int = 0) -> list[Transition]:
-        """Write that a process has ended. Nothing else was measured at that moment, and nothing else is told."""
+    def end(
+        self, series: Series, state: State, *, errors: int = 0, successes: int = 0, restarts: int = 0, slowdown: float = math.nan
+    ) -> list[Transition]:
+        """Write that a process has ended, and in how many times its usual time. Nothing else was measured at that moment."""
         import numpy as np  # noqa: PLC0415
 
         row: dict[str, float] = {name: metric.unknown for name, metric in METRICS.items()}
         row |= {"series": series.code, "scope": Scope.TREE, "state": state, "processes": 0, "restarts": min(restarts, 32767)}
-        row |= {"error_count": errors, "success_count": successes}
-        return self.take({name: np.full(1, value) for name, value in row.items()}, [series.name], [series.process_id])
+        row |= {"error_count": errors, "success_count": successes, "slowdown": slowdown}
+        return self.take({name: np.full(1, value, COLUMNS[name]) for name, value in row.items()}, [series.name], [series.process_id])
 
     def pending(self, name: str) -> bool:
         """Whether time alone could still fire a rule for a process that has ended."""

@@ -104,7 +104,11 @@ class Rule:
 
     @classmethod
     def regression(cls, factor: float = 2.0, *, process: str = "*", severity: AlertSeverity = AlertSeverity.WARNING) -> "Rule":
-        """Tell me when a process has run for so many times the median of its command's last 20 successful runs, by the monitor's runs."""
+        """Tell me when a process has run, or ran in all, for so many times the median of its command's last 20 successful runs.
+
+        By the monitor's ``runs``; of a command that fewer than 5 successful runs are known of it says nothing. It is told while the
+        process runs, at the end of a short one at the latest, and resolved with that end.
+        """
         return cls(metric="slowdown", above=factor, process=process, severity=severity)
 
     def matches(self, name: str) -> bool:

@@ -18,7 +18,7 @@ from nbprocs.engine.handles import user_of
 from nbprocs.engine.home import Home
 from nbprocs.engine.table import Identity, identify, read_psutil
 from nbprocs.errors import UnknownProcess
-from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
+from nbprocs.model import EventKind, ProcessConfig, ProcessEvent, ProcessInfo
 from nbprocs.monitor.alerts import Transition
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.history import Series
@@ -31,6 +31,7 @@ from nbprocs.processes.recording import KnowsRuns
 
 __all__ = ["Roster", "look_up"]
 
+_LEAST = 5  # runs that tell what is usual, as in RunHistory.regressions
 _GONE_KEPT = 1000  # processes of others that ended: so many may keep an open alert
 Report = Callable[[list[Transition]], None]
 
@@ -58,6 +59,7 @@ class Roster:
         self._report = report
         self._portable = portable
         self._past = past
+        self._missed: set[str] = set()  # ended before we heard of their start; of their end we hear yet
         self._names: dict[str, str] = {}  # of live targets -> process id
         self._waiting: dict[str, tuple[Series, State]] = {}  # ended, but a rule still counts the seconds
         self._gone: deque[tuple[Series, str]] = deque()
@@ -83,16 +85,17 @@ class Roster:
         series = self.book.history.series(process_id=process.id, name=name, pid=process.pid)
         self._add(Target(
             series=series, name=name, process_id=process.id, identity=identity, tally=self.tallies.of(name), process=process, group=group,
-            usual=self._usual(process),
+            usual=self._usual(process.config),
         ))  # fmt: skip
         if group is None:
             process.add_done_callback(self._ended_alone)
 
-    def _usual(self, process: ManagedProcess) -> float:
-        """Seconds that its command used to take: the median of its last 20 successful runs; NaN where nobody knows."""
-        config = process.config
+    def _usual(self, config: ProcessConfig) -> float:
+        """Seconds that its command used to take: the median of its last 20 successful runs; NaN where fewer than 5 are known."""
         known = None if self._past is None else self._past.usual(tuple(map(os.fsdecode, config.argv)), shell=config.shell)
-        return max(statistics.median(known.seconds[:20]), 0.001) if known is not None and known.exact else math.nan
+        if known is None or not known.exact or len(known.seconds) < _LEAST:
+            return math.nan
+        return max(float(statistics.median(known.seconds[:20])), 0.001)
 
     def _add(self, target: Target) -> None:
         target.name = target.series.name
@@ -173,9 +176,14 @@ class Roster:
         target = self.targets.get(info.id)
         if target is not None:
             target.tally.add(now, errors=bad, successes=good)
-            self._end(target, end_state(info), info.restarts)
+            self._end(target, end_state(info), info.restarts, seconds=info.execution_time)
             if group.pool:  # the pool replaces it, under another name
                 self._replaced.append((info.name, info.id, group))
+        elif info.id in self._missed:
+            self._missed.discard(info.id)
+            series = self.book.history.series(process_id=info.id, name=info.name, pid=0)
+            slowdown = info.execution_time / self._usual(info.config)
+            self._report(self.book.end(series, end_state(info), errors=bad, successes=good, restarts=info.restarts, slowdown=slowdown))
 
     def _never_ran_or_never_again(self, group: Group, event: ProcessEvent) -> None:
         tally, state = self.tallies.of(event.name), State.FATAL
@@ -192,21 +200,25 @@ class Roster:
             return
         try:
             process = manager.get(event.process_id)
+            self.add_process(process, group)
         except UnknownProcess:  # ended and forgotten before we heard of its start
-            return
-        self.add_process(process, group)
+            pass
+        if event.process_id not in self.targets and not group.pool:
+            self._missed.add(event.process_id)  # its end comes in the next turn of the loop
 
     def _ended_alone(self, process: ManagedProcess) -> None:
         target = self.targets.get(process.id)
         if target is not None:
             info = process.info
             target.tally.add(self._clock(), errors=int(failed(info)), successes=int(info.exit_code == 0 and not failed(info)))
-            self._end(target, end_state(info), info.restarts)
+            self._end(target, end_state(info), info.restarts, seconds=info.execution_time)
 
-    def _end(self, target: Target, state: State, restarts: int = 0) -> None:
+    def _end(self, target: Target, state: State, restarts: int = 0, *, seconds: float = math.nan) -> None:
         self._drop(target)
-        tally = target.tally
-        self._report(self.book.end(target.series, state, errors=tally.errors, successes=tally.successes, restarts=restarts))
+        tally, slowdown = target.tally, seconds / target.usual
+        self._report(
+            self.book.end(target.series, state, errors=tally.errors, successes=tally.successes, restarts=restarts, slowdown=slowdown)
+        )
         if self.book.pending(target.name):
             self._waiting[target.name] = target.series, state
 

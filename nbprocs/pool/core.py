@@ -18,7 +18,8 @@ import time
 
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.engine.waiting import Waiters
-from nbprocs.errors import Closed
+from nbprocs.errors import Closed, CommunicationError
+from nbprocs.guard import attempt, text_of
 from nbprocs.pool.connection import Connection, ConnectionEvents, MakeConnection
 from nbprocs.pool.dispatch import STALE, Dispatcher, Window
 from nbprocs.pool.kills import Kills
@@ -195,7 +196,12 @@ class PoolCore:
 
     def _judge(self, task: Task, message: Message) -> None:
         """An answer that needs unpickling, or is an error."""
-        outcome = read(message, title=task.title, worker=task.worker)
+        outcome, problem = attempt(read, message, title=task.title, worker=task.worker)
+        if problem is not None or outcome is None:  # whatever the user's object did: its task must not be lost
+            outcome = (
+                None,
+                CommunicationError(f"the answer of {task.title} can't be taken: {problem and text_of(problem)}", name=task.worker),
+            )
         if outcome[1] is not None:
             self.table.fail(task, outcome[1])
         elif message[0] in (MANY, STOPPED) and outcome[0][1] is not None and task.policy is not None:

@@ -67,6 +67,7 @@ class PoolExecutor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Run ``fn(*args, **kwargs)`` in a worker. Raises RuntimeError after shutdown, or when the pool is closed."""
+        checks.function("fn", fn)
         future = self._register()
         self._try(future, lambda: self._backend.call(future, fn, args, kwargs))
         return future
@@ -104,6 +105,7 @@ class PoolExecutor(concurrent.futures.Executor):
         buffersize = options.pop("buffersize", None)
         if options:
             raise TypeError(f"map() got unexpected keyword arguments {sorted(options)}")
+        checks.function("fn", fn)
         checks.whole("chunksize", chunksize, least=1)
         if buffersize is not None:
             checks.whole("buffersize", buffersize, least=1)

@@ -77,7 +77,8 @@ def raised(told: Message, *, title: str, worker: str) -> BaseException:
         verb = "could not be rebuilt in the worker" if phase == "load" else "does not pickle"
         error = CommunicationError(f"{what} of {title} {verb}: {kind}: {text}", name=worker, hint=_HINTS[phase])
     else:
-        error = _rebuilt(pickled) or _foreign(kind, text, title=title, worker=worker)
+        rebuilt = _rebuilt(pickled)
+        error = _foreign(kind, text, title=title, worker=worker) if rebuilt is None else rebuilt  # its truth value is the user's code
     _set_cause(error, cause)
     return error
 

@@ -62,15 +62,14 @@ class TaskTable:
             task.state = PoolTaskState.QUEUED
             self.delayed[task] = self._home.loop.call_later(delay, self._try_again, task)
             return
-        if isinstance(error, ProcessError):
+        ours = issubclass(type(error), ProcessError)  # isinstance() would ask the user's object for its __class__
+        if ours:
             with contextlib.suppress(Exception):  # a subclass of the user's may be frozen
-                error.attempts = task.attempts
+                error.attempts = task.attempts  # type: ignore[attr-defined]
         elif task.attempts > 1:
             add_note(error, f"after {task.attempts} attempts")
         task.ended = now
-        task.state = (
-            PoolTaskState.TIMED_OUT if isinstance(error, TimeoutError) and isinstance(error, ProcessError) else PoolTaskState.FAILED
-        )
+        task.state = PoolTaskState.TIMED_OUT if ours and issubclass(type(error), TimeoutError) else PoolTaskState.FAILED
         self.failed += 1
         self._settle(task, outcome or (None, error))
 

@@ -119,6 +119,12 @@ class PoolTaskHandle(asyncio.Future[T]):
             self._give_up(self._task)
         return True
 
+    def __repr__(self) -> str:
+        """Without the result or the error: what they answer when they are shown is the user's code."""
+        return (
+            f"<PoolTaskHandle {self.id}{f' {self._task.title}' if self._task else ''}: {'cancelled' if self.cancelled() else self.state}>"
+        )
+
     def __await__(self) -> Generator[Any, None, T]:
         """The result. On another loop than the handle's own it comes by way of a future of that loop."""
         loop = asyncio.get_running_loop()

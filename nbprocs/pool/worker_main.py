@@ -161,13 +161,14 @@ def explain(error: BaseException, *, phase: str) -> Message:
     """What the parent needs to raise it again: (pickle or None, type name, text, formatted traceback, phase)."""
     import traceback  # noqa: PLC0415 - most workers never need it
 
-    trace = error.__traceback__
+    name = _kind_of(error)
+    trace: Any = vars(BaseException)["__traceback__"].__get__(error)  # past what its class answers
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next  # our own frames would only puzzle
     try:
         shown = "".join(traceback.format_exception(type(error), error, trace))
     except BaseException as another:  # noqa: BLE001 - an exception whose __str__ fails is still an exception
-        shown = f"{type(error).__qualname__} (it can't be shown: {type(another).__qualname__})"
+        shown = f"{name} (it can't be shown: {_kind_of(another)})"
     try:
         text = str.__str__(str(error))  # a subclass would not travel
     except BaseException:  # noqa: BLE001
@@ -177,7 +178,15 @@ def explain(error: BaseException, *, phase: str) -> Message:
         pickled = dumps(error)[0] if issubclass(type(error), Exception) else None
     except BaseException:  # noqa: BLE001 - it stays here then, and its text travels
         pickled = None
-    return pickled, f"{type(error).__module__}.{type(error).__qualname__}", text, shown, phase
+    return pickled, name, text, shown, phase
+
+
+def _kind_of(error: BaseException) -> str:
+    kind = type(error)
+    try:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    except BaseException:  # noqa: BLE001 - a metaclass of its own
+        return "an exception"
 
 
 def receive(fd: int) -> Iterator[Any]:

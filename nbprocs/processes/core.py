@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbprocs.checks import whole
 from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Survivor
-from nbprocs.engine.handles import listening_inodes, open_handle
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
@@ -268,7 +267,7 @@ class ProcessCore:
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
         if self.result is None:
-            async with asyncio.timeout(timeout):
+            async with contextlib.nullcontext() if timeout is None else asyncio.timeout(timeout):
                 await self._ending()
         assert self.result is not None  # noqa: S101 - for the type checker
         return self.result
@@ -374,6 +373,8 @@ class ProcessCore:
 
     def ports(self) -> set[int]:
         """The TCP ports that its tree listens on. A scan of the process table: for code on the home loop that asks seldom."""
+        from nbprocs.engine.handles import listening_inodes, open_handle  # noqa: PLC0415 - `import nbprocs` stays light
+
         inodes = listening_inodes()
         found: set[int] = set()
         for member in () if self._child is None else members([self._child.root], scan()):

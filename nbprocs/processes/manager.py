@@ -16,7 +16,6 @@ from nbprocs.engine.owners import register
 from nbprocs.engine.pending import must_be_awaited
 from nbprocs.guard import WrongValue
 from nbprocs.model import ProcessConfig, ProcessEvent, ProcessInfo, ProcessResult, ProcessStatus
-from nbprocs.policy.restart import restart_policy
 from nbprocs.processes.events import Subscriber
 from nbprocs.processes.frames import frame_of, table_html
 from nbprocs.processes.manager_core import ManagerCore
@@ -108,7 +107,7 @@ class ProcessManager(Displayable):
         Takes a millisecond or so without ``wait`` and ``ready``.
         """
         config, launch = config_from(command, args, options), Launch(ready=ready, ready_timeout=ready_timeout)
-        process = await self._core.spawn(config, launch, wait=flag("wait", wait), policy=restart_policy(restart))
+        process = await self._core.spawn(config, launch, wait=flag("wait", wait), policy=_policy(restart))
         return face_of(process)
 
     @must_be_awaited("pm.adopt", skip=1)
@@ -122,7 +121,7 @@ class ProcessManager(Displayable):
         Raises UnknownProcess, NameInUse, StartupFailed for a record that can't be read here, Closed. Takes some milliseconds, whatever it
         has written.
         """
-        return face_of(await self._core.adopt(key, "recorded" if restart is None else restart_policy(restart)))
+        return face_of(await self._core.adopt(key, "recorded" if restart is None else _policy(restart)))
 
     @takes_config
     @must_be_awaited("pm.run", skip=1)
@@ -300,3 +299,12 @@ def manager_core(manager: ProcessManager) -> ManagerCore:
     core: Any = manager
     found: ManagerCore = getattr(core, "_core", core)
     return found
+
+
+def _policy(restart: object) -> RestartPolicy | None:
+    """What ``restart=`` stands for. Raises TypeError."""
+    if restart is None or restart is False:  # most processes: the policies need not be loaded for them
+        return None
+    from nbprocs.policy import restart_policy  # noqa: PLC0415 - `import nbprocs` stays light
+
+    return restart_policy(restart)

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Historian",
     "KnowsRuns",
+    "RecordsJobs",
     "RecordsRuns",
     "annotate",
+    "job_recorder_for",
     "kernel_runs",
     "past_for",
     "recorder_for",
@@ -32,6 +34,16 @@ class RecordsRuns(Protocol):
 
     async def aclose(self) -> None:
         """The manager has closed. On return everything is on disk, or it was logged why not."""
+
+
+class RecordsJobs(Protocol):
+    """What a scheduler tells whose backend has machines of its own; on its home loop."""
+
+    def listening(self, job: Any, report: Callable[[Any], None]) -> Callable[[Any], None]:
+        """A report for this job that notes what it passes on."""
+
+    async def aclose(self) -> None:
+        """The scheduler has closed. On return everything is on disk, or it was logged why not."""
 
 
 Subscribe = Callable[[Callable[[Any], object]], Callable[[], None]]
@@ -56,6 +68,9 @@ class Historian(Protocol):
 
     def make_recorder(self, runs: Any) -> RecordsRuns:
         """The recorder of one manager. Raises what is wrong with ``runs``."""
+
+    def make_job_recorder(self, runs: Any) -> RecordsJobs:
+        """The recorder of one scheduler's jobs. Raises what is wrong with ``runs``."""
 
     def make_past(self, runs: Any) -> KnowsRuns:
         """What is asked about commands."""
@@ -93,6 +108,12 @@ def recorder_for(runs: Any) -> RecordsRuns | None:
     """The recorder of a manager, if it is to have one. Raises what the historian raises."""
     historian, wanted = _wanted(runs)
     return None if historian is None else historian.make_recorder(wanted)
+
+
+def job_recorder_for(runs: Any) -> RecordsJobs | None:
+    """The recorder of a scheduler whose jobs are no processes of a manager here."""
+    historian, wanted = _wanted(runs)
+    return None if historian is None else historian.make_job_recorder(wanted)
 
 
 def past_for(runs: Any) -> KnowsRuns | None:

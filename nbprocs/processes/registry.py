@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
@@ -187,6 +186,8 @@ class Registry:
         """The same. Raises UnknownProcess."""
         process = self.find(key)
         if process is None:
+            import difflib  # noqa: PLC0415 - `import nbprocs` stays light
+
             known = ", ".join(sorted(self._names)[:10]) or "none"
             close = difflib.get_close_matches(str(key), self._names, n=3)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "pm.list() shows all"

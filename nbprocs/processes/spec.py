@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from nbprocs.config import HasDescriptor, ProcessConfig
@@ -51,6 +50,8 @@ def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as stack:
         for option in ("stdin", "stdout", "stderr"):
             value = getattr(config, option)
+            if value is None or isinstance(value, (bool, bytes)):  # most: a question to a protocol costs 10 µs
+                continue
             if isinstance(value, HasDescriptor):
                 flush = getattr(value, "flush", None)
                 if option != "stdin" and callable(flush):
@@ -66,7 +67,7 @@ def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
 
 def _open(path: str, *, write: bool, again: bool) -> int:
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISFIFO(Path(path).stat().st_mode):
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116 - `import nbprocs` stays light
             raise ValueError(f"{path} is a FIFO, which may not open for hours: open it yourself, and give the open file")
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if again else os.O_TRUNC) if write else os.O_RDONLY
     return os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)

@@ -8,8 +8,6 @@ import dataclasses
 import errno
 import itertools
 import os
-import shlex
-import shutil
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -135,10 +133,14 @@ def _why(config: ProcessConfig, cause: OSError) -> str:
     if program is not None:
         interpreter = _interpreter(program)
         if interpreter.endswith("\r"):
+            import shlex  # noqa: PLC0415 - `import nbprocs` stays light
+
             return f"its first line ends with a carriage return, as in files from Windows: sed -i 's/\\r$//' {shlex.quote(program)}"
         if interpreter:
             return f"the program is there, but its interpreter is not: its first line names {interpreter}"
         return "the program is there, but not the loader or library that it was built for"
+    import shutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     words = config.command.split()
     if len(words) > 1 and not config.args and shutil.which(words[0]):
         call = ", ".join(map(repr, words[:5])) + (", …" if len(words) > 5 else "")  # noqa: PLR2004 - enough to see how
@@ -152,6 +154,8 @@ def _file_of(config: ProcessConfig) -> str | None:
     if os.sep in path:
         found = os.path.join(config.working_dir or "", path)
         return found if os.path.isfile(found) else None
+    import shutil  # noqa: PLC0415 - `import nbprocs` stays light
+
     return shutil.which(path, path=config.env_vars.get("PATH"))
 
 

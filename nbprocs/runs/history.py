@@ -130,7 +130,9 @@ class RunHistory(Displayable):
         writer = writing(self.path)
         if writer is not None:
             writer.flush()
-        with contextlib.closing(readable(self.path)) as db:
+        from nbprocs.runs.queues import opened  # noqa: PLC0415 - who records, needs no scheduler
+
+        with contextlib.closing(opened(self.path)) as db:
             try:
                 dead = _dead(db)
                 yield db, *self.where.sql(dead), dead
@@ -231,8 +233,10 @@ class RunHistory(Displayable):
         about = [contexts.get(key, _NOTHING) for key in given.get("context", empty)]
         for at, name in enumerate(("folder", "revision", "dirty")):
             found[name] = [row[at] for row in about]
-        for at, name in enumerate(("host", "notebook")):
-            found[name] = [hosts.get(key, (None, None))[at] for key in given.get("session", empty)]
+        sessions = [hosts.get(key, (None, None)) for key in given.get("session", empty)]
+        found["host"] = [row[3] or session[0] for row, session in zip(about, sessions, strict=True)]
+        found["worker"] = [row[4] for row in about]
+        found["notebook"] = [session[1] for session in sessions]
         found.insert(1, "command", [commands.get(key, "") for key in given.get("command", empty)])
         if dead and len(found):
             gone = (found["state"] == "running") & pd.Series(given["session"]).isin(dead)
@@ -305,19 +309,19 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-_NOTHING = ("", None, None)
+_NOTHING = ("", None, None, None, None)
 
 
-def _contexts(db: sqlite3.Connection, wanted: set[Any]) -> dict[int, tuple[str, str | None, bool | None]]:
-    """Folder, revision and dirty mark of some contexts."""
+def _contexts(db: sqlite3.Connection, wanted: set[Any]) -> dict[int, tuple[Any, ...]]:
+    """Folder, revision, dirty mark, host and worker of some contexts."""
     query = (
-        "SELECT key, json_extract(value, '$.folder'), json_extract(value, '$.git.revision'), json_extract(value, '$.git.dirty')"
-        " FROM contexts WHERE key IN (SELECT value FROM json_each(?))"
+        "SELECT key, json_extract(value, '$.folder'), json_extract(value, '$.git.revision'), json_extract(value, '$.git.dirty'),"
+        " json_extract(value, '$.host'), json_extract(value, '$.worker') FROM contexts WHERE key IN (SELECT value FROM json_each(?))"
     )
     db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # a folder's name may be no text
     rows = db.execute(query, (json.dumps([key for key in wanted if key is not None]),)).fetchall()
     db.text_factory = str
-    return {key: (folder or "", revision, None if dirty is None else bool(dirty)) for key, folder, revision, dirty in rows}
+    return {key: (folder or "", revision, None if dirty is None else bool(dirty), *place) for key, folder, revision, dirty, *place in rows}
 
 
 def _dead(db: sqlite3.Connection) -> list[int]:

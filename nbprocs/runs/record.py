@@ -66,7 +66,8 @@ class RunRecord(Displayable):
     error: str | None = None  # why it could not be started
     task: str | None = None  # of a scheduler
     parent: str | None = None  # the run that this one is a rerun of
-    host: str = ""
+    host: str = ""  # where it ran
+    worker: str | None = None  # of a cluster, which it ran on
     user: str | None = None
     python: str | None = None
     notebook: str | None = None
@@ -199,7 +200,7 @@ class RunRecord(Displayable):
             "CPU": None if self.cpu is None else human_seconds(self.cpu), "peak memory": human_bytes(self.peak_rss),
             "read": human_bytes(self.read_bytes), "written": human_bytes(self.written_bytes), "folder": self.folder,
             "revision": self.revision, **env, **inputs, "changed while queued": ", ".join(self.changed), "cell": self.cell,
-            "notebook": self.notebook, "host": self.host, "rerun of": self.parent, "task": self.task,
+            "notebook": self.notebook, "host": self.host, "worker": self.worker, "rerun of": self.parent, "task": self.task,
         }  # fmt: skip
         return {title: value for title, value in found.items() if value}
 
@@ -243,5 +244,5 @@ def human_bytes(count: float | None) -> str | None:
 def read_context(value: str | None) -> dict[str, Any]:
     """The fields of a RunRecord that a row of contexts gives."""
     raw: dict[str, Any] = json.loads(value) if value else {}
-    found: dict[str, Any] = {name: raw[name] for name in ("folder", "env", "kernel", "git", "inputs") if name in raw}
+    found: dict[str, Any] = {name: raw[name] for name in ("folder", "env", "kernel", "git", "inputs", "host", "worker") if name in raw}
     return {**found, "changed": tuple(raw.get("changed", ()))}

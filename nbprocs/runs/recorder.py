@@ -1,6 +1,5 @@
 """What a manager tells of its processes: notes for the writer's thread. On the loop it costs a few microseconds a process."""
 
-import asyncio
 import os
 import time
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from nbprocs.model import EventKind
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import Look, Subscribe
 from nbprocs.runs.cells import Cells
+from nbprocs.runs.jobs import JobRecorder
 from nbprocs.runs.learned import Past
 from nbprocs.runs.rows import KernelSide, Note, Scheduled
 from nbprocs.runs.writer import RunWriter, writer_for
 
-__all__ = ["ManagerRecorder", "RunsConfig", "make_past", "make_recorder", "make_witness"]
+__all__ = ["ManagerRecorder", "RunsConfig", "make_job_recorder", "make_past", "make_recorder", "make_witness"]
 
 _NOTED = frozenset({EventKind.STARTED, EventKind.EXITED, EventKind.FAILED})
 
@@ -76,23 +76,18 @@ class ManagerRecorder:
             return
         self._open = False
         self._cells.stop()
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
-
-        def arrive() -> None:
-            if not written.done():
-                written.set_result(None)
-
-        def done() -> None:
-            loop.call_soon_threadsafe(arrive)
-
-        self._writer.leave(done)
-        await written
+        await self._writer.left()
 
 
 def make_recorder(runs: "RunsConfig | str | os.PathLike[str]") -> ManagerRecorder:
     """See processes.recording."""
     return ManagerRecorder(RunsConfig.of(runs))
+
+
+def make_job_recorder(runs: "RunsConfig | str | os.PathLike[str]") -> JobRecorder:
+    """See processes.recording."""
+    config = RunsConfig.of(runs)
+    return JobRecorder(writer_for(Path(config.path)), (config.tail, config.output))
 
 
 def make_past(runs: "RunsConfig | str | os.PathLike[str]") -> Past:

@@ -6,22 +6,28 @@ import json
 import logging
 import operator
 import os
+import socket
+import sqlite3
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nbprocs.model import EventKind, ProcessConfig
 from nbprocs.processes.process import ManagedProcess, process_core
 from nbprocs.runs.provenance import Inputs, Repositories, has_names
-from nbprocs.runs.schema import COLUMNS
+from nbprocs.runs.schema import COLUMNS, upsert
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
+
+if TYPE_CHECKING:
+    from nbprocs.runs.jobs import JobRun
 
 __all__ = ["KernelSide", "Note", "RowMaker", "Scheduled", "fingerprint"]
 
 log: logging.Logger = logging.getLogger("nbprocs")
 
 _TASK = "NBPROCS_TASK_ID"
+_UPSERTS = {rows: upsert(rows) for rows in (64, 16, 4, 1)}  # so few statements are prepared once
 _EMPTY: Mapping[str, Any] = dict.fromkeys(COLUMNS)
 _CACHED = 2_048
 _QUEUED = 100_000  # tasks whose input files are remembered until they start
@@ -39,7 +45,7 @@ class Note(NamedTuple):
     """One thing that happened, as it is gathered on the loop: references and numbers only."""
 
     kind: EventKind
-    process: ManagedProcess
+    process: "ManagedProcess | JobRun"
     at: float  # seconds since the epoch
     keep: tuple[int, bool]  # bytes of each stream's end, and whether the whole output is kept
     folder: str = ""
@@ -113,7 +119,8 @@ def fingerprint(words: Iterable[str]) -> int:
 class RowMaker:
     """Makes rows of notes. ``pending`` holds those that are not on disk yet, by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, past: bool = False) -> None:
+        self._past = past  # of long ago: its input files and its revision are not what they are now
         self.pending: dict[int, dict[str, Any]] = {}  # each in the order of COLUMNS
         self.new_commands: dict[int, tuple[Any, ...]] = {}
         self.new_contexts: dict[int, str] = {}
@@ -126,7 +133,27 @@ class RowMaker:
         self._commands: OrderedDict[Any, _Command] = OrderedDict()
         self._contexts: OrderedDict[str, int] = OrderedDict()
         self._plain = _Plain("\0", None, None, 0)  # the latest of its kind
+        self._host = socket.gethostname()
         self._scheduled: OrderedDict[str, tuple[Scheduled, dict[str, dict[str, Any]]]] = OrderedDict()  # by task
+
+    def store(self, db: sqlite3.Connection, *, session: int) -> None:
+        """Put what is pending into a history, in the caller's transaction."""
+        db.executemany("INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?)", self.new_commands.values())
+        db.executemany("INSERT OR IGNORE INTO contexts VALUES (?, ?)", self.new_contexts.items())
+        base = session << 32
+        for number, row in self.pending.items():
+            row["key"], row["session"] = base | number, session
+        rows, at = [list(row.values()) for row in self.pending.values()], 0
+        for size, statement in _UPSERTS.items():
+            while len(rows) - at >= size:
+                values = [value for row in rows[at : at + size] for value in row]
+                at += size
+                try:
+                    db.execute(statement, values)
+                except UnicodeEncodeError:  # bytes that are no text become question marks
+                    db.execute(statement, [_text(value) if isinstance(value, str) else value for value in values])
+        outputs = ((base | number, stream, data) for number, stream, data in self.outputs)
+        db.executemany("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", outputs)
 
     def written(self) -> None:
         """What was pending is on disk."""
@@ -183,6 +210,11 @@ class RowMaker:
         row.update(values)
         self.pending[number] = row
 
+    def _place(self, process: "ManagedProcess | JobRun") -> dict[str, str]:
+        """Where it ran, where that is not here."""
+        worker = getattr(process, "worker", "")
+        return {"host": process.host, "worker": worker} if worker or process.host not in {"", self._host} else {}
+
     def _queued(self, config: ProcessConfig) -> float | None:
         known = self._scheduled.get(config.env_vars.get(_TASK) or "")
         return None if known is None else known[0].at
@@ -235,13 +267,17 @@ class RowMaker:
 
     def _context(self, note: Note, around: _Around, command: _Command, scrub: Scrubber) -> int:
         config = note.process.config
-        folder, plain = config.working_dir or note.folder, not (command.files or config.env_vars)
-        inputs, fresh = ({}, False) if plain else self._inputs.of(command.about["words"], folder, shell=config.shell, began=note.at)
-        git = self._repositories.state(folder, anew=fresh and bool(inputs))
+        inputs: dict[str, dict[str, Any]] = {}
+        folder, fresh = config.working_dir or note.folder, False
+        plain = not (command.files or config.env_vars or hasattr(note.process, "worker"))
+        if not (plain or self._past):
+            inputs, fresh = self._inputs.of(command.about["words"], folder, shell=config.shell, began=note.at)
+        git = None if self._past else self._repositories.state(folder, anew=fresh and bool(inputs))
         if plain and git is self._plain.git and around is self._plain.around and folder == self._plain.folder:
             return self._plain.key  # the frequent case: as of the run before
         about: dict[str, Any] = {
-            "folder": folder, "env": short_env(_own(config)), "kernel": around.difference, "inputs": inputs, "git": git,
+            **self._place(note.process), "folder": folder, "env": short_env(_own(config)), "kernel": around.difference, "inputs": inputs,
+            "git": git,
         }  # fmt: skip
         _, then = self._scheduled.get(config.env_vars.get(_TASK) or "", (None, {}))
         changed = sorted(name for name, known in then.items() if known.get("hash") != inputs.get(name, {}).get("hash"))
@@ -263,6 +299,10 @@ class RowMaker:
         return known
 
 
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()
+
+
 def _cleaned(value: Any, scrub: Scrubber) -> Any:
     if isinstance(value, str):
         return scrub.clean(value)
@@ -276,8 +316,8 @@ def _own(config: ProcessConfig) -> dict[str, str | None]:
     return {name: value for name, value in config.env_vars.items() if name not in {_TASK, "NBPROCS_ATTEMPT", "NBPROCS_SLOT"}}
 
 
-def _annotated(process: ManagedProcess) -> dict[str, Any]:
-    about = process_core(process).annotations
+def _annotated(process: "ManagedProcess | JobRun") -> dict[str, Any]:
+    about = process_core(cast("ManagedProcess", process)).annotations  # a JobRun has its own
     found: dict[str, Any] = {name: about[name] for name in ("task", "queued", "parent") if name in about}
     task = process.config.env_vars.get(_TASK)
     return {"task": task, **found} if task else found

@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
-from nbprocs.runs.errors import RunsError, RunsTooNew
+from nbprocs.runs.errors import IsQueue, RunsError, RunsTooNew
 
-__all__ = ["APPLICATION", "COLUMNS", "MIGRATIONS", "VERSION", "connect", "readable", "upsert"]
+__all__ = ["APPLICATION", "COLUMNS", "MIGRATIONS", "VERSION", "connect", "fresh", "readable", "upsert"]
 
 APPLICATION = 0x6E627272  # "nbrr", in the file's header
 VERSION = 1
@@ -97,6 +97,13 @@ def connect(path: Path, *, migrations: Mapping[int, str] = MIGRATIONS) -> sqlite
     return db
 
 
+def fresh() -> sqlite3.Connection:
+    """An empty history in memory."""
+    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    _migrate(db, MIGRATIONS)
+    return db
+
+
 def _migrate(db: sqlite3.Connection, migrations: Mapping[int, str]) -> None:
     """All steps in one transaction: another kernel, or a kill at any line, sees the old format or the new one."""
     db.execute("BEGIN IMMEDIATE")
@@ -130,6 +137,10 @@ def check(db: sqlite3.Connection, path: Path, *, newest: int = VERSION) -> int:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != APPLICATION and (tables or application):
+        from nbprocs.scheduler.schema import APPLICATION as QUEUE  # noqa: PLC0415 - who records, needs no scheduler
+
+        if application == QUEUE:
+            raise IsQueue(f"{path} is a scheduler's queue", hint="give another path to record runs in; the file is unchanged")
         raise RunsError(f"{path} is an SQLite database, but no run history of nbprocs", hint="give another path; the file is unchanged")
     if version > newest:
         raise RunsTooNew(

@@ -9,8 +9,10 @@ A killed kernel loses at most what was gathered; what was committed stays, and t
 ``synchronous=NORMAL`` the machine's own crash may take the last moments too.
 """
 
+import asyncio
 import atexit
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -28,7 +30,7 @@ from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
 from nbprocs.runs.errors import RunsError
 from nbprocs.runs.rows import Note, RowMaker, Scheduled
-from nbprocs.runs.schema import connect, upsert
+from nbprocs.runs.schema import connect
 
 __all__ = ["RunWriter", "writer_for", "writing"]
 
@@ -39,7 +41,6 @@ WAITING = 100_000  # notes; past it the newest are dropped and counted
 ROWS = 500  # a transaction
 RETRY = 2.0  # seconds until a disk that refused is tried again
 LAST_TRY = 2.0  # seconds that the end of a manager waits for a disk that refuses
-_UPSERTS = {rows: upsert(rows) for rows in (64, 16, 4, 1)}  # so few statements are prepared once
 
 
 class RunWriter:
@@ -100,6 +101,18 @@ class RunWriter:
             self._at_once.set()
             self._wanted.set()
 
+    async def left(self) -> None:
+        """Leave, and wait until what was put is on disk, or was refused by it for two seconds."""
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def arrive() -> None:
+            if not written.done():
+                written.set_result(None)
+
+        self.leave(functools.partial(loop.call_soon_threadsafe, arrive))
+        await written
+
     # -- in the thread
 
     def _run(self) -> None:
@@ -146,7 +159,7 @@ class RunWriter:
         try:
             db = self._open()
             with self._transaction(db):
-                self._insert(db)
+                self._maker.store(db, session=self._session)
         except RunsError as error:
             self._failed(error, hopeless=not isinstance(error.__cause__, (OSError, sqlite3.OperationalError)))
             return False
@@ -170,26 +183,6 @@ class RunWriter:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-
-    def _insert(self, db: sqlite3.Connection) -> None:
-        maker = self._maker
-        db.executemany("INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?)", maker.new_commands.values())
-        db.executemany("INSERT OR IGNORE INTO contexts VALUES (?, ?)", maker.new_contexts.items())
-        base = self._session << 32
-        for number, row in maker.pending.items():
-            row["key"], row["session"] = base | number, self._session
-        rows = [list(row.values()) for row in maker.pending.values()]
-        for size, statement in _UPSERTS.items():
-            while len(rows) >= size:
-                part, rows = rows[:size], rows[size:]
-                values = [value for row in part for value in row]
-                try:
-                    db.execute(statement, values)
-                except UnicodeEncodeError:  # bytes that are no text become question marks
-                    db.execute(statement, [_text(value) if isinstance(value, str) else value for value in values])
-        db.executemany(
-            "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", ((base | number, stream, data) for number, stream, data in maker.outputs)
-        )
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
@@ -229,10 +222,6 @@ class RunWriter:
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
-
-
-def _text(value: str) -> str:
-    return value.encode("utf-8", "replace").decode()
 
 
 def _mark_lost(db: sqlite3.Connection) -> None:

@@ -280,6 +280,8 @@ class SchedulerCore:
         """See TaskScheduler.aclose. On the home loop."""
         if not self.runner.closed:
             await self.runner.close()
+            if self.runner.recorder is not None:
+                await self.runner.recorder.aclose()
             if self.store is not None:
                 self.store.close()
 

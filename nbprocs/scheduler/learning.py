@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbprocs.config import ProcessConfig
-from nbprocs.processes.recording import KnowsRuns, past_for, witness
+from nbprocs.processes.recording import KnowsRuns, job_recorder_for, past_for, witness
 from nbprocs.scheduler.core import SchedulerCore
+from nbprocs.scheduler.local import LocalBackend
 
 __all__ = ["learned", "learned_many", "record", "resolved"]
 
@@ -36,8 +37,13 @@ def learned_many(core: SchedulerCore, tasks: Iterable[Any], options: Mapping[str
 
 
 def record(core: SchedulerCore, runs: object) -> object:
-    """Learn from that history, and have it noted there when tasks are scheduled; returns what notes it."""
+    """Learn from that history, and have it noted there when tasks are scheduled; returns what notes it.
+
+    The attempts are noted by the manager that runs them; of a backend with machines of its own they are noted here.
+    """
     core.runner.durations.past = past_for(runs)
+    if not isinstance(core.runner.backend, LocalBackend):
+        core.runner.recorder = job_recorder_for(runs)
 
     def look(task_id: str) -> tuple[tuple[str, ...], str, bool] | None:
         entry = core.find(task_id)

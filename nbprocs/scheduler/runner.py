@@ -12,6 +12,7 @@ Everything here runs on the home loop, in callbacks that never wait; there is no
 longer than two seconds while a time is awaited: a machine that was suspended, or a clock that was set, is noticed within that.
 """
 
+import functools
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from nbprocs.engine.home import Home, log
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, ProcessError, UnknownProcess, WorkerLost
 from nbprocs.processes.events import Subscribers
+from nbprocs.processes.recording import RecordsJobs
 from nbprocs.scheduler.alarm import Alarm
-from nbprocs.scheduler.backend import Adopting, Backend, Ended, Started
+from nbprocs.scheduler.backend import Adopting, Backend, Ended, Report, Started
 from nbprocs.scheduler.entry import DEFAULTS, Entry
 from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.estimate import Durations
@@ -59,12 +61,8 @@ class Runner:
         calls: Backend | None,
         clock: Callable[[], Now],
     ) -> None:
-        self.config = config
-        self.writer = writer
-        self.prefix = prefix
-        self.backend = backend
-        self.calls = calls
-        self.clock = clock
+        self.config, self.writer, self.prefix = config, writer, prefix
+        self.backend, self.calls, self.clock = backend, calls, clock
         self.home: Home | None = None
         self.inside: object = None  # what is to live as long as this does
         self.queue: TaskQueue = TaskQueue(groups=config.groups, resources=config.resources)
@@ -92,6 +90,7 @@ class Runner:
         self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners: Waiters[None] = Waiters()
         self.at_rest: Callable[[], object] | None = None  # called once nothing runs and nothing starts by itself
+        self.recorder: RecordsJobs | None = None
         self.fence: Fence = Fence(backend, prefix, stored=writer.store is not None)
         self._free_memory: Callable[[], float] | None = getattr(backend, "free_memory", None)
 
@@ -248,9 +247,7 @@ class Runner:
     def _launch(self, entry: Entry, now: Now, *, started: float | None = None) -> None:
         """Hand it to its backend: to be started, or with ``started`` to be taken up as it runs since then."""
         options = entry.options
-        outcome = entry.outcome
-        if outcome is None:
-            outcome = entry.outcome = TaskOutcome()
+        outcome = entry.outcome = entry.outcome or TaskOutcome()
         if outcome.first is None:
             outcome.first = now.elapsed
             if options.recurrence is not None:
@@ -269,14 +266,17 @@ class Runner:
         job = job_of(entry, run, task_id=self.task_id(entry), timeout=self.tries.timeout(entry, self.durations), env=env)
         self._running[entry.key] = entry
         backend = self._backend(entry)
+        report: Report = functools.partial(self._heard, entry, run)
+        if self.recorder is not None:
+            report = self.recorder.listening(job, report)
         if started is None:
-            backend.start(job, lambda event: self._heard(entry, run, event))
+            backend.start(job, report)
         elif isinstance(backend, Adopting):
             run.adopted = True
-            backend.adopt(job, lambda event: self._heard(entry, run, event))
+            backend.adopt(job, report)
         else:
             run.adopted = True
-            self._heard(entry, run, Ended(error=UnknownProcess(f"the backend {backend.name!r} can't take it up")))
+            report(Ended(error=UnknownProcess(f"the backend {backend.name!r} can't take it up")))
 
     def _backend(self, entry: Entry) -> Backend:
         return self.calls if callable(entry.command) and self.calls is not None else self.backend

@@ -95,7 +95,7 @@ class TaskScheduler(Displayable):
             clock=clock,
         )
         self._core.watch(self)
-        self._recorded = record(self._core, runs if backend is None and manager is None else False)
+        self._recorded = record(self._core, runs if manager is None else False)
         if background:
             self._core.bind_background()
         else:

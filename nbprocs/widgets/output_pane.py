@@ -268,13 +268,15 @@ class PanePart(Part):
 
         async def end() -> None:
             await self._process.wait()
+            following.cancel()  # it may rest for seconds yet
             changed()
 
-        started = [tasks.start(follow(), name="record of a pane"), tasks.start(end(), name="record of a pane's end")]
+        following = tasks.start(follow(), name="record of a pane")
+        ending = tasks.start(end(), name="record of a pane's end")
 
         def stop() -> None:
-            for task in started:
-                task.cancel()
+            following.cancel()
+            ending.cancel()
 
         return stop
 

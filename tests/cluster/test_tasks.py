@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import nbprocs
 from nbprocs import (
     CommunicationError,
     DaskBackend,
@@ -50,6 +51,21 @@ async def test_the_frame_says_where_and_has_the_columns_that_a_local_one_has(dir
     async with TaskScheduler() as local:
         await local.schedule("true")
         assert list(local.frame().columns) == list(direct.frame().columns)
+
+
+async def test_tasks_of_a_cluster_are_rows_of_a_run_history(cluster, tmp_path):
+    path = tmp_path / "runs.db"
+    async with TaskScheduler(backend=DaskBackend(cluster.address), runs=path) as sch:
+        good = sch.schedule("sh", "-c", "echo far", name="good")
+        bad = sch.schedule("sh", "-c", "exit 3", name="bad")
+        await good
+        await bad.wait()
+    runs = {run.name: run for run in nbprocs.runs(path)}
+    assert (runs["good"].state, runs["good"].stdout, runs["good"].task) == ("completed", "far\n", good.id)
+    assert (runs["bad"].state, runs["bad"].exit_code) == ("failed", 3)
+    assert "alice" in runs["good"].worker or "bob" in runs["good"].worker
+    assert runs["good"].host == os.uname().nodename and runs["good"].pid > 0
+    assert runs["good"].cpu is not None
 
 
 async def test_the_first_line_comes_at_once_and_cancel_ends_the_whole_tree(sch):

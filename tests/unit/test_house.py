@@ -17,6 +17,8 @@ from tests import doctests
 PACKAGE = Path(nbprocs.__file__).parent
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "node_modules" not in p.parts)
 HEAVY = (
+    "psutil",
+    "nbprocs.policy",
     "pandas",
     "matplotlib",
     "numpy",
@@ -62,6 +64,7 @@ def test_every_public_method_has_a_docstring(name):
 async def test_example(item, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = await doctests.run(item)
+    await nbprocs.managers().aclose()  # those of the kernel, that an example has used
     assert not wrong, "\n\n".join(wrong)
 
 

@@ -552,11 +552,14 @@ async def test_tables_are_dataframes_ready_to_use(pm, make):
 
 
 async def test_the_static_table_escapes_what_is_not_ours(pm, make):
-    mon = make()
+    mon = make(thresholds=AlertThresholds(max_memory_mb=0.1))
     mon.watch(pm)
-    await pm.spawn(*SLEEPER, name="<script>alert(1)</script>")
+    process = await pm.spawn(*SLEEPER, name="<script>alert(1)</script>")
+    await until_line(process)
     await mon.sample()
+    assert "<script" in mon.alerts(open_only=True)[0].message
     shown = mon._html_()
+    assert shown.count("&lt;script&gt;") >= 2, "the row and the alert"
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
     assert repr(mon).startswith("<ProcessMonitor: 1 watched")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -116,16 +117,22 @@ def members(place):
     return alive(found - {os.getpid()})
 
 
+@pytest.fixture
+def nearby():
+    """A folder with a short name, since a socket's path has 107 bytes at most, that another user may read."""
+    with tempfile.TemporaryDirectory(prefix="nb-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.fixture(params=KINDS)
-def kind(request, tmp_path):
+def kind(request, nearby):
     program, make = KINDS[request.param]
     if shutil.which(program) is None or (os.getuid() and request.param in NEEDS_ROOT):
         pytest.skip(f"needs {program}, or root")
-    place = tmp_path / uuid.uuid4().hex
+    place = nearby / uuid.uuid4().hex
     if request.param == "another uid":
         place.touch()
-        for folder in (tmp_path, *tmp_path.parents[:3]):
-            folder.chmod(folder.stat().st_mode | 0o777)
         place.chmod(0o666)
     yield make(place), place
     for line in members(place):

@@ -65,6 +65,32 @@ class Cancelling(Exception, asyncio.CancelledError):
     pass
 
 
+class Falsy(Exception):
+    def __bool__(self):
+        raise RuntimeError("neither")
+
+
+class Secretive(Exception):
+    """Answers nothing, not even to its own interpreter."""
+
+    def __getattribute__(self, name):
+        if name.startswith("__reduce") or name == "__class__":
+            return object.__getattribute__(self, name)
+        raise RuntimeError(name)
+
+
+class Rootless(Exception):
+    @property
+    def __traceback__(self):
+        raise RuntimeError("no traceback")
+
+
+class Classless(Exception):
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
+
+
 class Own(ProcessError):
     def __setattr__(self, name, value):
         if name == "attempts" and name in vars(self):
@@ -99,6 +125,10 @@ ODD = {
     "it would cancel who awaits it": (lambda: (_ for _ in ()).throw(Cancelling()), RemoteError),
     "one of ours that refuses attributes": (lambda: (_ for _ in ()).throw(Own("no")), Own),
     "it exits when it is rebuilt": (lambda: (_ for _ in ()).throw(ErrorExitsWhenRebuilt()), RemoteError),
+    "its truth value raises": (lambda: (_ for _ in ()).throw(Falsy()), Falsy),
+    "all its attributes raise": (lambda: (_ for _ in ()).throw(Secretive()), Secretive),
+    "its traceback raises": (lambda: (_ for _ in ()).throw(Rootless()), Rootless),
+    "its class raises": (lambda: (_ for _ in ()).throw(Classless()), Classless),
     "a result that exits when it is rebuilt": (ExitsWhenRebuilt, CommunicationError),
 }
 
@@ -114,14 +144,37 @@ async def test_an_odd_exception_fails_its_task_and_no_other(what, retries):
         handles += [pool.submit(abs, -i) for i in range(20, 40)]
         async with asyncio.timeout(20):
             assert await asyncio.gather(*handles) == list(range(40))
-            with pytest.raises(BaseException) as caught:
-                await odd
-        assert type(caught.value) is expected
+            (error,) = await asyncio.gather(odd, return_exceptions=True)
+        assert type(error) is expected
         assert odd.state is PoolTaskState.FAILED
         assert await pool.run(_pid) == pid
         assert len(pool.frame()) == 43  # also a text with a surrogate is shown
         if expected is not CommunicationError:
-            assert type(caught.value.__cause__) is RemoteTraceback
+            assert type(vars(BaseException)["__cause__"].__get__(error)) is RemoteTraceback
+
+
+class Unshown:
+    """A result that nobody may look at."""
+
+    def __repr__(self):
+        raise SystemExit(3)
+
+    __bool__ = __len__ = __repr__
+
+    def __getattr__(self, name):
+        raise SystemExit(3) if not name.startswith("__") else AttributeError(name)
+
+
+async def test_an_odd_result_and_argument_arrive_and_are_not_looked_at():
+    async with ProcessPool(ONE) as pool:
+        handle = pool.submit(lambda given: given, Unshown())
+        assert type(await handle) is Unshown
+        assert repr(handle).endswith("completed>")
+        async for found in pool.map(lambda given: given, [Unshown(), Unshown()]):
+            assert type(found) is Unshown
+        assert type(await asyncio.wrap_future(pool.executor().submit(Unshown))) is Unshown
+        assert len(pool.frame()) == 4
+        assert await pool.run(int) == 0
 
 
 def _pid():

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from nbprocs import ProcessManager, errors
-from nbprocs.engine import oom
+from nbprocs.engine import container, oom
 from nbprocs.errors import (
     CommunicationError,
     ExecutionTimeout,
@@ -166,7 +166,7 @@ class TestRealEnds:
         """The kernel's counter moves, then the process is gone by SIGKILL: that is the evidence. Without it SIGKILL is a crash."""
         counter = tmp_path / "memory.events"
         counter.write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 4\n")
-        monkeypatch.setattr(oom, "kill_counter", lambda: counter)
+        monkeypatch.setattr(container, "kill_counter", lambda: counter)
         manager_core(pm).oom = oom.OomWatch()
         first = await pm.spawn(*SLEEPER, name="hog")
         counter.write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 5\n")
@@ -192,7 +192,7 @@ class TestRealEnds:
             return (await process.wait()).reason
 
         count(0)
-        monkeypatch.setattr(oom, "kill_counter", lambda: counter)
+        monkeypatch.setattr(container, "kill_counter", lambda: counter)
         monkeypatch.setattr(oom, "FRESH", 0.0)
         manager_core(pm).oom = oom.OomWatch()
         old = await pm.spawn(*SLEEPER, name="old")

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import statistics
 from datetime import UTC, datetime
 
 import pytest
@@ -156,9 +157,9 @@ async def test_a_run_that_is_slower_than_it_used_to_be_raises_an_alert_while_it_
     (tmp_path / "nap").write_text("0.01")
     job = ("sh", "-c", "sleep $(cat nap)")
     async with nbprocs.ProcessManager(runs=path) as pm:
-        for _ in range(3):
+        for _ in range(5):
             await pm.run(*job, working_dir=tmp_path)
-        assert len(nbprocs.runs(path)) == 3  # what was gathered is written by now
+        assert len(nbprocs.runs(path)) == 5  # what was gathered is written by now
         rule = nbprocs.Rule.regression(2.4)
         async with nbprocs.ProcessMonitor(interval=None, runs=path, rules=[rule]) as mon:
             mon.watch(pm)
@@ -170,11 +171,36 @@ async def test_a_run_that_is_slower_than_it_used_to_be_raises_an_alert_while_it_
                     await mon.sample()
                     await asyncio.sleep(0.01)
             assert [(alert.name, alert.limit) for alert in alerts] == [("slow", 2.4)]
-            assert "slower than its last runs" in alerts[0].message
+            assert alerts[0].message.endswith("\N{MULTIPLICATION SIGN} slower than its last 20 runs")
             assert mon.metrics("slow").slowdown > 2.4
             assert mon.metrics("unknown").slowdown is None
             kept = [alert for alert in nbprocs.replay(mon.frame(scope=None), rule) if alert.type is nbprocs.AlertType.REGRESSION]
             assert [alert.id for alert in kept] == [alert.id for alert in alerts]
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_short_run_that_was_slower_than_it_used_to_be_is_told_at_its_end(path, tmp_path, background):
+    """Nobody samples: all that is known of it is how long it took in all."""
+    (tmp_path / "nap").write_text("0")
+    job = ("sh", "-c", "sleep $(cat nap)")
+    heard = []
+    async with nbprocs.ProcessManager(runs=path, background=background) as pm:
+        for _ in range(5):
+            await pm.run(*job, working_dir=tmp_path)
+        usual = statistics.median(run.seconds for run in nbprocs.runs(path))
+        async with nbprocs.ProcessMonitor(interval=None, runs=path, rules=[rule := nbprocs.Rule.regression(5)]) as mon:
+            mon.on_alert(lambda alert: heard.append((alert.name, alert.resolved)))
+            mon.watch(pm)
+            (tmp_path / "nap").write_text(str(10 * usual))
+            run = await pm.run(*job, working_dir=tmp_path, name="slow")
+            async with asyncio.timeout(20):
+                while not (alerts := [alert for alert in mon.alerts() if alert.type is nbprocs.AlertType.REGRESSION]):
+                    await asyncio.sleep(0.01)
+            assert [(alert.name, alert.resolved) for alert in alerts] == [("slow", True)]
+            assert alerts[0].value == pytest.approx(run.execution_time / usual, rel=0.01)
+            assert f"{alerts[0].value:.1f} \N{MULTIPLICATION SIGN} slower than its last 20 runs" in alerts[0].message
+            assert heard[0] == ("slow", False)
+            assert list(nbprocs.replay(mon.frame(scope=None), rule)) == alerts
 
 
 # --- regressions -----------------------------------------------------------------------------------------------------------------

@@ -4,15 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nbprocs.engine.shimlib import looks, wire
+from nbprocs.engine.shimlib import looks, server, wire
 from nbprocs.engine.shimlib.endings import KILL_DEADLINE, Ending
 from nbprocs.engine.shimlib.evidence import Claim, Found, below, claimed, is_stray, tokens_in
+from nbprocs.engine.shimlib.kids import Kid, Kids
 from nbprocs.engine.shimlib.looks import send_signals
 from nbprocs.engine.shimlib.proc import read_proc
 
@@ -197,11 +199,15 @@ def test_one_empty_look_proves_nothing():
 # --- a signal only to whom it was meant -----------------------------------------------------------------------------------
 
 
-def test_a_reused_pid_is_not_signalled():
+def test_a_reused_pid_is_not_signalled(monkeypatch):
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]) as stranger:
         row = read_proc(stranger.pid)
-        send_signals(stranger.pid, row.start - 1, (signal.SIGKILL,), own=False)
-        assert stranger.poll() is None, "another start: another process"
+        with monkeypatch.context() as patched:  # an ending takes a moment to be seen, a call does not
+            sent = []
+            patched.setattr(looks.signal, "pidfd_send_signal", lambda *args: sent.append(args))
+            patched.setattr(looks.os, "kill", lambda *args: sent.append(args))
+            send_signals(stranger.pid, row.start - 1, (signal.SIGKILL,), own=False)
+            assert not sent, "another start: another process"
         send_signals(stranger.pid, row.start, (signal.SIGKILL,), own=False)
         assert stranger.wait() == -9
     send_signals(stranger.pid, row.start, (signal.SIGKILL,), own=False)
@@ -215,3 +221,19 @@ def test_the_pidfd_is_opened_before_the_row_is_read(monkeypatch):
     monkeypatch.setattr(looks, "read_proc", lambda pid: order.append("row") or read_proc(pid))
     send_signals(os.getpid(), read_proc(os.getpid()).start, (), own=False)
     assert order == ["pidfd", "row"]
+
+
+def test_a_new_shim_guards_only_the_process_that_was_meant():
+    """What a shim that died had watched is told by pid, start and tag: whatever has that pid by now is not ended with the kernel."""
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]) as stranger:
+        row = read_proc(stranger.pid)
+        for start, tag, same in ((row.start, 0, True), (row.start - 1, 0, False), (row.start, 77, not server.TAGS)):
+            watched, gone = [], []
+            shim = SimpleNamespace(
+                kids=Kids(), watch=lambda fd, _, to=watched: to.append(fd), _exited=lambda kid, *_, to=gone: to.append(kid)
+            )
+            kid = Kid(1, stranger.pid, tag, None, ("", "", None), (), "", (0, False, 0.0, None), 0.0, own=False, start=start)
+            server.Server._guard(shim, kid)
+            os.close(kid.pidfd)
+            assert (len(watched), len(gone)) == ((1, 0) if same else (0, 1))
+        stranger.kill()

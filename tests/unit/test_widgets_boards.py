@@ -32,6 +32,8 @@ async def test_charts_tick_mark_alerts_and_are_refilled() -> None:
             html = tab.view._repr_mimebundle_()["text/html"]
             assert "<polyline" in html
             assert "&lt;b&gt;eater" in html
+            assert html.count("eater") >= 2, "in the alert, too"
+            assert "<b>eater" not in html
 
 
 async def test_charts_have_a_record_though_nobody_looked() -> None:

@@ -1,0 +1,172 @@
+"""A scheduler's store, read as a run history: each attempt of each task is a row. The queue is only read.
+
+A queue is locked by the scheduler that has it. One of this kernel is asked itself; of another kernel's a copy of the files is read, taken
+while nothing was folded into the main file: what is in the log behind the last whole transaction SQLite leaves out by itself.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nbprocs.config import ProcessConfig
+from nbprocs.engine.table import identify
+from nbprocs.model import EventKind, ProcessResult, ProcessStatus
+from nbprocs.runs.errors import IsQueue, RunsError
+from nbprocs.runs.jobs import JobRun
+from nbprocs.runs.rows import Note, RowMaker
+from nbprocs.runs.schema import fresh, readable
+from nbprocs.scheduler.core import SchedulerCore
+from nbprocs.scheduler.entry import TaskOptions
+from nbprocs.scheduler.options import decode
+from nbprocs.scheduler.writer import read_text
+
+__all__ = ["opened"]
+
+_TRIES = 5  # at a copy during which nothing was folded
+_TAIL = 4096  # bytes of each stream's end
+_TASK = ("argv", "options", "folder", "key", "name")
+_ATTEMPT = (
+    "queued", "started", "ended", "outcome", "attempt", "exit_code", "signal", "reason", "execution_time", "peak_rss", "cpu_time", "pid",
+    "host", "worker", "stdout", "stderr", "dropped", "error",
+)  # fmt: skip
+_NAMES = (*_TASK[2:], *_ATTEMPT)
+_ATTEMPTS = (
+    f"SELECT {', '.join(f't.{name}' for name in _TASK)}, {', '.join(f'a.{name}' for name in _ATTEMPT)}"  # noqa: S608 - our own names
+    " FROM attempts a JOIN tasks t USING (key) WHERE a.started IS NOT NULL ORDER BY a.rowid"
+)
+_OF_TASK = {"queued": "time", "outcome": "'running'"} | {name: name for name in ("started", "pid", "host", "worker")}  # while it runs
+_RUNNING = (
+    f"SELECT {', '.join(_TASK)}, {', '.join(_OF_TASK.get(name, 'NULL') for name in _ATTEMPT)}"  # noqa: S608 - our own names
+    " FROM tasks WHERE state = 'running' AND started IS NOT NULL ORDER BY key"
+)
+_STATES = {
+    "running": ProcessStatus.RUNNING, "succeeded": ProcessStatus.COMPLETED, "failed": ProcessStatus.FAILED,
+    "timeout": ProcessStatus.TERMINATED, "cancelled": ProcessStatus.TERMINATED, "interrupted": "lost",
+}  # fmt: skip
+Query = Callable[[str], list[tuple[Any, ...]]]
+
+
+def opened(path: Path) -> sqlite3.Connection:
+    """A run history, or a queue as one, for reading only. Raises RunsError; it blocks."""
+    core = SchedulerCore.of(str(path.resolve()))
+    if core is not None and core.store is not None and not core.runner.closed:
+        return _as_history(core.store.rows, os.getpid())
+    try:
+        if not Path(f"{path}-owner").exists():
+            return readable(path)
+    except IsQueue:
+        pass
+    try:
+        with _unlocked(path) as db:
+            return _as_history(lambda query: db.execute(query).fetchall(), _owner(path))
+    except (sqlite3.Error, OSError) as error:
+        raise RunsError(f"the queue {path} can't be read: {error}", hint="try again; if that does not help, restore a copy") from error
+
+
+def _owner(path: Path) -> int | None:
+    """The pid of the living kernel that has the queue; None where nobody has, as far as this host knows."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
+        told = json.loads(Path(f"{path}-owner").read_text())
+        if told["host"] != socket.gethostname() or abs(psutil.Process(told["pid"]).create_time() - told["start"]) < 1:
+            return int(told["pid"])
+    return None
+
+
+@contextlib.contextmanager
+def _unlocked(path: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(_read_only(path)) as db, tempfile.TemporaryDirectory(prefix="nbprocs-") as folder:
+        if _is_free(db):
+            yield db
+            return
+        copy = Path(folder, "queue")
+        for _ in range(_TRIES):
+            before = path.stat()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+            shutil.copyfile(path, copy)
+            after = path.stat()
+            if (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size):
+                break
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as other:
+            yield other
+
+
+def _is_free(db: sqlite3.Connection) -> bool:
+    """Whether it can be read: it is not in use by another kernel, nor in a read-only folder."""
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0)
+
+
+def _as_history(query: Query, owner: int | None) -> sqlite3.Connection:
+    """The attempts as the rows of a history in memory."""
+    prefix = str(query("SELECT value FROM meta WHERE name = 'prefix'")[0][0])
+    me = None if owner is None else identify(owner)
+    db = fresh()
+    session = "INSERT INTO sessions (key, host, pid, start, began) VALUES (1, ?, ?, ?, 0)"
+    db.execute(session, (socket.gethostname(), owner or 0, 0.0 if me is None else me.start))
+    maker = RowMaker(past=True)
+    maker.take(itertools.chain.from_iterable(_notes(query, prefix)), itertools.count(1).__next__)
+    maker.store(db, session=1)
+    return db
+
+
+def _notes(query: Query, prefix: str) -> Iterator[tuple[Note, ...]]:
+    """A start and an end for each attempt; a start for what runs. What can't be read is left out: the queue itself tells."""
+    environ = dict(os.environ)
+    for argv, options, *columns in itertools.chain(query(_ATTEMPTS), query(_RUNNING)):
+        row = dict(zip(_NAMES, columns, strict=True))
+        with contextlib.suppress(ValueError, TypeError, RecursionError, AttributeError):
+            asked = decode(options, {})[0]
+            run = _run(json.loads(argv), asked, row, f"{prefix}{row['key']}")
+            keep = _TAIL, False
+            started = Note(EventKind.STARTED, run, row["started"], keep, row["folder"] or "", environ)
+            if row["outcome"] == "running":
+                yield (started,)
+                continue
+            error = RuntimeError(_message(row["error"])) if row["error"] else None
+            yield started, Note(EventKind.EXITED, run, row["ended"] or row["started"], keep, error=error)
+
+
+def _run(words: list[str], options: TaskOptions, row: dict[str, Any], task: str) -> JobRun:
+    command, *args = words
+    base = ProcessConfig(command=command) if options.config is None else options.config.replace(command=command)
+    config = base.replace(args=tuple(args), name=read_text(row["name"]), working_dir=base.working_dir or read_text(row["folder"]))
+    run = JobRun(
+        id=task if row["attempt"] is None else f"{task}.{row['attempt']}", name=config.name or config.display, config=config,
+        host=row["host"] or "", worker=row["worker"] or "", pid=row["pid"], annotations={"task": task, "queued": row["queued"]},
+    )  # fmt: skip
+    if row["outcome"] == "running":
+        return run
+    status = _STATES.get(row["outcome"], ProcessStatus.FAILED)
+    result = ProcessResult(
+        process_id=run.id, name=run.name, command=config.display, exit_code=row["exit_code"], signal=row["signal"],
+        stdout_source=row["stdout"] or b"", stderr_source=row["stderr"] or b"", execution_time=row["execution_time"],
+        dropped_bytes=row["dropped"] or 0, peak_rss=row["peak_rss"], cpu_time=row["cpu_time"], reason=row["reason"],
+    )  # fmt: skip
+    run.ended(result, status)
+    return run
+
+
+def _message(error: str) -> str:
+    """What a failed attempt's error said."""
+    try:
+        return str(json.loads(error)["message"])
+    except (ValueError, TypeError, KeyError):
+        return "its error can't be read"
