@@ -6,23 +6,20 @@ A bell belongs to a process, not to a view: the table and every pane, in all win
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.home import Tasks
 from nbprocs.model import ProcessInfo
 from nbprocs.notify import Notify
 from nbprocs.processes.core import ProcessCore
-from nbprocs.processes.events import Subscribers
 from nbprocs.processes.notices import ended, tell_end
 from nbprocs.processes.process import process_core
 from nbprocs.widgets.wire import Refused
 
-__all__ = ["ring", "rung", "when_rung"]
-
-_changed: Subscribers[[str]] = Subscribers("the bells")
+__all__ = ["Hears", "hear", "ring", "rung"]
 
 
 class _Bell:
@@ -67,9 +64,24 @@ def ring(process: Any, *, on: bool) -> None:
     elif on:
         bell = _bells[core.id] = _Bell()
         core.add_done_callback(bell.end)
-    _changed.tell(core.id)
+    with _lock:
+        parts = list(_hearing)
+    for part in parts:
+        part.bell_changed(core.id)
 
 
-def when_rung(callback: Callable[[str], object]) -> Callable[[], None]:
-    """Call it with a process's id when its bell was set or taken back, on the thread where that was done; returns what ends it."""
-    return _changed.add(callback)
+class Hears(Protocol):
+    """A part that shows bells."""
+
+    def bell_changed(self, process_id: str) -> None:
+        """The bell of that process was set or taken back. On the thread where that was done."""
+
+
+_hearing: weakref.WeakSet[Hears] = weakref.WeakSet()  # weak: a view that nobody closes is freed with its model
+_lock = threading.Lock()
+
+
+def hear(part: Hears, *, on: bool) -> None:
+    """Tell that part of changes, or no more."""
+    with _lock:
+        (_hearing.add if on else _hearing.discard)(part)

@@ -20,7 +20,7 @@ from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
 from nbprocs.processes.process import process_core
 from nbprocs.widgets.base import Host, Part, View
-from nbprocs.widgets.bell import ring, rung, when_rung
+from nbprocs.widgets.bell import hear, ring, rung
 from nbprocs.widgets.python_line import spawn_line
 from nbprocs.widgets.record import ending, process_html, status_word
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, number, op, text
@@ -122,7 +122,6 @@ class PanePart(Part):
         self._budget = Budget()
         self._seen = dict.fromkeys(Stream, 0)
         self._watchers: list[Any] = []
-        self._deaf: Callable[[], None] = lambda: None
         self._head: dict[str, Any] = {}
         self._line = spawn_line(process.config)
 
@@ -144,14 +143,18 @@ class PanePart(Part):
         self._head = self._header()
         self._watchers = [host.tasks.start(self._watch(stream), name=f"pane {stream}") for stream in Stream]
         self._watchers.append(host.tasks.start(self._watch_end(), name="pane end"))
-        self._deaf = when_rung(host.carry(self._on_bell))
+        hear(self, on=True)
 
     def detach(self) -> None:
         """Stop watching."""
-        self._deaf()
+        hear(self, on=False)
         for task in self._watchers:
             task.cancel()
         self._watchers = []
+
+    def bell_changed(self, process_id: str) -> None:
+        """The bell of that process was set or taken back, perhaps by another view."""
+        self.host.carry(self._on_bell)(process_id)
 
     def _on_bell(self, process_id: str) -> None:
         if process_id == self._process.id:

@@ -11,7 +11,7 @@ from nbprocs.errors import ProcessError, UnknownProcess
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.processes.manager import manager_core
 from nbprocs.widgets.base import Host, Part, View
-from nbprocs.widgets.bell import ring, rung, when_rung
+from nbprocs.widgets.bell import hear, ring, rung
 from nbprocs.widgets.output_pane import PanePart
 from nbprocs.widgets.record import ending, status_word, table_html
 from nbprocs.widgets.sampling import Reading, Readings, readings_of
@@ -122,11 +122,12 @@ class TablePart(Part):
         self._unsubscribe = [
             self._manager.subscribe(host.carry(self._on_event), output=True),
             self._readings.subscribe(host.carry(self._on_readings)),
-            when_rung(host.carry(self._on_bell)),
         ]
+        hear(self, on=True)
 
     def detach(self) -> None:
         """Unsubscribe."""
+        hear(self, on=False)
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         self._unsubscribe = []
@@ -158,6 +159,10 @@ class TablePart(Part):
         else:
             self._dirty[event.process_id] = None
         self.host.want(self)
+
+    def bell_changed(self, process_id: str) -> None:
+        """The bell of that process was set or taken back, perhaps by another view."""
+        self.host.carry(self._on_bell)(process_id)
 
     def _on_bell(self, process_id: str) -> None:
         if process_id in self._rows:

@@ -152,9 +152,6 @@ class Window:
         if self.fresh or self.server.kind != "lab":
             await self.page.goto(self.server.url(notebook, dark=self.dark), wait_until="domcontentloaded", timeout=90_000)
             self.fresh = False
-            if self.server.kind == "lab":
-                await self.page.wait_for_function("() => window.jupyterapp", timeout=90_000)
-                await self.page.evaluate("async () => (await window.jupyterapp.restored, window.jupyterapp.shell.collapseLeft())")
         else:
             await self.page.evaluate(OPEN, notebook)
 
@@ -246,6 +243,8 @@ class App:
         self.pages.append(found)
         await window.show(name)
         await found.ready()
+        if self.server.kind == "lab":
+            await window.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")  # the room is the notebook's
         return found
 
     def _place(self, notebook: str | Path | None, cells: list[str] | None) -> str:
