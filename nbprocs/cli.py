@@ -16,17 +16,16 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nbprocs.display import bytes_text, duration
-from nbprocs.engine.asking import ask, ask_all
+from nbprocs.engine.asking import VERSION, ask, ask_all, connect
+from nbprocs.engine.both import BothStreams
 from nbprocs.engine.places import runtime_folder
-from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, records
 from nbprocs.engine.shimlib.record import looked_at
 from nbprocs.errors import ProcessError, UnknownProcess
@@ -39,6 +38,7 @@ _MARGIN = 10.0  # seconds beyond the grace until a stop is answered
 _LEAVE = b"\x1d"  # Ctrl-], as telnet has it
 _SIGNALLED = 128  # a shell's way to say that a signal ended it
 _USUAL_LINES = 10
+_SCREEN = 200  # lines that are shown again to who attaches
 
 Row = dict[str, Any]
 
@@ -141,45 +141,33 @@ def _stop(options: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     record = _record(options.name)
     looked_at(record.folder)
-    log = RecordedLog("stderr" if options.stderr else "stdout")
-    log.lie_in(record.folder)
-    log.grown(record.size(log.stream))
-    if log.dropped:
-        print(f"nbprocs: {bytes_text(log.dropped)} in the middle were dropped", file=sys.stderr)
-    position = _place_of_last_lines(log, options.lines)
-    out = sys.stdout.buffer
-    _copy(log, position, out)
+    shown = ("stderr",) if options.stderr else ("stdout", "stderr")
+    both = _both(record, shown)
+    if dropped := sum(log.dropped for log in both.logs):
+        print(f"nbprocs: {bytes_text(dropped)} in the middle were dropped", file=sys.stderr)
+    outs = (None, sys.stdout.buffer) if options.stderr else (sys.stdout.buffer, sys.stderr.buffer)
+    _copy(both.take_lines(options.lines), outs)
     if options.follow and record.live:
-        asyncio.run(_followed(record, lambda ends: _grown(log, ends, out)))
+        asyncio.run(_followed(record, lambda ends: _grown(both, {name: ends[name] for name in shown}, outs)))
     return 0
 
 
-def _place_of_last_lines(log: RecordedLog, lines: int | None) -> int:
-    if lines is None:
-        return log.start
-    data, wanted = b"", lines + 1
-    reach = 64 << 10
-    while data.count(b"\n") < wanted and reach < 2 * (log.end - log.start) + (128 << 10):
-        data = log.tail(reach)
-        reach *= 2
-    kept = data.removesuffix(b"\n").split(b"\n")[-lines:] if lines else []
-    return log.end - (len(b"\n".join(kept)) + data.endswith(b"\n") if kept else 0)
+def _both(record: DetachedRecord, streams: Sequence[str] = ("stdout", "stderr")) -> BothStreams:
+    both = BothStreams(record.folder)
+    both.grown({stream: record.size(stream) for stream in streams})
+    return both
 
 
-def _copy(log: RecordedLog, position: int, out: Any) -> int:
-    while True:
-        position, data = log.read(position, 1 << 20)
-        if not data:
-            out.flush()
-            return position
-        out.write(data)
-        position += len(data)
+def _copy(parts: Iterable[tuple[int, bytes]], outs: tuple[Any, Any]) -> None:
+    """Write them to the output of their stream; each is flushed before the other is written to, so that a terminal has them in order."""
+    for stream, data in parts:
+        outs[stream].write(data)
+        outs[stream].flush()
 
 
-def _grown(log: RecordedLog, ends: dict[str, int], out: Any) -> None:
-    before = log.end
-    log.grown(ends.get(log.stream, 0))
-    _copy(log, before, out)
+def _grown(both: BothStreams, ends: dict[str, int], outs: tuple[Any, Any]) -> None:
+    both.grown(ends)
+    _copy(both.take(), outs)
 
 
 async def _followed(record: DetachedRecord, grown: Callable[[dict[str, int]], None]) -> Any:
@@ -209,12 +197,16 @@ def _wait(options: argparse.Namespace) -> int:
         record = _record(options.name)
         how = asyncio.run(_followed(record, lambda _: None))
         return _code(how.exit_code, how.signal)
-    with contextlib.suppress(ProcessLookupError):
-        fd = os.pidfd_open(row["pid"])
-        select.select([fd], [], [])
-        os.close(fd)
-    print(f"{row['name']} has ended; its exit status is its kernel's to tell")
-    return 0
+    request = {"v": VERSION, "op": "wait", "id": row["id"]}
+    with connect(Path(row["socket"])) as shim:
+        shim.setblocking(True)
+        shim.sendall(json.dumps(request).encode() + b"\n")
+        with shim.makefile() as answers:
+            said = json.loads(answers.readline() or "{}")  # nothing: it was killed
+    if "error" in said:
+        raise ProcessError(f"{row['name']} has just ended: {said['error']}")
+    code = None if said.get("status") is None else os.waitstatus_to_exitcode(said["status"])
+    return _code(code if code is None or code >= 0 else None, -code if code is not None and code < 0 else None)
 
 
 def _code(exit_code: int | None, signal: int | None) -> int:
@@ -236,11 +228,9 @@ async def _attached(record: DetachedRecord) -> int:
     from nbprocs.engine.detaching import DetachedChild  # noqa: PLC0415 - as above
     from nbprocs.engine.terminal_modes import raw  # noqa: PLC0415
 
-    log, out, keys = RecordedLog("stdout"), sys.stdout.buffer, sys.stdin.fileno()
-    log.lie_in(record.folder)
-    log.grown(record.size("stdout"))
-    _copy(log, max(log.start, log.end - (16 << 10)), out)
-    child = DetachedChild(record, _Listener(lambda ends: _grown(log, ends, out)))
+    both, outs, keys = _both(record), (sys.stdout.buffer, sys.stderr.buffer), sys.stdin.fileno()
+    _copy(both.take_lines(_SCREEN), outs)
+    child = DetachedChild(record, _Listener(lambda ends: _grown(both, ends, outs)))
     print(f"[attached to {record.name}; Ctrl-] leaves it running]\r", file=sys.stderr)
     typed: asyncio.Queue[bytes] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -352,11 +342,11 @@ def _parser() -> argparse.ArgumentParser:
 
     ps = add("ps", _ps, "list all processes")
     ps.add_argument("--json", action="store_true", help="for programs")
-    logs = add("logs", _logs, "show the output of a detached process")
+    logs = add("logs", _logs, "show the output of a detached process, both streams in the order in which they came, each where it belongs")
     logs.add_argument("name", help="its name or id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
     logs.add_argument("-n", "--lines", type=int, help=f"the last N lines, say {_USUAL_LINES}; all by default")
-    logs.add_argument("--stderr", action="store_true", help="its standard error instead")
+    logs.add_argument("--stderr", action="store_true", help="its standard error only, on standard output")
     stop = add("stop", _stop, "end processes with all that they started")
     stop.add_argument("names", nargs="+", metavar="NAME", help="name or id")
     stop.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL (5)")

@@ -105,6 +105,20 @@ class Interleaved:
         """The stream that wrote last."""
         return self._runs[-1][0] if self._runs else 0
 
+    def runs(self, ends: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """The runs that are known, the oldest first: stream, begin and end in it, where the two streams end at ``ends``.
+
+        >>> order = Interleaved()
+        >>> order.add(0, 3); order.add(1, 4); order.add(0, 2)
+        >>> order.runs((5, 4))
+        [(0, 0, 3), (1, 0, 4), (0, 3, 5)]
+        """
+        at, found = list(ends), []
+        for stream, size in reversed(self._runs):
+            found.append((stream, at[stream] - size, at[stream]))
+            at[stream] -= size
+        return found[::-1]
+
     def tail(self, stdout: bytes, stderr: bytes) -> bytes:
         """The ends of the two streams in the order of their coming, lines kept whole."""
         left = [stdout, stderr]

@@ -22,7 +22,6 @@ from nbprocs.cluster.calls import invoke
 from nbprocs.cluster.files import Shelf
 from nbprocs.cluster.run import Run, RunState
 from nbprocs.cluster.session import Session
-from nbprocs.cluster.usage import Usage
 from nbprocs.cluster.wire import PROTOCOL, Facts
 from nbprocs.engine.container import usable_cpus
 from nbprocs.engine.home import Home, Tasks
@@ -76,7 +75,6 @@ class Bay:
         self._ends: dict[Session, asyncio.Task[None]] = {}  # of sessions that nobody wants any more
         self._pool_ends: asyncio.Task[None] | None = None
         self._gpus = Gpus(gpus)
-        self._usages, self._looking = Usage(), asyncio.Lock()
         self._keepers: dict[str, tuple[str, float]] = {}  # prefix -> the session that may have it, and since when
         self._fenced: OrderedDict[str, None] = OrderedDict()
         self._leaving: tuple[bool, str] | None = None
@@ -218,9 +216,7 @@ class Bay:
         return {"number": number, "items": items}
 
     async def _usage(self, session: Session) -> dict[str, Any]:
-        pids = {run.id: run.process.pid for run in session.running if run.process is not None and run.process.pid is not None}
-        async with self._looking:
-            return {"runs": await asyncio.to_thread(self._usages.look, pids)}
+        return {"trees": await asyncio.to_thread(session.usage.look, session.running)}
 
     async def _bye(self, session: Session) -> dict[str, Any]:
         await session.end(grace=_GRACE)

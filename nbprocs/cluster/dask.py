@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.fleet import Fleet
+from nbprocs.display import Displayable, Html, table, text
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, ProcessError, StartupFailed
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from nbprocs.cluster.carriers import Carriers
     from nbprocs.cluster.own import OwnCluster
+    from nbprocs.monitor.metrics import State
+    from nbprocs.monitor.remote import RemoteTree
 
 __all__ = ["DaskBackend"]
 
@@ -43,7 +46,7 @@ _PATIENCE = 5.0  # seconds between tries where a worker can't run nbprocs
 _LOCAL = ("127.", "localhost", "inproc", "[::1]")
 
 
-class DaskBackend:
+class DaskBackend(Displayable):
     r"""Runs tasks on a Dask cluster; through dask-jobqueue also on Slurm, PBS and others. ``pip install nbprocs[dask]``.
 
     Args:
@@ -228,11 +231,11 @@ class DaskBackend:
                 direct_to_workers=False,
             )
             await client
-        except asyncio.CancelledError:  # closed while it connects
-            if client is not None:
+        except BaseException as error:
+            if client is not None:  # also one whose papers were refused: it does not close by itself
                 await client.close()
-            raise
-        except (OSError, ValueError, TypeError, ImportError) as error:
+            if not isinstance(error, OSError | ValueError | TypeError | ImportError):
+                raise  # closed while it connects
             said = f"no Dask scheduler answers at {address}"
             raise StartupFailed(said, hint=f"is it running, and can it be reached from here? ({text_of(error)})") from error
         self._client, self._gone = client, ""
@@ -418,13 +421,31 @@ class DaskBackend:
     async def processes(self) -> pd.DataFrame:
         """What runs on the workers, indexed by task: name, worker, host, pid, memory, cpu, started. Measured now, of whole trees.
 
-        ``memory`` in bytes; ``cpu`` in percent of a core since the last look, 0 at the first. Nothing is measured while nobody asks.
+        ``memory`` in bytes; ``cpu`` in percent of a core since the last look, unknown at the first. Nothing is measured while nobody asks:
+        ``ProcessMonitor().watch(backend)`` asks at its interval, and keeps the history.
         """
         from nbprocs.cluster.frames import processes_frame  # noqa: PLC0415 - imports pandas
 
         return processes_frame(await self._workers.look())
 
+    @hops
+    async def trees(self) -> list[RemoteTree]:
+        """What runs on the workers, measured now by all metrics of a monitor: a monitor.RemoteSource. Takes at most 3 s."""
+        return await self._workers.trees()
+
+    def how_ended(self, tree_id: str) -> State:
+        """How one of those ended."""
+        return self._workers.how_ended(tree_id)
+
     def __repr__(self) -> str:
         capacity = self._told
         state = "closed" if self._closed else f"{capacity.slots} slots" if capacity.slots else f"waits for {capacity.why}"
         return f"<DaskBackend {self._name if self._client is not None else ''}: {state}>".replace(" :", ":")
+
+    def _html_(self) -> Html:
+        frame = self.workers()
+        shown = ("name", "host", "slots", "running", "gpus", "state")
+        rows = [
+            [text(cell, limit=80) for cell in (address, *row)] for address, row in zip(frame.index, frame[[*shown]].values, strict=True)
+        ]
+        return Html("<div>{}{}</div>").format(text(repr(self)), table(("worker", *shown), rows) if rows else "")

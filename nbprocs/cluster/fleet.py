@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.calls import pickled_call
 from nbprocs.cluster.files import described
@@ -30,10 +31,15 @@ from nbprocs.redact import is_secret_name
 from nbprocs.scheduler.backend import Ended, Job, Report, Started
 from nbprocs.scheduler.slots import GPU
 
+if TYPE_CHECKING:
+    from nbprocs.monitor.metrics import State
+    from nbprocs.monitor.remote import RemoteTree
+
 __all__ = ["Fleet"]
 
 _CLOSING = 10.0  # seconds for the ends of all jobs
 _LOOK = 3.0  # seconds
+_ENDS = 1000
 _GOODBYE = 2.0  # seconds for a last word to a worker
 
 
@@ -47,6 +53,7 @@ class _Running:
     process: RemoteProcess | None = None
     started: bool = False
     cancelled: float | None = None  # grace
+    looked_at: bool = False  # somebody was told what it takes, and may ask how it ended
 
 
 class Fleet:
@@ -71,6 +78,7 @@ class Fleet:
         self._shared = shared
         self._tasks = Tasks(home)
         self._jobs: dict[str, _Running] = {}
+        self._ends: OrderedDict[str, Ended] = OrderedDict()  # the last ones of those that were looked at
         self._paths: dict[str, str] = {}  # hash -> a file that has it
         self._placing = False
         self._idle: Waiters[None] = Waiters()
@@ -167,6 +175,10 @@ class Fleet:
         self.ledger.ended(job_id, seconds)
         if running.process is not None:
             running.process.close()
+        if running.looked_at:
+            self._ends[job_id] = ended
+            while len(self._ends) > _ENDS:
+                self._ends.popitem(last=False)
         running.report(ended)
         if not self._jobs:
             self._idle.wake(None)
@@ -184,21 +196,40 @@ class Fleet:
         return len(self._jobs)
 
     async def look(self) -> list[tuple[Job, RemoteProcess]]:
-        """The processes that run, with what their trees take now. Takes at most 3 s; of a worker that does not answer the last figures."""
+        """The processes that run, with what their trees take now. Takes at most 3 s; a worker that does not answer has no figures."""
+        for running in self._jobs.values():
+            if running.process is not None:
+                running.process.row = {}
         looks = [self._tasks.start(self._look(peer), name=f"look at {peer.address}") for peer in self.peers.values()]
         if looks:
             await asyncio.wait(looks)
         return [(running.job, running.process) for running in self._jobs.values() if running.process is not None]
+
+    async def trees(self) -> list[RemoteTree]:
+        """What look() found, for a monitor."""
+        from nbprocs.monitor.remote import RemoteTree  # noqa: PLC0415 - only where somebody looks
+
+        looked = await self.look()
+        return [RemoteTree(id=job.id, name=job.name, pid=p.pid, host=p.host, worker=p.worker, row=p.row) for job, p in looked]
+
+    def how_ended(self, job_id: str) -> State:
+        """How a job ended that somebody has looked at."""
+        from nbprocs.monitor.metrics import State  # noqa: PLC0415 - as above
+
+        ended = self._ends.get(job_id)
+        if ended is None:
+            return State.GONE
+        return State.TERMINATED if ended.stopped else State.COMPLETED if ended.error is None else State.FAILED
 
     async def _look(self, peer: Peer) -> None:
         try:
             answer = await peer.link.call("usage", session=self.session, life=peer.life, limit=_LOOK)
         except LinkDown:
             return
-        for job_id, memory, cpu in answer.get("runs", ()):
+        for job_id, row in answer.get("trees", {}).items():
             running = self._jobs.get(job_id)
             if running is not None and running.process is not None:
-                running.process.memory, running.process.cpu = memory, cpu
+                running.process.row, running.looked_at = row, True
 
     # -- workers
 

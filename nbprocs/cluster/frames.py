@@ -1,5 +1,6 @@
 """The workers of a cluster, and what runs there, as DataFrames."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,13 @@ def processes_frame(running: Sequence[tuple[Job, RemoteProcess]]) -> "pd.DataFra
     """A row a process."""
     import pandas as pd  # noqa: PLC0415 - as above
 
-    rows = [(job.name, p.worker, p.host, p.pid, p.memory, p.cpu, p.created_at) for job, p in running]
+    rows = [
+        (job.name, p.worker, p.host, p.pid, _bytes(p.row.get("memory_usage_mb")), p.row.get("cpu_percent"), p.created_at)
+        for job, p in running
+    ]
     index = pd.Index([job.task_id for job, _ in running], name="task", dtype="string")
     return pd.DataFrame(rows, columns=list(_RUNNING), index=index).astype(_RUNNING)
+
+
+def _bytes(mib: float | None) -> int | None:
+    return None if mib is None or math.isnan(mib) else round(mib * (1 << 20))

@@ -32,8 +32,7 @@ class RemoteProcess:
         self.stdout: OutputLog = OutputLog()
         self.stderr: OutputLog = OutputLog()
         self.paused: bool = False
-        self.memory = 0  # bytes of its whole tree, at the last look
-        self.cpu: float = 0.0  # percent of one core, between the last two looks
+        self.row: dict[str, float] = {}  # what its tree took at the last look, by the names of the monitor's metrics
         self.dropped: int = 0  # bytes of output that its worker could not keep
         self._expected = {"stdout": 0, "stderr": 0}
         self._signal = signal

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.run import Run, RunState, by_sigterm
+from nbprocs.cluster.usage import Usage
 from nbprocs.cluster.window import PullWindow
 from nbprocs.cluster.wire import Order, order_from
 from nbprocs.engine.container import available_memory
@@ -40,6 +41,7 @@ class Session:
         self.slots: int = 0
         self.runs: dict[str, Run] = {}
         self.window: PullWindow = PullWindow(self._extra)
+        self.usage: Usage = Usage()
         self.leaving: tuple[bool, str] | None = None
         self.going: tuple[bool, str] | None = None  # until it has been told
         self.on_close: list[Callable[[], object]] = []
@@ -232,6 +234,7 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self.window.close()
+        self.usage.close()
         for callback in self.on_close:
             callback()
 

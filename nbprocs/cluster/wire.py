@@ -10,7 +10,7 @@
     pull(session, ack, wait, room)            → (number, items)            the same batch again until its number comes back as ack
     end(prefix, but, since)                   → how many sessions were ended: the fence
     bye(session)                              → {}                         all of this session ends
-    usage(session)                            → {"runs": [(id, memory, cpu), …]}: bytes and percent of each job's tree
+    usage(session)                            → {"trees": {id: {metric: value}}}        of each job's tree, as a monitor there would see it
 
 Every operation may arrive twice, late or not at all: each is idempotent. Items of a pull: ``("slots", n)``, ``("started", id, pid,
 created)``, ``("output", id, stream, offset, data)``, ``("ended", id, outcome)``, ``("going", expected, why)`` as soon as it is known

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Reply", "ask", "ask_all", "connect"]
+__all__ = ["VERSION", "Reply", "ask", "ask_all", "connect"]
 
 VERSION = 1
 LARGEST = 64 << 20  # bytes of an answer: what is longer is no answer of ours

@@ -98,7 +98,7 @@ def _order(spec: Spec, about: dict[str, Any], folder: Path, *, limit: int) -> di
         pty=spec.pty,
         options=options_of(spec),
         stop=(int(spec.stop_signal), spec.stop_scope == "leader", float(spec.grace), spec.timeout),
-        label=(spec.label.id, spec.label.name, spec.label.command),
+        label=(spec.label.id, spec.label.name, about["command"]),  # masked here: the shim need not load what masks
     )
     return {
         "start": tuple(fields),

@@ -14,6 +14,10 @@ _package = types.ModuleType("nbprocs")
 _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 sys.modules["nbprocs"] = _package
 
+from nbprocs.engine.shimlib.light import LightTyping  # noqa: E402 - the package is known only now
+
+sys.modules["typing"] = LightTyping("typing")
+
 
 def _become_subreaper(*, wake: bool) -> None:
     """Be the one whom orphaned descendants fall to, and be woken from SIGSTOP when the kernel ends.

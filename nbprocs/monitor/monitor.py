@@ -12,7 +12,6 @@
 """
 
 import asyncio
-import dataclasses
 import functools
 import os
 import time
@@ -35,16 +34,17 @@ from nbprocs.monitor.alerts import Transition, as_rules, replay
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import HistorySnapshot, Spill
-from nbprocs.monitor.metrics import METRICS, ProcessMetrics, Scope
+from nbprocs.monitor.metrics import ProcessMetrics, Scope
 from nbprocs.monitor.model import Alert, AlertThresholds, Rule
 from nbprocs.monitor.notify import AlertCallback, AlertCallbacks, CallbackFailure
 from nbprocs.monitor.plots import PANELS, plot
 from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.prometheus import exposition
+from nbprocs.monitor.remote import RemoteSource, RemoteWatches
 from nbprocs.monitor.roster import Roster, look_up
 from nbprocs.monitor.sampler import Sample, Sampler
 from nbprocs.monitor.targets import Target, current_home
-from nbprocs.monitor.views import alert_frame, metrics_of, summary_frame, table_html, wide_frame
+from nbprocs.monitor.views import alert_frame, latest_frame, metrics_of, summary_frame, table_html, wide_frame
 from nbprocs.processes.events import Subscribers
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import past_for
@@ -117,8 +117,9 @@ class ProcessMonitor(Displayable):
         self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=flag("members", members))
         self._portable = portable
         self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable, past=past_for(runs))
-        self._callbacks = AlertCallbacks()
         self._listeners: Subscribers[[]] = Subscribers("the monitor's ticks")
+        self._remotes = RemoteWatches(self._book, taken=self._roster.alive, done=self._tell, ticked=self._listeners.tell)
+        self._callbacks = AlertCallbacks()
         self._tasks: Tasks | None = None
         self._clock = clock
         self._worker: ThreadPoolExecutor | None = None
@@ -140,10 +141,11 @@ class ProcessMonitor(Displayable):
         return self._home
 
     def watch(self, target: Any, *, name: str | None = None) -> None:
-        """Watch a manager (all its processes, those to come too), a pool (its workers and tasks), one ManagedProcess, or any pid.
+        """Watch a manager (all its processes, those to come too), a pool (workers and tasks), a ManagedProcess, a DaskBackend, any pid.
 
         A manager or pool is a group by itself: counts, error rate and throughput of the whole, under ``name``. Returns at once; the first
-        sample comes with the next tick. Raises TypeError for what can't be watched, UnknownProcess for a pid that nobody has.
+        sample comes with the next tick. What a backend's tasks take is measured on its workers, while it is watched. Raises TypeError for
+        what can't be watched, UnknownProcess for a pid that nobody has.
         """
         self._check_open()
         name = None if name is None else check_name("name", name)
@@ -154,6 +156,8 @@ class ProcessMonitor(Displayable):
             self._home = getattr(target, "home", None)
         if isinstance(target, ManagedProcess):
             self._at_home(self._roster.add_process, target, None)
+        elif isinstance(target, RemoteSource):
+            self._at_home(lambda: self._remotes.add(target, self._own_tasks.start, self.interval))
         elif callable(getattr(target, "processes", None)) or callable(getattr(target, "metrics", None)):
             label = name or (target.name if callable(getattr(target, "metrics", None)) else "manager")
             self._at_home(self._watch_group, target, label)
@@ -180,7 +184,8 @@ class ProcessMonitor(Displayable):
         elif isinstance(target, ManagedProcess):
             self._at_home(self._unwatch, lambda t: t.process is target)
         else:
-            self._at_home(self._roster.remove_group, target)
+            for watched in (self._roster.remove_group, self._remotes.remove):
+                self._at_home(watched, target)
 
     def _unwatch(self, chosen: Callable[[Target], bool]) -> None:
         for found in [target for target in self._roster.targets.values() if chosen(target)]:
@@ -260,6 +265,7 @@ class ProcessMonitor(Displayable):
         """Take one sample of everything watched, now; on return it is in the frame and judged by the rules. Milliseconds."""
         self._check_open()
         await self._tick()
+        await self._remotes.look()
 
     async def _tick(self) -> None:
         if self._turn is None:
@@ -274,9 +280,7 @@ class ProcessMonitor(Displayable):
 
     def _take(self, sample: Sample) -> None:
         """Rows of processes whose end was told while they were looked at are left out: the end is the last word."""
-        targets = self._roster.targets
-        known = {group.series.process_id for group in self._roster.groups.values()}
-        now = targets.keys() | known
+        now = self._roster.live()
         keep: Sequence[int] = range(len(sample.names))
         if not now.issuperset(sample.process_ids):
             keep = [place for place, key in enumerate(sample.process_ids) if key in now]
@@ -402,19 +406,14 @@ class ProcessMonitor(Displayable):
 
     def current(self) -> dict[str, ProcessMetrics]:
         """The latest sample of everything that is watched now, by process id (a group's is its name): for views, 20 µs for each."""
-        live = self._roster.targets.keys() | {group.series.process_id for group in list(self._roster.groups.values())}
+        live = self._roster.live() | self._remotes.live()
         return {m.process_id: m for m in self._metrics() if m.process_id in live}
 
     def latest(self) -> "pd.DataFrame":
         """The latest sample of each process and group, indexed by name; with ports, PSS and response time as last measured, and notes."""
-        import pandas as pd  # noqa: PLC0415 - keeps `import nbprocs` light
-
-        rows = [{f.name: getattr(m, f.name) for f in dataclasses.fields(m)} for m in self._metrics()]
-        notes = {target.name: target.note for target in self._roster.targets.values()}
+        notes = {target.name: target.note for target in self._roster.targets.values()} | self._remotes.notes()
         notes |= {note.partition(":")[0]: note.partition(": ")[2] for note in list(self._roster.notes)}
-        frame = pd.DataFrame(rows, columns=[f.name for f in dataclasses.fields(ProcessMetrics)]).set_index("name")
-        kinds = {"pid": "Int64"} | {name: "Int64" if metric.counts else "float64" for name, metric in METRICS.items()}
-        return frame.astype(kinds).assign(state=[str(m["state"]) for m in rows], note=[notes.get(str(name), "") for name in frame.index])
+        return latest_frame(self._metrics(), notes)
 
     def summary(self) -> "pd.DataFrame":
         """A row a process: samples, means and maxima, counts, alerts."""

@@ -146,6 +146,10 @@ class Roster:
         if self._names.get(target.name) == target.process_id:
             del self._names[target.name]
 
+    def live(self) -> set[str]:
+        """The ids of all that is watched; a group's is its name. From any thread."""
+        return set(self.targets) | {group.series.process_id for group in list(self.groups.values())}
+
     def alive(self, name: str) -> bool:
         """Whether somebody of that name is watched now."""
         return name in self._names or any(group.series.name == name for group in self.groups.values())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from nbprocs.monitor.model import Alert
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["alert_frame", "metrics_of", "summary_frame", "table_html", "wide_frame"]
+__all__ = ["alert_frame", "latest_frame", "metrics_of", "summary_frame", "table_html", "wide_frame"]
 
 _KEPT_AT_END = ("restarts", "error_count", "success_count")
 
@@ -40,6 +41,16 @@ def metrics_of(
         ports=ports,
         **values,
     )
+
+
+def latest_frame(metrics: Sequence[ProcessMetrics], notes: Mapping[str, str]) -> "pd.DataFrame":
+    """A row a process, indexed by name."""
+    import pandas as pd  # noqa: PLC0415 - keeps `import nbprocs` light
+
+    rows = [{f.name: getattr(m, f.name) for f in fields(m)} for m in metrics]
+    frame = pd.DataFrame(rows, columns=[f.name for f in fields(ProcessMetrics)]).set_index("name")
+    kinds = {"pid": "Int64"} | {name: "Int64" if metric.counts else "float64" for name, metric in METRICS.items()}
+    return frame.astype(kinds).assign(state=[str(m["state"]) for m in rows], note=[notes.get(str(name), "") for name in frame.index])
 
 
 def wide_frame(snapshot: HistorySnapshot, metric: str, *, names: Iterable[str] | None, since: int | None) -> "pd.DataFrame":

@@ -190,11 +190,11 @@ class ProcessCore:
     def output(self, stream: Stream, data: bytes) -> None:
         """A chunk arrived."""
         (self.stdout if stream is Stream.STDOUT else self.stderr).feed(data)
+        self.order.add(stream is Stream.STDERR, len(data))
         self.wrote(stream, len(data))
 
     def wrote(self, stream: Stream, size: int) -> None:
-        """So much has come into its log."""
-        self.order.add(stream is Stream.STDERR, size)
+        """So much has come into its log, and its order is noted."""
         if self._output_waiters:
             self._output_waiters.wake(None)
         self._owner.heard(EventKind.OUTPUT, self, stream=stream, size=size)

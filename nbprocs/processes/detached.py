@@ -27,6 +27,7 @@ from nbprocs.engine.detaching import launch as launch_child
 from nbprocs.engine.places import state_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, forget_record, records
+from nbprocs.engine.shimlib.order import OrderReader, pieces
 from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
 from nbprocs.model import EndReason, EventKind, Stream
 from nbprocs.processes.core import ProcessCore, ProcessOwner
@@ -99,7 +100,7 @@ async def start(core: ProcessCore, owner: ProcessOwner) -> None:
     except asyncio.CancelledError:
         await asyncio.wait({launching})
         if not launching.cancelled() and launching.exception() is None:
-            await DetachedChild(launching.result(), _Follows(core)).end_tree(grace=0.0)
+            await DetachedChild(launching.result(), _Follows(core, launching.result().folder)).end_tree(grace=0.0)
         raise
     await take_up(core, launching.result(), owner)
     owner.heard(EventKind.STARTED, core)
@@ -119,7 +120,7 @@ async def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner
     for log in (core.stdout, core.stderr):
         assert isinstance(log, RecordedLog)  # noqa: S101 - its config says detach
         log.lie_in(record.folder)
-    child = DetachedChild(record, _Follows(core))
+    child = DetachedChild(record, _Follows(core, record.folder))
     core.became(child)
     owner.tasks.start(child.follow(), name=f"follow {core.name}")
     await child.met()
@@ -146,8 +147,9 @@ def leave(core: ProcessCore) -> None:
 class _Follows:
     """Tells a core what its detached child tells: the logs grow by themselves, the rest is as of any child."""
 
-    def __init__(self, core: ProcessCore) -> None:
+    def __init__(self, core: ProcessCore, folder: Path) -> None:
         self._core = core
+        self._order = OrderReader(os.fspath(folder))
         self.output = core.output
         self.exited = core.exited
         self.drained = core.drained
@@ -157,8 +159,12 @@ class _Follows:
 
     def grown(self, ends: dict[str, int]) -> None:
         """It has written up to there."""
-        for stream, log in ((Stream.STDOUT, self._core.stdout), (Stream.STDERR, self._core.stderr)):
-            size = ends.get(stream.value, 0) - log.end
+        logs = (self._core.stdout, self._core.stderr)
+        before = (logs[0].end, logs[1].end)
+        after = (ends.get("stdout", 0), ends.get("stderr", 0))
+        for which, begin, end in pieces(self._order.changes(after), before, after):
+            self._core.order.add(which, end - begin)
+        for stream, log, size in zip(Stream, logs, (after[0] - before[0], after[1] - before[1]), strict=True):
             if size > 0 and isinstance(log, RecordedLog):
                 log.grown(log.end + size)
                 self._core.wrote(stream, size)

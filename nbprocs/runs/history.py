@@ -249,7 +249,8 @@ class RunHistory(Displayable):
         """Duration and memory over time, of the runs of that name or all of these, with failures marked; two axes of matplotlib."""
         from nbprocs.runs.plots import plot  # noqa: PLC0415 - drawing only
 
-        return plot((self if name is None else self.filter(name=name)).frame(), title=name or "", ax=ax)
+        title = name or self.where.name or self.where.command or ""
+        return plot((self if name is None else self.filter(name=name)).frame(), title=title, ax=ax)
 
     def timeline(self, *, ax: "Axes | None" = None) -> "Axes":
         """What ran when, like a flame graph: bars in as few rows as needed. Of the kernel's session, ``filter(since=…)`` first."""

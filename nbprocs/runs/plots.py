@@ -1,6 +1,6 @@
 """Pictures of a history, by matplotlib, which is imported only here and only inside the functions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.display import plain
@@ -19,6 +19,8 @@ _ROWS = 60
 
 def plot(frame: "pd.DataFrame", *, title: str = "", ax: "Sequence[Axes] | None" = None) -> "Sequence[Axes]":
     """Duration above, peak memory below, by the time of the start; what did not succeed is a cross in the colour of its end."""
+    from matplotlib.dates import ConciseDateFormatter  # noqa: PLC0415 - drawing only
+
     if ax is None:
         import matplotlib.pyplot as plt  # noqa: PLC0415 - drawing only
 
@@ -33,16 +35,20 @@ def plot(frame: "pd.DataFrame", *, title: str = "", ax: "Sequence[Axes] | None" 
         if not values.notna().any():
             axes.text(0.5, 0.5, "not known of any of them", transform=axes.transAxes, ha="center", va="center", color="#777777")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(values.max(), 0) or None if values.notna().any() else None)
         axes.grid(alpha=0.3)
     ax[0].legend(loc="upper left", fontsize="small")
     ax[0].set_title(plain(title or "runs", limit=100))
-    ax[1].tick_params("x", rotation=20)
+    formatter = ConciseDateFormatter(ax[1].xaxis.get_major_locator(), tz="UTC")  # type: ignore[no-untyped-call, unused-ignore]
+    ax[1].xaxis.set_major_formatter(formatter)
     return ax
 
 
 def timeline(frame: "pd.DataFrame", *, ax: "Axes | None" = None) -> "Axes":
-    """A bar for each run, in the lowest row that is free at its start, coloured by its end; x is seconds since the first start."""
+    """A bar for each run, in the lowest row that is free at its start, coloured by its end; x is seconds since the first start.
+
+    Below them all, as the base of a flame, the cells that started them, from their first start to their last end.
+    """
     import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
     bars = frame.reset_index().sort_values("started")
@@ -52,21 +58,24 @@ def timeline(frame: "pd.DataFrame", *, ax: "Axes | None" = None) -> "Axes":
     ends = (bars["ended"].fillna(now) - began).dt.total_seconds()
     rows = lanes(list(starts), list(ends))
     height = max(1, min(max(rows, default=0) + 1, _ROWS))
+    cells = bars.assign(start=starts, end=ends)[bars["cell"].notna()].groupby("cell").agg({"start": "min", "end": "max"})
     if ax is None:
         import matplotlib.pyplot as plt  # noqa: PLC0415 - drawing only
 
-        ax = plt.subplots(figsize=(10, 1.2 + 0.32 * height), layout="constrained")[1]  # type: ignore[no-untyped-call, unused-ignore]
+        ax = plt.subplots(figsize=(10, 1.4 + 0.32 * height), layout="constrained")[1]  # type: ignore[no-untyped-call, unused-ignore]
     colours = [_COLOURS.get(state, "#999999") for state in bars["state"]]
     span: Any = max(list(ends), default=1.0) or 1.0
     ax.barh(rows, [max(end - start, span / 1000) for start, end in zip(starts, ends, strict=True)], left=list(starts), height=0.9,
             color=colours, edgecolor="white", linewidth=0.4)  # fmt: skip
+    ax.barh(
+        [-1] * len(cells), cells["end"] - cells["start"], left=cells["start"], height=0.9, color="#cccccc", edgecolor="white", linewidth=0.4
+    )
     if len(bars) <= _LABELLED:
-        for row, start, end, name in zip(rows, starts, ends, bars["name"], strict=True):
-            room = int(110 * (end - start) / span)  # characters that about fit
-            if room >= 3:  # noqa: PLR2004 - less says nothing
-                ax.text(start + span / 400, row, plain(name, limit=room), va="center", fontsize=7, color="white", clip_on=True)
-    ax.set_yticks([])
-    ax.set_ylim(-0.6, height - 0.4)
+        _write(ax, span, "white", zip(rows, starts, ends, bars["name"], strict=True))
+        names = [str(cell).partition(" ")[0] for cell in cells.index]
+        _write(ax, span, "black", zip([-1] * len(cells), cells["start"], cells["end"], names, strict=True))
+    ax.set_yticks([-1] if len(cells) else [], ["cells"] if len(cells) else [])
+    ax.set_ylim(-1.6 if len(cells) else -0.6, height - 0.4)
     ax.set_xlabel(f"seconds since {began:%Y-%m-%d %H:%M:%S} UTC" if len(bars) else "seconds")
     present = [state for state in _COLOURS if (bars["state"] == state).any()]
     ax.legend(
@@ -78,6 +87,14 @@ def timeline(frame: "pd.DataFrame", *, ax: "Axes | None" = None) -> "Axes":
         frameon=False,
     )
     return ax
+
+
+def _write(ax: "Axes", span: float, colour: str, bars: Iterable[tuple[int, float, float, str]]) -> None:
+    """The names of bars, as far as they fit into them."""
+    for row, start, end, name in bars:
+        room = int(125 * (end - start) / span)  # characters that about fit
+        if room >= 3:  # noqa: PLR2004 - less says nothing
+            ax.text(start + span / 400, row, plain(name, limit=room), va="center", fontsize=7, color=colour, clip_on=True)
 
 
 def _patch(state: str) -> Any:

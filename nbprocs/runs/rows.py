@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nbprocs.model import EventKind, ProcessConfig
 from nbprocs.processes.process import ManagedProcess, process_core
+from nbprocs.redact import one_line
 from nbprocs.runs.provenance import Inputs, Repositories, has_names
 from nbprocs.runs.schema import COLUMNS, upsert
 from nbprocs.runs.secrets import Scrubber, config_json, secret_values, short_env
@@ -283,7 +284,8 @@ class RowMaker:
         changed = sorted(name for name, known in then.items() if known.get("hash") != inputs.get(name, {}).get("hash"))
         if changed:
             about["changed"] = changed
-            log.warning("%s changed between scheduling and start of %s", ", ".join(changed), scrub.clean(config.display))
+            names = one_line(scrub.clean(", ".join(changed)))
+            log.warning("%s changed between scheduling and start of %s", names, scrub.clean(config.display))
         text = json.dumps({name: value for name, value in about.items() if value}, sort_keys=True, ensure_ascii=False)
         known = self._contexts.get(text)
         if known is None:

@@ -60,6 +60,8 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
         "execution_time",
         "group",
         "runs",
+        "host",
+        "worker",
     ]
     rows = [
         (
@@ -75,6 +77,8 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
             t.execution_time,
             t.group,
             t.runs,
+            t.host,
+            t.worker,
         )
         for t in tasks
     ]

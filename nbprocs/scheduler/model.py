@@ -262,6 +262,8 @@ class ScheduledTask:
     runs: int = 0  # ended runs of a series
     working_dir: str | None = None  # as asked for, or where it was scheduled
     display: str = ""  # the command line, masked
+    host: str = ""  # the machine of the latest attempt
+    worker: str = ""  # … and of a cluster, the worker's name and address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,11 +83,21 @@ def _spent(core: SchedulerCore, entry: Entry) -> float | None:
     return outcome.attempts[-1].execution_time if outcome is not None and outcome.attempts else None
 
 
+def _place(entry: Entry) -> tuple[str, str]:
+    """Host and worker of its latest attempt."""
+    if entry.run is not None:
+        seen = entry.run.seen
+        return ("", "") if seen is None else (seen.host, seen.worker)
+    outcome: TaskOutcome | None = entry.outcome
+    return (outcome.attempts[-1].host, outcome.attempts[-1].worker) if outcome is not None and outcome.attempts else ("", "")
+
+
 def snapshot(core: SchedulerCore, entry: Entry) -> ScheduledTask:
     """One task as a value."""
     options = entry.options
     told = options.estimated_duration
     config = options.config
+    host, worker = _place(entry)
     return ScheduledTask(
         id=core.runner.task_id(entry),
         command=entry.display if callable(entry.command) else entry.command,
@@ -107,6 +117,8 @@ def snapshot(core: SchedulerCore, entry: Entry) -> ScheduledTask:
         runs=entry.runs,
         working_dir=config.working_dir if config is not None and config.working_dir is not None else entry.folder,
         display=entry.display,
+        host=host,
+        worker=worker,
     )
 
 
@@ -164,13 +176,19 @@ def html(core: SchedulerCore) -> Html:
     running = core.runner.running()
     waiting = [e for e in at_once(lambda: itertools.islice(core.runner.queue, _SHOWN)) if e.run is None]
     latest = at_once(lambda: itertools.islice(reversed(core.runner.finished.values()), _SHOWN))
-    rows = table(("task", "priority", "state", "tries"), map(_row, (running + waiting + latest)[:_SHOWN]))
+    shown = (running + waiting + latest)[:_SHOWN]
+    far = any(_place(entry)[1] for entry in shown)
+    head = ("task", "priority", "state", "tries", *(("worker", "host") if far else ()))
+    rows = table(head, (_row(entry, far=far) for entry in shown))
     return Html("<div><b>TaskScheduler</b> {}{}</div>").format(text(", ".join(facts)), rows)
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry, *, far: bool) -> tuple[str, ...]:
+    """The cells of a task; of a queue on a cluster with the place of its latest attempt."""
     tries = entry.retries + 1 if entry.run is not None or entry.outcome is not None else 0
-    return text(entry.label, limit=80), text(priority_name(entry.priority)), entry.state.value, str(tries)
+    host, worker = _place(entry)
+    place = (text(worker, limit=80), text(host, limit=60)) if far else ()
+    return text(entry.label, limit=80), text(priority_name(entry.priority)), entry.state.value, str(tries), *place
 
 
 def at_once(look: Callable[[], Iterable[Entry]]) -> list[Entry]:

@@ -134,16 +134,24 @@ class PanePart(Part):
         """Watch both logs and the end."""
         super().attach(host)
         self._waiting.clear()
-        for stream in Stream:
-            log = self._log(stream)
-            if self._seen[stream] == 0:
-                self._seen[stream] = max(log.start, log.end - REFILL)
-            self._journal.add(stream, self._seen[stream], log.end)
-            self._seen[stream] = log.end
+        self._catch_up()
         self._head = self._header()
         self._watchers = [host.tasks.start(self._watch(stream), name=f"pane {stream}") for stream in Stream]
         self._watchers.append(host.tasks.start(self._watch_end(), name="pane end"))
         hear(self, on=True)
+
+    def _catch_up(self) -> None:
+        """Take in what came before anybody looked: the youngest runs in the order in which they came, what is before them by stream."""
+        ends = (self._process.stdout.end, self._process.stderr.end)
+        known = [(list(Stream)[which], begin, end) for which, begin, end in process_core(self._process).order.runs(ends)]
+        for stream in Stream:
+            log = self._log(stream)
+            if self._seen[stream] == 0:
+                self._seen[stream] = max(log.start, log.end - REFILL)
+            self._journal.add(stream, self._seen[stream], next((begin for of, begin, _ in known if of is stream), log.end))
+        for stream, begin, end in known:
+            self._journal.add(stream, max(begin, self._seen[stream]), end)
+        self._seen = dict(zip(Stream, ends, strict=True))
 
     def detach(self) -> None:
         """Stop watching."""

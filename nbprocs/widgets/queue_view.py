@@ -75,9 +75,10 @@ class QueuePart(Part):
         """The row of a task, as the front ends get it: the cells of COLUMNS."""
         if task.state.final and task.id not in self._ended:
             self._ended.append(task.id)
+        place = f"on {task.worker}, {task.host}" if task.worker else ""
         row = [
             plain(task.name or task.display, limit=160),
-            plain(task.display, limit=300),
+            plain(", ".join(filter(None, (task.display if task.name or not place else "", place))), limit=300),
             task.state.value,
             task.priority,
             priority_name(task.priority),

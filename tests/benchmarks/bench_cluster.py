@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from nbprocs import DaskBackend, TaskCancelled, TaskScheduler
+from tests.benchmarks.harness import sized
 from tests.cluster.real import RealCluster, marked
 
-COUNT = 2_000
-ROUNDS = 20
+COUNT = sized(2_000, quick=200)
+ROUNDS = sized(20, quick=5)
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,15 @@ import pytest
 
 from nbprocs import ProcessManager
 from nbprocs.engine.records import records
+from tests.benchmarks.harness import sized
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-BIG = 1024 * MIB
-LOG = 256 * MIB
+BIG = sized(1024, quick=256) * MIB
+LOG = sized(256, quick=64) * MIB
 LINES = f"yes {'x' * 79} | head -c {LOG}"
-FLAT_OUT = 2048 * MIB
-PROCESSES = 200
+FLAT_OUT = sized(2048, quick=256) * MIB
+PROCESSES = sized(200, quick=40)
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,13 @@ import psutil
 import pytest
 
 from nbprocs import ProcessManager
+from tests.benchmarks.harness import sized
 
 ROOT = Path(__file__).parents[2]
-RUNS, WIDTH = 1000, 4
+RUNS, WIDTH = sized(1000, quick=200), 4
 MIB = 1 << 20
 LINE = "x" * 79
+MUCH = sized(1024, quick=128)  # MiB
 
 
 # --- many short commands --------------------------------------------------------------------------------------------------
@@ -301,12 +303,12 @@ def lines_of(mebibytes):
 async def read_by_lines():
     async with ProcessManager() as pm:
         began = time.perf_counter()
-        process = await pm.spawn(lines_of(1024), shell=True)
+        process = await pm.spawn(lines_of(MUCH), shell=True)
         count = 0
         async for _ in process.lines():
             count += 1
-        assert count == -(-1024 * MIB // 80)
-        return 1024 / (time.perf_counter() - began)
+        assert count == -(-MUCH * MIB // 80)
+        return MUCH / (time.perf_counter() - began)
 
 
 async def read_by_readline():
@@ -324,14 +326,14 @@ async def yield_lines():
     block = [LINE] * (64 * MIB // 80)
 
     async def lines():
-        for _ in range(1024 // 64):
+        for _ in range(MUCH // 64):
             for line in block:
                 yield line
 
     began = time.perf_counter()
     async for _ in lines():
         pass
-    return 1024 / (time.perf_counter() - began)
+    return MUCH / (time.perf_counter() - began)
 
 
 def test_lines(bench):
@@ -348,18 +350,18 @@ def test_lines(bench):
 async def nobody_reads():
     async with ProcessManager() as pm:
         began = time.perf_counter()
-        process = await pm.spawn(lines_of(1024), shell=True)
+        process = await pm.spawn(lines_of(MUCH), shell=True)
         result = await process.wait()
         took = time.perf_counter() - began
-        assert process.stdout.end == 1024 * MIB
+        assert process.stdout.end == MUCH * MIB
         assert result.ok
-        return 1024 / took
+        return MUCH / took
 
 
 def cat_to_null():
     began = time.perf_counter()
-    subprocess.run(f"{lines_of(1024)} | cat >/dev/null", shell=True, check=True)
-    return 1024 / (time.perf_counter() - began)
+    subprocess.run(f"{lines_of(MUCH)} | cat >/dev/null", shell=True, check=True)
+    return MUCH / (time.perf_counter() - began)
 
 
 def test_output_that_nobody_reads(bench):
@@ -380,9 +382,9 @@ async def main():
     async with ProcessManager() as pm:
         await (await pm.spawn("head -c 1000000 /dev/zero", shell=True)).wait()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        process = await pm.spawn({lines_of(1024)!r}, shell=True)
+        process = await pm.spawn({lines_of(MUCH)!r}, shell=True)
         await process.wait()
-        assert process.stdout.end == {1024 * MIB}
+        assert process.stdout.end == {MUCH * MIB}
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(growth - DEFAULT_MEMORY / {MIB})
 asyncio.run(main())
@@ -400,7 +402,7 @@ def test_memory_of_output_that_nobody_reads(bench):
 
 # --- the loop under load --------------------------------------------------------------------------------------------------
 
-LOUD, SECONDS = 50, 5.0
+LOUD, SECONDS = 50, float(sized(5, quick=1))
 
 
 async def _p99_lag():

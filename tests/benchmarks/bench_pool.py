@@ -15,12 +15,13 @@ import pebble
 import pytest
 
 from nbprocs.pool import PoolConfig, ProcessPool
+from tests.benchmarks.harness import sized
 
 WORKERS = 2
-CALLS = 1_000  # awaited one after the other
-MANY = 20_000  # at once
-FEW = 3_000  # at once, for peers that take seconds for that
-ITEMS = 1_000_000
+CALLS = sized(1_000, quick=200)  # awaited one after the other
+MANY = sized(20_000, quick=4_000)  # at once
+FEW = sized(3_000, quick=500)  # at once, for peers that take seconds for that
+ITEMS = sized(1_000_000, quick=100_000)
 ARRAY = 100 << 20  # bytes
 TRIPS = 4
 NAPS = ([0.001] * 5 + [0.01] * 3) * 25 + [1.0] * 3  # seconds; the long ones are spread among the short ones

@@ -8,9 +8,10 @@ import subprocess
 import time
 
 from nbprocs import EventKind, LogLine, ProcessManager, RestartPolicy
+from tests.benchmarks.harness import sized
 from tests.children import SLEEPER
 
-ROUNDS = 60
+ROUNDS = sized(60, quick=15)
 AT_ONCE = RestartPolicy(initial_delay=0, max_restarts=1_000_000)
 
 

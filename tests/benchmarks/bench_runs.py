@@ -14,10 +14,11 @@ import nbprocs
 from nbprocs.processes.manager import manager_core
 from nbprocs.runs.schema import connect
 from nbprocs.runs.writer import writing
+from tests.benchmarks.harness import sized
 
 RUNS = 200  # a block
-BLOCKS = 12
-MILLION = 1_000_000
+BLOCKS = sized(12, quick=3)
+MILLION = sized(1_000_000, quick=100_000)
 
 
 @pytest.fixture(scope="module")

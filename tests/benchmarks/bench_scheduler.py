@@ -23,10 +23,11 @@ import pytest
 from nbprocs import ProcessManager
 from nbprocs.scheduler import SchedulerConfig, TaskScheduler, TaskState
 from nbprocs.testing.conformance import FakeBackend
+from tests.benchmarks.harness import sized
 
-COUNT = 100_000
-MANY = 1_000_000
-RUNS = 2_000
+COUNT = sized(100_000, quick=10_000)
+MANY = sized(1_000_000, quick=100_000)
+RUNS = sized(2_000, quick=300)
 
 
 @contextlib.contextmanager
@@ -99,7 +100,7 @@ def test_schedule_durable(bench) -> None:
     bench.row("durable schedule_many(), by CPU time", ours=_schedule_many_durable, floor=100_000, unit="tasks/s")
 
 
-LIVES = 2_000
+LIVES = sized(2_000, quick=300)
 
 
 async def _whole_life_durable() -> None:

@@ -27,10 +27,11 @@ from nbprocs.model import ProcessConfig, ProcessInfo
 from nbprocs.processes.manager import manager_core
 from nbprocs.widgets import OutputPane, ProcessTable
 from nbprocs.widgets.sampling import Reading
+from tests.benchmarks.harness import sized
 from tests.browser.server import CHROMIUM, FLAGS, Server, missing, serve
 from tests.unit.widgets_kit import Tab
 
-ROWS, CHANGING, REFRESHES, SECONDS = 500, 25, 2, 6
+ROWS, CHANGING, REFRESHES, SECONDS = 500, 25, 2, sized(6, quick=3)
 SESSION, COMM = Session(key=uuid.uuid4().hex.encode()), uuid.uuid4().hex
 PARENT = Session().msg_header("execute_request")
 

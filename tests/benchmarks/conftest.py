@@ -1,26 +1,34 @@
 """Benchmarks run only when they are asked for: ``python -m pytest tests/benchmarks`` (or one file of it).
 
 Their files are called ``bench_*.py``, so that plain ``pytest`` passes them by. At the end of the session one table shows all rows; ``--bench-out``
-names the folder for the table as CSV and as a plot.
+names the folder for the table as CSV and as a plot. ``--quick`` gives a first answer in two minutes: what has not begun by then is left out.
 """
 
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import harness
 from tests.benchmarks.harness import Bench, machine, table, write
 
 HERE = Path(__file__).parent
 SESSION = pytest.StashKey[Bench]()
+BEGAN = pytest.StashKey[float]()
+FIRST = ("manager", "pool", "scheduler", "monitor", "recovery", "runs", "detach", "cluster", "widgets")  # in quick mode
+QUICK_ENDS = 110.0  # seconds after the start: no row begins later
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="smaller sizes, each row once, misses are only shown; ends after two minutes")
     parser.addoption("--bench-out", default=None, help="folder for benchmarks.csv and benchmarks.png (default: a temporary one)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = Bench()
+    config.stash[BEGAN] = time.monotonic()
+    harness.QUICK = config.getoption("quick", default=False)
 
 
 def _asked(config: pytest.Config) -> bool:
@@ -38,6 +46,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if harness.QUICK:  # a stable sort: the parts of one file stay together
+        items.sort(key=lambda item: FIRST.index(name) if (name := item.path.stem.removeprefix("bench_")) in FIRST else len(FIRST))
     for item in items:
         if HERE in item.path.parents and not any(item.iter_markers("timeout")):
             item.add_marker(pytest.mark.timeout(1800))
@@ -46,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Bench:
     """The session's benchmark: ``bench.row(name, ours=…, peers=…, at_least=…)``."""
+    if harness.QUICK and time.monotonic() - request.config.stash[BEGAN] > QUICK_ENDS:
+        pytest.skip("two minutes are over")
     return request.config.stash[SESSION]
 
 

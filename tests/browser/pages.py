@@ -15,7 +15,6 @@ from typing import Any
 import nbformat
 from playwright.async_api import Browser, Locator, Page, expect
 from playwright.async_api import Error as PlaywrightError
-from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.server import ROOT, Kind, Server
 
@@ -79,7 +78,7 @@ class NotebookPage:
         prompt = cell.locator(".jp-InputPrompt").first
         before = await prompt.text_content() or ""
         for _ in range(KEY_TRIES):  # a page that is still settling takes the focus away between click and key
-            with suppress(AssertionError, PlaywrightTimeout):
+            with suppress(AssertionError, PlaywrightError):
                 await cell.scroll_into_view_if_needed()
                 await prompt.click(timeout=8000)
                 await self.page.keyboard.press("Control+Enter")

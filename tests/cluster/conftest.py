@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("distributed", reason="the extra nbprocs[dask] is not installed")
 
-from nbprocs import DaskBackend, TaskScheduler
 from nbprocs.testing.leaks import spare
-from tests.cluster.real import RealCluster
+from tests.cluster.real import RealCluster, warmed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,16 +28,7 @@ def _shared(tmp_path_factory):
     with RealCluster(tmp_path_factory.mktemp("dask")).start_scheduler() as cluster:
         for name in ("alice", "bob"):
             cluster.start_worker(name)
-        asyncio.run(_warm(cluster.address))
-        for pid in cluster.tree():
-            spare(pid)
-        yield cluster
-
-
-async def _warm(address):
-    """What nbprocs, Dask and the workers keep for ever is there before the first test counts."""
-    async with TaskScheduler(backend=DaskBackend(address)) as sch:
-        await asyncio.gather(*(sch.schedule("sleep", "0.2") for _ in range(4)))
+        yield warmed(cluster)
 
 
 @pytest.fixture

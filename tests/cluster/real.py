@@ -1,5 +1,6 @@
 """A real Dask cluster of processes, each of which a test can end by its pid."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -10,6 +11,9 @@ import time
 from pathlib import Path
 
 import psutil
+
+from nbprocs import DaskBackend, TaskScheduler
+from nbprocs.testing.leaks import spare
 
 QUIET = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
 
@@ -107,6 +111,19 @@ class RealCluster:
 
     def __exit__(self, *_):
         self.close()
+
+
+def warmed(cluster, *, tasks=4, **options):
+    """What nbprocs, Dask and the workers keep for ever is there before the first test counts: for a cluster of several tests."""
+
+    async def warm():
+        async with TaskScheduler(backend=DaskBackend(cluster.address, **options)) as sch:
+            await asyncio.gather(*(sch.schedule("sleep", "0.2") for _ in range(tasks)))
+
+    asyncio.run(warm())
+    for pid in cluster.tree():
+        spare(pid)
+    return cluster
 
 
 def marked(mark):

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import statistics
+import sys
 import time
 
+import pandas as pd
 import pytest
 
 import nbprocs
@@ -13,13 +15,16 @@ from nbprocs import (
     DaskBackend,
     ProcessCrashed,
     ProcessFailed,
+    ProcessMonitor,
     SchedulerConfig,
     StartupFailed,
     TaskCancelled,
     TaskScheduler,
 )
 from nbprocs.engine.home import Home
+from nbprocs.monitor import State
 from nbprocs.scheduler.backend import Ended, Job
+from nbprocs.widgets.queue_view import COLUMNS, QueueView
 from tests.cluster.real import marked, until
 
 
@@ -51,6 +56,46 @@ async def test_the_frame_says_where_and_has_the_columns_that_a_local_one_has(dir
     async with TaskScheduler() as local:
         await local.schedule("true")
         assert list(local.frame().columns) == list(direct.frame().columns)
+
+
+async def test_every_view_says_where_a_task_runs(cluster):
+    backend = DaskBackend(cluster.address)
+    async with TaskScheduler(backend=backend) as sch:
+        task = sch.schedule("sh", "-c", "echo up; read x", name="here", stdin=True)
+        assert await anext(aiter(task.lines())) == "up"
+        worker, host = task.process.worker, os.uname().nodename
+        assert (task.task.worker, task.task.host) == (worker, host)
+        assert worker in sch._html_() and "<td" in sch._html_() and host in sch._html_()
+        view = QueueView(sch)
+        row = dict(zip(COLUMNS, view.parts["queue"]._put(task.task), strict=True))
+        assert row["name"] == "here" and row["cmd"].endswith(f", on {worker}, {host}")
+        view.close()
+        frame = backend.workers()
+        shown = backend._html_()
+        assert set(frame["name"]) == {"alice", "bob"} or len(frame) == 1
+        assert all(address in shown for address in frame.index) and host in shown and repr(backend)[1:20] in shown
+        task.cancel()
+        await task.wait()
+        assert task.task.worker == worker, "also once it has ended"
+
+
+async def test_a_monitor_watches_the_backend(cluster):
+    backend = DaskBackend(cluster.address)
+    async with TaskScheduler(backend=backend) as sch, ProcessMonitor(interval=0.1) as mon:
+        mon.watch(backend)
+        code = "print('up', flush=True)\nblob = b'x' * (32 << 20)\nwhile True: pass"
+        task = sch.schedule(sys.executable, "-c", code, name="busy")
+        assert await anext(aiter(task.lines())) == "up"
+        async with asyncio.timeout(30):
+            while mon.frame(names=["busy"])["cpu_percent"].max() is pd.NA or not mon.frame(names=["busy"])["cpu_percent"].max() > 1:
+                await asyncio.sleep(0.05)
+        row = mon.latest().loc["busy"]
+        assert row["memory_usage_mb"] > 32 and row["pid"] == task.process.pid and task.process.worker in row["note"]
+        task.cancel()
+        await task.wait()
+        async with asyncio.timeout(30):
+            while mon.metrics("busy").state != State.TERMINATED:
+                await asyncio.sleep(0.05)
 
 
 async def test_tasks_of_a_cluster_are_rows_of_a_run_history(cluster, tmp_path):

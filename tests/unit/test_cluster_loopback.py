@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbprocs import AlertThresholds, ProcessMonitor
 from nbprocs.cluster.link import Sign
 from nbprocs.errors import WorkerLost
 from nbprocs.scheduler.backend import Ended, Job
@@ -221,6 +222,42 @@ async def test_what_fails_while_its_worker_goes_is_not_blamed(tmp_path, code):
     await reports.ended.wait()
     assert isinstance(reports.events[-1].error, WorkerLost) and reports.events[-1].error.expected
     await backend.aclose()
+
+
+# -- seen
+
+
+async def test_a_monitor_sees_what_the_workers_run_and_how_it_ended(tmp_path):
+    """By the same metrics as a process of this machine; nothing is measured while nobody asks."""
+    backend = loopback(tmp_path, workers=1, slots=4)
+    code = "print('up', flush=True)\nblob = b'x' * (48 << 20)\nwhile True: pass"
+    busy = await start(backend, "sh", "-c", f'{sys.executable} -c "{code}"; true')
+    quiet = await start(backend, "sh", "-c", "read x; exit 3", number=2, options={"stdin": True})
+    (session,) = backend.bays["w0"].sessions.values()
+    assert session.usage._sampler is None
+    async with ProcessMonitor(interval=None, thresholds=AlertThresholds(max_memory_mb=40)) as mon:
+        mon.watch(backend.fleet)
+        async with asyncio.timeout(30):
+            while not mon.alerts() or not ((mon.frame()["cpu_percent"] > 1) & (mon.frame()["memory_usage_mb"] > 48)).any():
+                await mon.sample()
+                await asyncio.sleep(0.01)
+        assert {alert.process_id for alert in mon.alerts()} == {"q-1.1"}
+        latest = mon.latest().set_index("process_id")
+        row = latest.loc["q-1.1"]
+        assert row["processes"] == 2 and row["memory_usage_mb"] > 48 and row["pid"] == busy.events[0].pid
+        assert "w0" in row["note"] and set(mon.current()) == {"q-1.1", "q-2.1"}
+        run = next(run for run in session.running if run.id == "q-2.1")
+        await run.process.close_stdin()
+        await quiet.ended.wait()
+        backend.cancel("q-1.1", grace=1.0)
+        await busy.ended.wait()
+        await mon.sample()
+        states = mon.frame().groupby("process_id", observed=True)["state"].last()
+        assert dict(states) == {"q-1.1": "terminated", "q-2.1": "failed"} and not mon.current()
+        assert next(a for a in mon.alerts() if a.type == "process_down").process_id == "q-2.1"
+        mon.unwatch(backend.fleet)
+    await backend.aclose()
+    assert session.usage._sampler is None, "the worker's descriptors are given back"
 
 
 async def test_another_session_of_the_same_queue_is_fenced_off(tmp_path):

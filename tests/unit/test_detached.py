@@ -1,20 +1,25 @@
 """Processes that outlive their kernel: started detached, adopted by another, with all that they wrote and how they ended."""
 
 import asyncio
+import base64
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nbprocs
-from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess
-from nbprocs.engine import recorded, records, shim
-from nbprocs.engine.shimlib import segments
+from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
+from nbprocs.engine import asking, both, recorded, records, shim
+from nbprocs.engine.shimlib import order, segments
 
 ROOT = Path(nbprocs.__file__).parents[1]
 
@@ -538,6 +543,86 @@ def test_the_command_line_from_start_to_end(home):
     assert json.loads(command("ps", "--json")[1]) == []
 
 
+TALKS = "for i in 1 2 3; do echo out $i; read x; echo err $i >&2; read x; done"
+
+
+async def test_both_streams_are_shown_in_the_order_in_which_they_came(home, pm):
+    """Each line waits until the one before is in the log: what comes at once can be told apart by nobody."""
+    job = await pm.spawn("sh", "-c", TALKS, name="job", detach=True, stdin=True)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "nbprocs", "logs", "-f", "job"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    lines = [f"{stream} {number}" for number in (1, 2, 3) for stream in ("out", "err")]
+    for line in lines:
+        await until(lambda line=line: line in job.tail(100))
+        await job.send_line("")
+    await job.wait()
+    everything = "".join(f"{line}\n" for line in lines)
+    assert (await asyncio.to_thread(following.communicate))[0].decode() == everything
+    folder = records.records()[0].folder
+    merged = both.BothStreams(folder)
+    merged.grown({"stdout": job.stdout.end, "stderr": job.stderr.end})
+    assert b"".join(data for _, data in merged.take()).decode() == everything
+    assert await asyncio.to_thread(command, "logs", "-n", "2", "job") == (0, "out 3\n", "err 3\n")
+    assert await asyncio.to_thread(command, "logs", "--stderr", "job") == (0, "err 1\nerr 2\nerr 3\n", "")
+
+
+async def test_the_shim_gives_both_streams_as_one(home, pm):
+    job = await pm.spawn("sh", "-c", TALKS + "; exec sleep 1000", name="job", detach=True, stdin=True)
+    lines = [f"{stream} {number}" for number in (1, 2, 3) for stream in ("out", "err")]
+    for line in lines:
+        await until(lambda line=line: line in job.tail(100))
+        await job.send_line("")
+    everything = "".join(f"{line}\n" for line in lines).encode()
+    said = b""
+    while True:
+        reply = await asyncio.to_thread(
+            asking.ask, records.records()[0].socket, {"op": "output", "offset": len(said), "size": 9}, timeout=60
+        )
+        assert reply.answer["offset"] == len(said)
+        if not (data := base64.b64decode(reply.answer["data"])):
+            break
+        said += data
+    assert (said, reply.answer["end"]) == (everything, len(everything))
+    await job.stop()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(1, 5)), max_size=60),
+    size=st.integers(1, 20),
+    full=st.sampled_from([8, 64]),
+)
+def test_the_order_of_both_streams_is_that_of_their_runs(runs, size, full):
+    """Also after the file of the order was changed for a new one, as far as that knows it."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "FULL", full)
+        writer, ends, came = order.OrderWriter(folder), [0, 0], []
+        for stream, length in runs:
+            writer.turn(stream, ends[stream ^ 1])
+            came += [(stream, ends[stream] + i) for i in range(length)]
+            ends[stream] += length
+        writer.close()
+        reader = order.OrderReader(folder)
+        given_back = [
+            (stream, at)
+            for stream, begin, end in order.pieces(reader.changes(tuple(ends)), (0, 0), tuple(ends))
+            for at in range(begin, end)
+        ]
+        assert sorted(given_back) == sorted(came), "nothing is lost, nothing is there twice"
+        tail = sum(length for _, length in runs[-(full // 8) :])  # as many changes as one full file holds
+        assert given_back[len(came) - tail :] == came[len(came) - tail :]
+        if len(runs) <= full // 8:
+            assert given_back == came
+        read: list[int] = []
+        while data := order.read_both(folder, len(read), size, tuple(ends), lambda which, at, most: (at, bytes([which]) * most))[1]:
+            read += data
+        assert read == [stream for stream, _ in given_back]
+
+
 def test_a_command_of_many_lines_is_one_line_of_the_list(home):
     command("run", "--detach", "--name", "job", "--", "sh", "-c", "echo one\necho two\nsleep 1000")
     assert len(command("ps")[1].splitlines()) == 2
@@ -566,3 +651,38 @@ async def test_the_command_line_sees_and_stops_a_kernels_process(home, pm, monke
     assert (code, "belongs to the kernel" in err) == (1, True), (out, err)
     assert (await asyncio.to_thread(command, "stop", "kernels"))[:2] == (0, "stopped kernels\n")
     assert (await job.wait()).status is ProcessStatus.TERMINATED
+
+
+class Asking:
+    """A connection that says when the question is on its way."""
+
+    def __init__(self, path, asked):
+        self._sock = asking.connect(path)
+        self._asked = asked
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._sock.close()
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def makefile(self):
+        self._asked.set()
+        return self._sock.makefile()
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit 7", 7), ("kill -KILL $$", 128 + signal.SIGKILL)])
+async def test_wait_exits_as_a_kernels_process_did(home, pm, monkeypatch, how, code):
+    path = Path(await answering())
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", str(path.parent))
+    asked = threading.Event()
+    monkeypatch.setattr(cli, "connect", lambda path: Asking(path, asked))
+    job = await pm.spawn("sh", "-c", f"read go; {how}", name="kernels", stdin=True)
+    waiting = asyncio.ensure_future(asyncio.to_thread(cli.main, ["wait", "kernels"]))
+    await asyncio.to_thread(asked.wait, 60)
+    await asyncio.to_thread(asking.ask, path, {"op": "status"}, timeout=60)  # answered after the other question was heard
+    await job.send_line("go")
+    assert await waiting == code

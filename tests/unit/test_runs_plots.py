@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbprocs
-from nbprocs.runs.plots import lanes
+from nbprocs.runs.plots import lanes, timeline
 
 mpl.use("agg")
 _figure = plt.figure()
@@ -42,6 +42,19 @@ async def test_a_timeline_of_the_session(runs):
     assert len(axes.patches) == 5
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["completed", "failed", "terminated"]
     axes.figure.canvas.draw()
+
+
+async def test_a_timeline_has_the_cells_below_the_runs_that_they_started(runs):
+    frame = runs.frame()
+    frame["cell"] = ["[1] abc", "[1] abc", "[2]", "[2]", None]
+    axes = timeline(frame)
+    below = [bar for bar in axes.patches if bar.get_y() < -1]
+    assert len(axes.patches) - len(below) == 5
+    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in below]
+    began = frame["started"].min()
+    assert spans[0] == pytest.approx((0, (frame["ended"].iloc[:2].max() - began).total_seconds()))
+    assert spans[1][0] == pytest.approx((frame["started"].iloc[2] - began).total_seconds())
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cells"]
 
 
 async def test_pictures_of_nothing(runs):

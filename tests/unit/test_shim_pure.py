@@ -6,15 +6,18 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import nbprocs
 from nbprocs.engine.shimlib import looks, server, wire
 from nbprocs.engine.shimlib.endings import KILL_DEADLINE, Ending
 from nbprocs.engine.shimlib.evidence import Claim, Found, below, claimed, is_stray, tokens_in
 from nbprocs.engine.shimlib.kids import Kid, Kids
+from nbprocs.engine.shimlib.launching import Refusal, launch
 from nbprocs.engine.shimlib.looks import send_signals
 from nbprocs.engine.shimlib.proc import read_proc
 
@@ -237,3 +240,42 @@ def test_a_new_shim_guards_only_the_process_that_was_meant():
             os.close(kid.pidfd)
             assert (len(watched), len(gone)) == ((1, 0) if same else (0, 1))
         stranger.kill()
+
+
+@pytest.mark.parametrize("options", [{}, {"umask": 0o77}], ids=["spawned", "forked"])
+def test_a_start_that_fails_leaves_nobody_to_be_reaped(options):
+    order = wire.StartOrder(
+        1, 0, (b"/no/such/program",), None, 0, b"", None, (-1, -1, -1), (), False, options, (15, False, 0.0, None), ("", "", None)
+    )
+    with pytest.raises(Refusal) as caught:
+        launch(order, [], {b"PATH": b"/bin"})
+    assert caught.value.step == "program"
+    assert [one.pid for one in psutil.Process().children() if one.status() == psutil.STATUS_ZOMBIE] == []
+
+
+# --- what a shim loads ----------------------------------------------------------------------------------------------------
+
+TUPLES = """
+import collections, sys
+from nbprocs.engine.shimlib import endings, evidence, proc, wire
+found = {
+    f"{module.__name__}.{name}": (value._fields, value._field_defaults, hasattr(value, "has_tag"))
+    for module in (endings, evidence, proc, wire) for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, tuple) and value.__module__ == module.__name__
+}
+print(sorted(found.items()))
+"""
+
+
+def test_what_stands_for_typing_in_a_shim_makes_the_same_named_tuples_and_hands_over_to_the_real_one():
+    light = "import sys\nfrom nbprocs.engine.shimlib.light import LightTyping\nsys.modules['typing'] = LightTyping('typing')\n"
+    bare = f"import os, sys, types\nof = types.ModuleType('nbprocs')\nof.__path__ = [{os.path.dirname(nbprocs.__file__)!r}]\nsys.modules['nbprocs'] = of\n"
+    more = "print('re' in sys.modules)\nimport typing\nprint(typing.Optional[int], sys.modules['typing'].__file__ is not None)"
+
+    def said(code):
+        return subprocess.run([sys.executable, "-I", "-S", "-E", "-c", code], capture_output=True, text=True, check=True).stdout
+
+    tuples, loaded, real = said(bare + light + TUPLES + more).splitlines()
+    assert tuples == said(bare + TUPLES).strip()
+    assert tuples.count("nbprocs.engine.shimlib") >= 8
+    assert (loaded, real) == ("False", "typing.Optional[int] True")

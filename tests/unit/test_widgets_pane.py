@@ -89,6 +89,9 @@ async def test_streams_keep_their_order() -> None:
             for line in ("out1", "err1", "out2"):
                 await process.send_line(line)
                 await settled(lambda line=line: line.encode() in tab.output())
+            with shown(OutputPane(process)) as late:
+                await late.hello()
+                assert late.output() == b"out1\nerr1\nout2\n", "one that begins to look later has them in order, too"
             tab.heard.clear()
             tab.buffers.clear()
             out = (await tab.hello())["pane"]["out"]

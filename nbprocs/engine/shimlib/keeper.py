@@ -12,7 +12,8 @@ It speaks what every shim speaks (nbprocs.engine.shimlib.status), and besides, e
 ``{"op": "follow"}`` → ``{"ok": true, …}`` and then, on the same connection, a line for each event: ``{"event": "output", "stdout": end,
     "stderr": end}``, ``{"event": "paused", "paused": bool}``, ``{"event": "ending", "reason"}``, ``{"event": "tree_ended", "survivors"}``,
     ``{"event": "exited", "report": [as in wire.Exited], "reason"}`` and, last of all, ``{"event": "ended"}``.
-``{"op": "output", "stream": "stdout", "offset": n, "size": n}`` → ``{"ok", "offset", "data" (base64), "end", "ended"}``
+``{"op": "output", "stream": "stdout", "offset": n, "size": n}`` → ``{"ok", "offset", "data" (base64), "end", "ended"}``; without
+    "stream" both, in the order in which they came, and the offsets count both
 ``{"op": "write", "data" (base64)}`` → ``{"ok": true}`` when all of it is in the pipe; ``{"op": "close_stdin"}``
 ``{"op": "end", "grace": seconds, "reason"}`` → ``{"ok", "survivors"}``: the whole tree, also where the process itself has ended
 ``{"op": "signal", "number"}``, ``{"op": "resize", "rows", "columns"}``
@@ -35,6 +36,7 @@ from typing import Any
 
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.links import ShimLink
+from nbprocs.engine.shimlib.order import OrderWriter, read_both
 from nbprocs.engine.shimlib.record import Record, looked_at
 from nbprocs.engine.shimlib.segments import Segments, segments_of
 from nbprocs.engine.shimlib.server import Server
@@ -65,6 +67,7 @@ class Keeper(Server):
         self._start_order = wire.StartOrder._make(order["start"])
         self._reply = reply
         self._logs = {stream: Segments(order["folder"], stream, limit=order["limit"]) for stream in STREAMS}
+        self._sequence = OrderWriter(order["folder"])
         self._readers: dict[int, str] = {}
         self._stdin = -1
         self._unwritten: list[tuple[memoryview, Any]] = []  # with who wants to know; an empty one closes it
@@ -173,7 +176,9 @@ class Keeper(Server):
     # -- output
 
     def _readable(self, fd: int) -> None:
-        log = self._logs[self._readers[fd]]
+        stream = self._readers[fd]
+        log = self._logs[stream]
+        self._sequence.turn(int(stream == "stderr"), self._logs["stdout" if stream == "stderr" else "stderr"].end)
         for _ in range(TURNS):
             try:
                 moved = log.take(fd)
@@ -231,6 +236,7 @@ class Keeper(Server):
     def _drained(self) -> None:
         for log in self._logs.values():
             log.close()
+        self._sequence.close()
         report = self._exit or wire.Exited(NUMBER, None, time.monotonic(), None, None)
         self.record.write(
             state="ended",
@@ -354,15 +360,21 @@ class Keeper(Server):
         self._followers = [asker for asker in self._followers if asker.open]
 
     def _op_output(self, request: dict[str, Any], reply: Any) -> None:
-        stream, offset = request.get("stream", "stdout"), request.get("offset", 0)
-        size = min(request.get("size", 1 << 20), _LARGEST)
-        if stream not in STREAMS or not isinstance(offset, int) or offset < 0 or not isinstance(size, int) or size <= 0:
+        stream, offset, size = request.get("stream"), request.get("offset", 0), request.get("size", 1 << 20)
+        if stream not in (None, *STREAMS) or not isinstance(offset, int) or offset < 0 or not isinstance(size, int) or size <= 0:
             reply.say(_refusal("output is asked for by stream, offset and size"))
             return
         looked_at(self._order_given["folder"])
-        position, data = read_segments(self._order_given["folder"], stream, offset, size)
+        folder, size, ends = self._order_given["folder"], min(size, _LARGEST), self._ends()
+        if stream is None:
+            position, data = read_both(
+                folder, offset, size, (ends["stdout"], ends["stderr"]), lambda which, *place: read_segments(folder, STREAMS[which], *place)
+            )
+        else:
+            position, data = read_segments(folder, stream, offset, size)
+        end = sum(ends.values()) if stream is None else ends[stream]
         ended = self._exit is not None and not self._readers
-        reply.say({**_OK, "offset": position, "data": base64.b64encode(data).decode(), "end": self._logs[stream].end, "ended": ended})
+        reply.say({**_OK, "offset": position, "data": base64.b64encode(data).decode(), "end": end, "ended": ended})
 
     def _op_end(self, request: dict[str, Any], reply: Any) -> None:
         grace = request.get("grace", 5.0)

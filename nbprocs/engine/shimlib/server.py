@@ -73,6 +73,7 @@ class Server:
         self.told_strays: set[int] = set()
         self.operations: dict[str, Callable[[dict[str, Any], Any], None]] = {}  # what its status socket does beyond the common
         self.status: Any = None
+        self.waiting: dict[int, list[Any]] = {}  # number of a child → who asked its status socket for its end
         self._inherits = self.looker.everywhere = inherits
         self._first = first
         self._links: dict[int, ShimLink] = {}
@@ -394,6 +395,8 @@ class Server:
         self._note_life(kid)
         self._tell_start(kid)
         self._gone(kid)
+        for asker in self.waiting.pop(kid.number, ()):
+            asker.say({"v": 1, "ok": True, "status": status})
         if kid.link is not None:
             cpu = None if usage is None else usage.ru_utime + usage.ru_stime
             peak = None if usage is None else self._peak(usage.ru_maxrss)

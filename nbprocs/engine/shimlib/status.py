@@ -12,6 +12,8 @@ the peer must be the same user. Requests, one a line, each with ``"v": 1``:
     → ``{"v": 1, "ok": true}`` when nobody of the tree is left, else ``"ok": false`` with the ``error`` and the ``survivors``.
 ``{"op": "pause" | "resume" | "interrupt", "id": …}``
     → ``{"v": 1, "ok": true}`` when it was carried out.
+``{"op": "wait", "id": …}``
+    → ``{"v": 1, "ok": true, "status": …}`` when it has ended, as wait() gives it; null where its shim could not see that.
 
 What can't be answered: ``{"v": 1, "ok": false, "error": …}``.
 """
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Status"]
 
 VERSION = 1
-_MOST = 16  # connections at once
+_MOST = 64  # connections at once: who waits for an end holds one
 _LONGEST = 64 << 10  # bytes of a request
 _DEFAULT_GRACE = 5.0
 _SUN_PATH = 100  # bytes that surely fit into a socket's address
@@ -111,10 +113,10 @@ class Status:
             reply.say(self._status())
         elif operation in self._server.operations:
             self._server.operations[operation](request, reply)
-        elif operation in ("stop", "pause", "resume", "interrupt"):
+        elif operation in ("stop", "pause", "resume", "interrupt", "wait"):
             self._act(operation, request, reply)
         else:
-            reply.say(_refusal(f"unknown operation {operation!r}; there are status, stop, pause, resume and interrupt"))
+            reply.say(_refusal(f"unknown operation {operation!r}; there are status, stop, wait, pause, resume and interrupt"))
 
     def _act(self, operation: str, request: dict[str, Any], reply: _Asker) -> None:
         server = self._server
@@ -129,6 +131,9 @@ class Status:
                 reply.say(_refusal(f"grace={grace!r}: it is a number of seconds"))
                 return
             server.end_kid(kid, "stopped", grace=float(grace), over=lambda left: reply.say(_outcome(left)))
+            return
+        if operation == "wait":
+            server.waiting.setdefault(kid.number, []).append(reply)
             return
         tending = server.tending
         {"pause": tending.pause, "resume": tending.resume, "interrupt": tending.interrupt}[operation](kid)

@@ -20,6 +20,10 @@ _AREA = "limits"
 _TIGHT, _FULL = 0.8, 0.95  # of a limit
 _FEW_FILES = 1024
 _SHARED = 64 << 20  # bytes: what Docker gives by default, and what data loaders outgrow
+_ELSEWHERE = {
+    "temporary folder": "TMPDIR, before Jupyter is started", "state folder": "NBPROCS_STATE_DIR", "runtime folder": "NBPROCS_RUNTIME_DIR",
+    "working folder": "os.chdir()",
+}  # fmt: skip
 _LOW, _NONE = 1 << 30, 64 << 20  # bytes free on a disk
 
 
@@ -115,7 +119,7 @@ def disks() -> Iterator[Finding]:
             folder = find()
             usage = shutil.disk_usage(folder)
         except OSError as error:
-            cure = "set TMPDIR, NBPROCS_STATE_DIR, NBPROCS_RUNTIME_DIR or the working folder to one that is there"
+            cure = f"{_ELSEWHERE[what]} must name one that is there"
             yield Finding(area=_AREA, what=what, state=Verdict.BAD, said=f"not to be had: {error}", cure=cure)
             continue
         free = f"{_size(usage.free)} of {_size(usage.total)} free in {folder}"
@@ -126,7 +130,9 @@ def disks() -> Iterator[Finding]:
             yield Finding(area=_AREA, what=what, state=Verdict.BAD, said=f"no inodes left; {free}", cure="delete small files")
         else:
             state = Verdict.BAD if usage.free < _NONE else Verdict.WARN if usage.free < _LOW else Verdict.OK
-            yield Finding(area=_AREA, what=what, state=state, said=free, cure="delete what you don't need, or point it to another disk")
+            yield Finding(
+                area=_AREA, what=what, state=state, said=free, cure=f"delete what you don't need; or another disk: {_ELSEWHERE[what]}"
+            )
 
 
 def shared_memory() -> Iterator[Finding]:
