@@ -348,7 +348,8 @@ export class Combo {
     });
     if ("popover" in HTMLElement.prototype) this.list.popover = "manual"; // the top layer: an output's own edge must not cut it off
     this.root = h("div.nb-combo", {}, this.input, this.list);
-    this.away = (event) => this.list.contains(event.target) || this.close();
+    // Only what moves the field: a terminal beside it scrolls with every line.
+    this.away = ({ target }) => (target === window || target.contains?.(this.input)) && this.close();
   }
 
   typed() {
