@@ -40,7 +40,7 @@ export class Table {
     this.chips = h("div.nb-chips", { role: "group", "aria-label": t("table.showByStatus") });
     this.actions = h("div.nb-actions", { role: "toolbar", "aria-label": t("table.actionsOnTheSelectedProcesses") });
     this.buildActions();
-    this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1" });
+    this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1", id: this.rowId("head") });
     this.all = h("input", { type: "checkbox", "aria-label": t("table.selectAll"), onchange: () => this.selectAll(this.all.checked) });
     this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
     for (const [key, , , long] of HEADS) this.head.append(this.heading(key, t(`columns.${key}`), long));
@@ -50,7 +50,9 @@ export class Table {
     this.body = h(
       "div.nb-body",
       {
-        role: "rowgroup",
+        role: "grid", // the head is its own by id: only what may have the focus may point to its active row
+        "aria-owns": this.head.id,
+        "aria-multiselectable": "true",
         tabindex: "0",
         "aria-label": t("table.processesArrowsMoveSpaceSelects"),
         onscroll: () => this.draw(),
@@ -62,7 +64,7 @@ export class Table {
     );
     this.tall = 3; // rows that the body is high; grows with them, never shrinks: what is below must not jump
     this.body.style.height = `${ROW * this.tall}px`;
-    this.grid = h("div.nb-grid", { role: "grid", "aria-multiselectable": "true", "aria-label": t("table.processes") }, this.head, this.body);
+    this.grid = h("div.nb-grid", {}, this.head, this.body);
     this.columns = new Columns(this.grid);
     for (const cell of this.head.querySelectorAll("[data-key]")) this.columns.handle(cell, cell.dataset.key);
     this.columns.lay();
@@ -226,7 +228,7 @@ export class Table {
     this.space.style.height = `${this.shown.length * ROW}px`;
     const tall = Math.max(this.tall, Math.min(this.shown.length, Math.floor(this.height / ROW)));
     if (tall !== this.tall) this.body.style.height = `${ROW * (this.tall = tall)}px`;
-    set(this.grid, { "aria-rowcount": String(this.shown.length + 1) });
+    set(this.body, { "aria-rowcount": String(this.shown.length + 1) });
     this.drawChips();
     this.drawEmpty();
     this.drawActions();

@@ -215,7 +215,6 @@ export const TEXTS = {
   "table.pause": "Pause",
   "table.pauseTheSelectedP": "Pause the selected (p)",
   "table.pleaseConfirm": "Please confirm",
-  "table.processes": "Processes",
   "table.processesArrowsMoveSpaceSelects":
     "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, b tells you of the end, slash filters, question mark shows all keys",
   "table.restart": "Restart",
