@@ -75,6 +75,7 @@ async def test_the_panel_reads_well_where_there_is_little_room(lab, dark):
     await page.locator(".lm-Menu-item[data-command='nbprocs:output']").click()
     output = page.locator(".nbprocs-output")
     await expect(output).to_be_visible()
+    await expect(output.get_by_role("status")).to_have_text("")  # it has written nothing: no word of a busy kernel
     await notebook.shot(f"panel-output-560-{'dark' if dark else 'light'}")
     if AXE.exists():
         for own in (".nbprocs-output", ".nbprocs-item"):
