@@ -105,7 +105,8 @@ def _environment(home: Path) -> dict[str, str]:
     own = {name: str(home / place) for name, place in {**places, **lab}.items()}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own["NBPROCS_STATE_DIR"] = str(home / "state")
-    return {**os.environ, **own, "PATH": path, "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # curses believes them
+    return {**inherited, **own, "PATH": path, "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
 
 
 def _command(kind: Kind, folder: Path, port: int) -> list[str]:

@@ -15,7 +15,7 @@ export const COLUMNS = [
   ["restarts", 34, 980, "restartsLong"],
   ["ports", 60, 980],
   ["line", [110, 1.7], 720],
-  ["do", 142, 980],
+  ["do", 142, 1200],
 ];
 export const HEADS = COLUMNS.filter(([key]) => key !== "sel" && key !== "do");
 const ENDED = 46; // px more for the status while some row says how it ended
