@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
-__all__ = ["ShownClearly", "WrongType", "WrongValue", "add_note", "attempt", "call", "finish", "guarded", "repr_of", "text_of", "told"]
+__all__ = [
+    "ShownClearly",
+    "WrongType",
+    "WrongValue",
+    "add_note",
+    "attempt",
+    "awaitable",
+    "call",
+    "finish",
+    "guarded",
+    "message_of",
+    "name_of",
+    "repr_of",
+    "text_of",
+    "told",
+]
 
 log: logging.Logger = logging.getLogger("nbprocs")
 _INSIDE = tuple(module.rpartition(os.sep)[0] for module in (__file__, asyncio.__file__))
@@ -98,6 +114,31 @@ def repr_of(thing: object) -> str:
         return repr(thing)
     except BaseException as error:  # noqa: BLE001 - the user's __repr__
         return f"<{type(thing).__name__} whose repr raises {type(error).__name__}>"
+
+
+def name_of(thing: object) -> str:
+    """The name that a function or class was defined under, else its repr, else what can be said.
+
+    >>> name_of(len), name_of(3)
+    ('len', '3')
+    """
+    name, _ = attempt(getattr, thing, "__qualname__", None)
+    return name if type(name) is str else repr_of(thing)
+
+
+def awaitable(answer: object) -> TypeGuard[Awaitable[Any]]:
+    """Whether what the user's code returned is to be awaited; False for what can't be asked."""
+    return bool(attempt(inspect.isawaitable, answer)[0])
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, its type where it says nothing, or what can be said where its ``__str__`` raises.
+
+    >>> message_of(ValueError("no")), message_of(ValueError())
+    ('no', 'ValueError')
+    """
+    message, problem = attempt(str, error)
+    return text_of(error) if problem is not None else message or type(error).__name__
 
 
 def text_of(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nbprocs.engine.home import Tasks, log
-from nbprocs.guard import attempt, finish, repr_of, told
+from nbprocs.guard import attempt, awaitable, finish, name_of, repr_of, told
 from nbprocs.monitor.alerts import Transition
 from nbprocs.monitor.model import Alert
 from nbprocs.policy.bucket import TokenBucket
@@ -43,7 +43,7 @@ class AlertCallbacks:
     def add(self, callback: Any) -> Callable[[], None]:
         """Call it with every alert that fires, gets worse or ends; returns what ends it."""
         if not callable(callback):
-            msg = f"an alert callback must be callable, not {callback!r}"
+            msg = f"an alert callback must be callable, not {repr_of(callback)}"
             raise TypeError(msg)
         self._added += 1
         key = self._added
@@ -69,8 +69,8 @@ class AlertCallbacks:
         answer, error = attempt(callback, alert)
         if error is not None:
             self._failed(callback, alert, error)
-        elif inspect.isawaitable(answer):
-            task = tasks.start(self._wait(callback, alert, answer), name=f"alert callback {_name(callback)}")
+        elif awaitable(answer):
+            task = tasks.start(self._wait(callback, alert, answer), name=f"alert callback {name_of(callback)}")
             if inspect.iscoroutine(answer):
                 task.add_done_callback(lambda _: answer.close())  # a task cancelled before it began has not awaited it
 
@@ -80,9 +80,5 @@ class AlertCallbacks:
             self._failed(callback, alert, error)
 
     def _failed(self, callback: AlertCallback, alert: Alert, error: BaseException) -> None:
-        self.failures.append(CallbackFailure(callback=_name(callback), alert=alert, error=error, at=datetime.now(UTC)))
-        told(f"the alert callback {_name(callback)} on {alert!r}", error)
-
-
-def _name(callback: object) -> str:
-    return str(getattr(callback, "__qualname__", None) or repr_of(callback))
+        self.failures.append(CallbackFailure(callback=name_of(callback), alert=alert, error=error, at=datetime.now(UTC)))
+        told(f"the alert callback {name_of(callback)} on {alert!r}", error)

@@ -15,7 +15,7 @@ from typing import Any
 
 from nbprocs.checks import LONGEST, number
 from nbprocs.engine.home import Home, log
-from nbprocs.guard import attempt, finish, text_of
+from nbprocs.guard import attempt, awaitable, finish, repr_of, text_of
 from nbprocs.processes.readiness import Port, Url
 
 __all__ = ["Prober", "as_question", "ask"]
@@ -43,7 +43,7 @@ def as_question(probe: Any) -> Question:
         return functools.partial(_maybe_await, probe)
     if callable(probe):
         return functools.partial(_call_aside, probe)
-    msg = f"a probe is a Port, a Url, a URL, a pool or a callable, not {probe!r}"
+    msg = f"a probe is a Port, a Url, a URL, a pool or a callable, not {repr_of(probe)}"
     raise TypeError(msg)
 
 
@@ -59,12 +59,12 @@ def _get(url: Url) -> bool:
 
 async def _maybe_await(function: Callable[..., Any], *args: Any) -> object:
     answer = function(*args)
-    return await answer if inspect.isawaitable(answer) else answer
+    return await answer if awaitable(answer) else answer
 
 
 async def _call_aside(function: Callable[[], Any]) -> object:
     answer = await in_thread(function)
-    return await answer if inspect.isawaitable(answer) else answer
+    return await answer if awaitable(answer) else answer
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:

@@ -12,7 +12,8 @@ __all__ = ["exposition"]
 
 
 def _label(value: object) -> str:
-    return str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    """As it may stand in quotes; what is no text, such as a file's name in another encoding, becomes question marks."""
+    return str(value).encode("utf-8", "replace").decode().replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _number(value: float) -> str:

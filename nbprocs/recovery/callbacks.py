@@ -11,10 +11,11 @@ import inspect
 from collections.abc import Awaitable, Callable
 
 from nbprocs.engine.home import Tasks, log
-from nbprocs.guard import attempt, finish, repr_of, told
+from nbprocs.guard import attempt, awaitable, finish, repr_of, told
 from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Step, StepKind
 from nbprocs.recovery.rules import matches
+from nbprocs.redact import mask_text
 
 __all__ = ["ErrorCallbacks"]
 
@@ -63,7 +64,7 @@ class ErrorCallbacks:
         answer, problem = attempt(callback, error)
         if problem is not None:
             self._failed(name, process_id, problem)
-        elif inspect.isawaitable(answer):
+        elif awaitable(answer):
             task = self._tasks.start(self._finish(answer, name, process_id), name=f"error callback for {name}")
             if inspect.iscoroutine(answer):
                 task.add_done_callback(lambda _: answer.close())  # a task cancelled before it began has not awaited it
@@ -79,7 +80,7 @@ class ErrorCallbacks:
 
     def _failed(self, name: str, process_id: str, problem: BaseException) -> None:
         told(f"an error callback for {name}", problem)
-        self._note(name, process_id, f"raised {repr_of(problem)}")
+        self._note(name, process_id, f"raised {mask_text(repr_of(problem))}")
 
     def _note(self, name: str, process_id: str, what: str) -> None:
         self._journal.add(Step(kind=StepKind.CALLBACK, name=name, process_id=process_id, what=what, ok=False))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbprocs.errors import ProcessError, ProcessFailed, RestartsExhausted, error_from_result
+from nbprocs.guard import attempt, message_of, repr_of, text_of, told
 from nbprocs.policy import Life
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess, process_core
@@ -15,6 +16,7 @@ from nbprocs.recovery.journal import Journal
 from nbprocs.recovery.model import Outcome, RecoveryReport, Step, StepKind
 from nbprocs.recovery.rules import Plan
 from nbprocs.recovery.strategies import Incident, Scalable, carry_out
+from nbprocs.redact import mask_text
 
 __all__ = ["Case", "Episode", "Surroundings"]
 
@@ -105,8 +107,12 @@ class Case:
             self.error.attempts = max(self.error.attempts, episode.attempts)
         if policy is None or self.process is None or self._stopped:
             return None
-        delay = policy.decide(self.error, attempt=episode.attempts, elapsed=self._around.clock() - episode.began)
+        elapsed = self._around.clock() - episode.began
+        delay, problem = attempt(policy.decide, self.error, attempt=episode.attempts, elapsed=elapsed)
         said = "no further try by the retry policy" if delay is None else f"try {episode.attempts + 1}, in {delay:.2f} s"
+        if problem is not None:  # its ``when``, ``wait`` or ``stop`` is the user's
+            told(f"the retry policy for {self.name}", problem)
+            said = f"the retry policy raised {mask_text(text_of(problem))}"
         self._note(StepKind.DECISION, what=said, delay=delay, attempt=episode.attempts)
         return delay
 
@@ -148,7 +154,7 @@ class Case:
         if strategy is None or self._stopped:
             return False
         incident = self._incident()
-        self._note(StepKind.DECISION, what=f"strategy {strategy!r}")
+        self._note(StepKind.DECISION, what=f"strategy {mask_text(repr_of(strategy))}")
         outcomes = await carry_out(strategy, incident)
         self._actions += outcomes
         for outcome in outcomes:
@@ -174,7 +180,7 @@ class Case:
             ended = process_core(process).started + process.result.execution_time if process.result else now
             code = process.result.exit_code if process.result else None
             episode.lives.append(
-                Life(started=process_core(process).started, ended=ended, what=str(self.error).partition("\n")[0], exit_code=code)
+                Life(started=process_core(process).started, ended=ended, what=message_of(self.error).partition("\n")[0], exit_code=code)
             )
         return Incident(
             name=self.name,

@@ -22,6 +22,7 @@ from nbprocs.checks import text as check_text
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Home, Tasks, hops
 from nbprocs.errors import Closed, ProcessError, ProcessFailed, RestartsExhausted, UnknownProcess, error_from_result
+from nbprocs.guard import add_note, attempt, message_of
 from nbprocs.model import EventKind, ProcessEvent, ProcessStatus
 from nbprocs.policy import RetryPolicy
 from nbprocs.processes.manager import ProcessManager, manager_core
@@ -33,6 +34,7 @@ from nbprocs.recovery.model import Outcome, RecoveryReport, RecoveryStrategy, St
 from nbprocs.recovery.rules import Plan, Rules
 from nbprocs.recovery.strategies import Scalable, Strategy, as_strategy
 from nbprocs.recovery.triggers import AlertSource, AlertTrigger, Liveness
+from nbprocs.redact import mask_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +51,12 @@ def _bound(table: OrderedDict[str, Any], keep: Container[str] = ()) -> None:
         if oldest is None:
             return
         del table[oldest]
+
+
+def _told_by(error: BaseException, field: str) -> str:
+    """What an error says of its process; nothing where it does not say it in a word."""
+    value, _ = attempt(getattr, error, field, None)
+    return value if isinstance(value, str) else ""
 
 
 class ErrorHandler(Displayable):
@@ -209,7 +217,7 @@ class ErrorHandler(Displayable):
         """
         self._check_open()
         process, problem = self._resolve(error)
-        name = process.name if process else (getattr(problem, "name", None) or "")
+        name = process.name if process else _told_by(problem, "name")
         if process is not None and process.id in self._reports:
             return self._reports[process.id]
         if name not in self._cases:
@@ -217,9 +225,10 @@ class ErrorHandler(Displayable):
                 return self._left_to_supervisor(process, problem)
             plan = self._rules.plan(name)
             if not plan:
-                problem.add_note(
+                add_note(
+                    problem,
                     f"nothing is set for {name!r}: handler.set_retry_policy({name!r}, RetryPolicy()) tries it again, "
-                    f"handler.set_recovery_strategy({name!r}, RecoveryStrategy.RESTART_PROCESS) says what to do then"
+                    f"handler.set_recovery_strategy({name!r}, RecoveryStrategy.RESTART_PROCESS) says what to do then",
                 )
                 raise problem
             self._learn(name, process.id if process else "", problem)
@@ -248,7 +257,7 @@ class ErrorHandler(Displayable):
     def _resolve(self, error: BaseException | ManagedProcess | str) -> tuple[ManagedProcess | None, BaseException]:
         process: ManagedProcess | None = None
         if isinstance(error, BaseException):
-            key = getattr(error, "process_id", None) or getattr(error, "name", None)
+            key = _told_by(error, "process_id") or _told_by(error, "name")
             try:
                 process = self._manager.get(key) if key else None
             except UnknownProcess:
@@ -384,7 +393,7 @@ class ErrorHandler(Displayable):
             return
         self._heard[process_id] = None
         _bound(self._heard)
-        what = getattr(error, "message", None) or str(error)
+        what = mask_text(error.message if isinstance(error, ProcessError) else message_of(error))
         word, kind = in_a_word(error, name=name), type(error).__name__
         title = self._titles.get(process_id, name)
         self.journal.add(Step(kind=StepKind.ERROR, name=title, process_id=process_id, what=what, word=word, error=kind, ok=False))

@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from nbprocs.display import Displayable, Html, table, text
 from nbprocs.errors import ExecutionTimeout, OutOfMemory, ProcessCrashed, ProcessError, ProcessFailed, RestartsExhausted
+from nbprocs.guard import message_of
 from nbprocs.model import signal_name
+from nbprocs.redact import mask_text
 
 __all__ = ["Outcome", "RecoveryReport", "RecoveryStrategy", "Step", "StepKind", "in_a_word"]
 
@@ -80,7 +82,7 @@ class RecoveryReport(Displayable):
             for a in self.actions
         )
         end = "recovered" if self.recovered else "not recovered"
-        why = text(str(self.error).partition("\n")[0], limit=300)
+        why = text(mask_text(message_of(self.error)).partition("\n")[0], limit=300)
         shown = table(("action", "outcome", "detail", "waited", "took"), rows)
         return Html("<div><b>{}</b>: {}, {:.2f} s after: {}</div>{}").format(text(self.name), end, self.seconds, why, shown)
 
@@ -125,7 +127,7 @@ def in_a_word(error: BaseException, *, name: str = "") -> str:
             return f"failed (exit status {code})"
         case ProcessError():
             return error.message.removeprefix(name).strip()
-    return str(error) or type(error).__name__
+    return mask_text(message_of(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nbprocs.errors import ProcessError, last_output
+from nbprocs.guard import message_of
 from nbprocs.model import ProcessResult, signal_name
 from nbprocs.monitor.probes import in_thread
 from nbprocs.notify import Notice
@@ -42,7 +43,7 @@ def notification(
         "signal": None if signal is None else signal_name(signal),
         "duration": round(result.execution_time, 3) if result else None,
         "error": type(error).__name__,
-        "message": mask_text(getattr(fields, "message", None) or str(error)),
+        "message": mask_text(getattr(fields, "message", None) or message_of(error)),
         "last_lines": [mask_text(line) for line in output.splitlines()],
         "attempts": attempts,
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from nbprocs.checks import LONGEST, function, instance, number, whole
 from nbprocs.errors import ProcessError, RestartsExhausted
-from nbprocs.guard import attempt, finish, repr_of, text_of
+from nbprocs.guard import attempt, awaitable, finish, repr_of, text_of
 from nbprocs.notify import publish
 from nbprocs.notify.model import url_of
 from nbprocs.policy import Fatal, Life, Restart, RestartPolicy, RetryPolicy, decide_restart
@@ -22,6 +22,7 @@ from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.recovery import notify
 from nbprocs.recovery.model import Outcome, RecoveryStrategy
+from nbprocs.redact import mask_text
 
 __all__ = [
     "DoNothing",
@@ -277,12 +278,12 @@ class NotifyAdmin:
         done, failed = ["logged"], []
         if self.callback is not None:
             answer, error = attempt(self.callback, told)
-            if error is None and inspect.isawaitable(answer):
+            if error is None and awaitable(answer):
                 _, error = await finish(answer, timeout=self.timeout)
             if error is None:
                 done.append("callback called")
             else:
-                failed.append(f"callback failed: {repr_of(error)}")
+                failed.append(f"callback failed: {mask_text(repr_of(error))}")
         if self.webhook is not None:
             try:
                 status = await notify.post_with_retries(self.webhook, told, timeout=self.timeout, policy=self.retry)
@@ -377,25 +378,29 @@ async def carry_out(strategy: Any, incident: Incident) -> list[Outcome]:
         return await strategy.outcomes(incident)
     action = _name(strategy)
     began = time.monotonic()
+    answer: Any
     answer, error = attempt(strategy, incident)
-    if error is None and inspect.isawaitable(answer):
+    if error is None and awaitable(answer):
         answer, error = await finish(answer)
     if error is not None:
-        why = error.message if isinstance(error, ProcessError) else text_of(error)
+        why = error.message if isinstance(error, ProcessError) else mask_text(text_of(error))
         return [Outcome(action=action, ok=False, detail=why, seconds=time.monotonic() - began, error=error)]
     return [_outcome(answer, action, time.monotonic() - began)]
 
 
 def _outcome(answer: Any, action: str, seconds: float) -> Outcome:
-    if isinstance(answer, Outcome):
-        return replace(answer, seconds=seconds)
-    if isinstance(answer, ManagedProcess):
+    kind = type(answer)  # not isinstance: what the user's code returned may answer that by raising
+    if issubclass(kind, Outcome):
+        known: Outcome = answer
+        return replace(known, seconds=seconds)
+    if issubclass(kind, ManagedProcess):
         return Outcome(action=action, ok=True, detail=f"running as pid {answer.pid}", process_id=answer.id, seconds=seconds)
-    return Outcome(action=action, ok=answer is not False, detail=answer if isinstance(answer, str) else "", seconds=seconds)
+    return Outcome(action=action, ok=answer is not False, detail=answer if issubclass(kind, str) else "", seconds=seconds)
 
 
 def _name(strategy: Any) -> str:
     for strategy_name, kind in _DEFAULTS.items():
         if type(strategy) is kind:
             return strategy_name.value
-    return str(getattr(strategy, "__name__", type(strategy).__name__))
+    name, _ = attempt(getattr, strategy, "__name__", None)
+    return name if type(name) is str else type(strategy).__name__

@@ -431,6 +431,13 @@ def filled(folder, size, *, limit, stream="stdout"):
     return log
 
 
+def test_what_was_reserved_for_a_log_and_not_written_is_given_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT", 1 << 20)
+    filled(tmp_path, (1 << 20) + 4096, limit=1 << 30)
+    last = max(tmp_path.iterdir()).stat()
+    assert (last.st_size, last.st_blocks * 512 < 1 << 18) == (4096, True)
+
+
 @pytest.mark.parametrize("spliced", [True, False])
 def test_the_head_and_the_youngest_part_of_the_tail_are_kept(tmp_path, monkeypatch, spliced):
     monkeypatch.setattr(segments, "SEGMENT", 8192)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 __all__ = ["SEGMENT", "Segments", "segments_of"]
 
@@ -121,11 +122,15 @@ class Segments:
         self.error = None
         self._begin = self.end
         self._room = SEGMENT
+        if self._begin:  # most logs are small, and have no second one
+            _reserve(self._file, SEGMENT)
 
     def _close_segment(self) -> None:
         if self._file < 0:
             return
         size = os.fstat(self._file).st_size
+        if size < SEGMENT and self._begin:
+            os.ftruncate(self._file, size)  # gives back what was reserved beyond
         os.close(self._file)
         self._file = -1
         if self._begin:  # the head is kept
@@ -134,6 +139,15 @@ class Segments:
     def close(self) -> None:
         """No more will come."""
         self._close_segment()
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Let the file system find room for all of it at once, if it can; the file's size stays. Halves what writing it costs (ext4)."""
+    if sys.platform != "linux":
+        return
+    import ctypes  # noqa: PLC0415 - the shim has it; readers of segments need it not
+
+    ctypes.CDLL(None).fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(size))  # FALLOC_FL_KEEP_SIZE; what it says does not matter
 
 
 def _read(fd: int, most: int = _READ) -> bytes:
