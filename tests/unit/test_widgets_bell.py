@@ -18,6 +18,7 @@ def told() -> Any:
     """Titles of the notices, as they come."""
     heard: list[str] = []
     end = listen(lambda notice: heard.append(notice.title))
+    heard.clear()  # what an earlier test told nobody
     yield heard
     end()
 
