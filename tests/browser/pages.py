@@ -23,7 +23,7 @@ KEY_TRIES = 5
 SAVE_LOOKS = 400  # every 50 ms
 CELL = ".jp-Notebook .jp-Cell"
 EXECUTED = re.compile(r"\[\d+\]")
-IDLE = "() => [...document.querySelectorAll('[data-status]')].some(e => e.getAttribute('data-status') === 'idle')"
+IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"  # its mark says so before there is one
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 OPEN = """async (path) => {
   const { jupyterapp } = window;

@@ -114,7 +114,11 @@ def _command(kind: Kind, folder: Path, port: int) -> list[str]:
         options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--show_tracebacks=True"]
         return [sys.executable, "-m", "voila", str(folder), *options, f"--token={TOKEN}"]
     options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
-    options += ["--LabApp.news_url=", "--LabApp.expose_app_in_browser=True"] if kind == "lab" else []
+    options += (
+        ["--LabApp.news_url=", "--LabApp.expose_app_in_browser=True"]
+        if kind == "lab"
+        else ["--JupyterNotebookApp.expose_app_in_browser=True"]
+    )
     return [sys.executable, "-m", "jupyter", kind, *options, f"--ServerApp.root_dir={folder}"]
 
 
