@@ -28,7 +28,7 @@ class PendingCall(Coroutine[Any, Any, T]):
     AttributeError: there is no 'stdout' before the call is awaited: write `(await double(…)).stdout`
     """
 
-    def __init__(self, name: str, make: Callable[[], Coroutine[Any, Any, T]], words: str) -> None:
+    def __init__(self, name: str, make: Callable[[], Coroutine[Any, Any, T]], words: tuple[object, ...]) -> None:
         self._name = name
         self._make: Callable[[], Coroutine[Any, Any, T]] | None = make
         self._words = words
@@ -40,7 +40,7 @@ class PendingCall(Coroutine[Any, Any, T]):
             if self._make is None:
                 msg = "cannot reuse already awaited coroutine"
                 raise RuntimeError(msg)
-            self._coroutine, self._make = self._make(), None
+            self._coroutine, self._make, self._words = self._make(), None, ()
         return self._coroutine
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -68,14 +68,18 @@ class PendingCall(Coroutine[Any, Any, T]):
 
     def __repr__(self) -> str:
         if self._make is None:
-            return f"<{self._name}({self._words}), awaited>"
+            return f"<{self._name}(…), awaited>"
         self._shown = True  # whoever has read this needs no warning
-        return f"<{self._name}({self._words}) was not awaited, and nothing was started: write `await {self._name}(…)`>"
+        return f"<{self._name}({self._said()}) was not awaited, and nothing was started: write `await {self._name}(…)`>"
+
+    def _said(self) -> str:
+        """The arguments: made when somebody looks, since most calls are awaited and nobody does."""
+        return ", ".join(map(repr_of, self._words))[:_SHOWN]
 
     def __del__(self) -> None:
         if self._make is not None and not self._shown:
             warnings.warn(
-                f"{self._name}({self._words}) was not awaited, and nothing was started: write `await {self._name}(…)`",
+                f"{self._name}({self._said()}) was not awaited, and nothing was started: write `await {self._name}(…)`",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -87,8 +91,7 @@ def must_be_awaited(name: str, *, skip: int = 0) -> Callable[[Callable[P, Corout
     def decorate(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> PendingCall[T]:
-            words = ", ".join(repr_of(word) for word in args[skip : skip + 3])
-            return PendingCall(name, functools.partial(function, *args, **kwargs), words[:_SHOWN])
+            return PendingCall(name, functools.partial(function, *args, **kwargs), args[skip : skip + 3])
 
         return call
 

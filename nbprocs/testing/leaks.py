@@ -22,7 +22,7 @@ from nbprocs.engine.table import Row, descendants, environ_value, scan
 
 __all__ = ["Snapshot", "kept_futures", "leaked", "leaked_tasks", "nothing_left", "spare", "warm"]
 
-_PATIENCE = 2.0  # seconds for what is already ending: a reaper thread, a closing descriptor
+_PATIENCE = 10.0  # seconds for what is already ending: a reaper thread, a closing descriptor; on a busy machine that takes a while
 _FDS = Path("/proc/self/fd")
 _spared: set[int] = set()
 

@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from nbprocs import ProcessManager
@@ -185,13 +184,18 @@ asyncio.run(main())
 """
 
 
-def first_spawn():
+def first_spawn(code=FIRST):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return float(subprocess.run([sys.executable, "-c", FIRST], env=env, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout)
+
+
+def first_run():
+    return first_spawn(FIRST.replace('pm.spawn("sleep", "1000")', 'pm.run("true")'))
 
 
 def test_first_spawn(bench):
     bench.row("first spawn of a kernel", ours=first_spawn, ceiling=40, unit="ms", rounds=5)
+    bench.row("first pm.run of a kernel", ours=first_run, ceiling=80, unit="ms", rounds=5)
 
 
 async def _held(work):
@@ -253,16 +257,35 @@ def test_loop_held_by_a_spawn(bench):
     bench.row("the loop held by one spawn, p99", ours=held_by_a_spawn, ceiling=0.5, unit="ms")
 
 
-async def memory_of_a_shim():
-    from nbprocs.engine.shim import shims
-
+MEMORY = f"""
+import asyncio, psutil
+from nbprocs import ProcessManager
+from nbprocs.engine.shim import shims
+async def main():
     async with ProcessManager() as pm:
-        await _sixteen(lambda: pm.run("true"))
-        return max(psutil.Process(pid).memory_info().rss for pid in shims.pids) / MIB
+        for count in ({RUNS}, {sized(10_000, quick=1_000)}):
+            left = iter(range(count))
+            async def work():
+                for _ in left:
+                    await pm.run("true")
+            await asyncio.gather(*(work() for _ in range(16)))
+            print(max(psutil.Process(pid).memory_info().rss for pid in shims.pids) / {MIB})
+asyncio.run(main())
+"""
+HELD = []  # MiB after the first thousand, and after ten thousand more
+
+
+def memory_of_a_shim():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", MEMORY], env=env, check=True, capture_output=True, text=True).stdout
+    HELD[:] = map(float, said.split())
+    return HELD[0]
 
 
 def test_memory_of_a_shim(bench):
+    """Of a kernel that does nothing else."""
     bench.row("memory of a shim after 1000 children", ours=memory_of_a_shim, ceiling=12, unit="MiB", rounds=1)
+    bench.row("… growth over 10,000 more", ours=lambda: HELD[1] - HELD[0], ceiling=0.5, unit="MiB", rounds=1)
 
 
 def test_short_commands_with_a_large_kernel(bench):
@@ -321,6 +344,27 @@ async def read_by_readline():
     return size / (time.perf_counter() - began)
 
 
+def read_by_a_loop():
+    """The plain blocking loop: nothing else runs meanwhile, and nothing is kept."""
+    began = time.perf_counter()
+    with subprocess.Popen(lines_of(MUCH), shell=True, stdout=subprocess.PIPE, text=True) as process:
+        for _ in process.stdout:
+            pass
+    return MUCH / (time.perf_counter() - began)
+
+
+async def read_by_blocks():
+    async with ProcessManager() as pm:
+        began = time.perf_counter()
+        process = await pm.spawn(lines_of(MUCH), shell=True)
+        count = 0
+        async for block in process.blocks():
+            for _ in block:
+                count += 1
+        assert count == -(-MUCH * MIB // 80)
+        return MUCH / (time.perf_counter() - began)
+
+
 async def yield_lines():
     """What ``async for`` itself can do at best: the lines are there, nobody reads, splits or decodes anything."""
     block = [LINE] * (64 * MIB // 80)
@@ -336,15 +380,22 @@ async def yield_lines():
     return MUCH / (time.perf_counter() - began)
 
 
+PLAIN = "for line in Popen(text=True).stdout"
+
+
 def test_lines(bench):
     bench.row(
         "1 GiB of 80-byte lines, async for",
         ours=read_by_lines,
-        peers={"StreamReader.readline": read_by_readline},
+        peers={"StreamReader.readline": read_by_readline, PLAIN: read_by_a_loop},
         limit=yield_lines,
-        at_least={"StreamReader.readline": 8.0},
+        at_least={"StreamReader.readline": 5.0, PLAIN: 0.6},
         unit="MiB/s",
     )
+
+
+def test_blocks(bench):
+    bench.row("the same by blocks of lines", ours=read_by_blocks, peers={PLAIN: read_by_a_loop}, at_least={PLAIN: 1.0}, unit="MiB/s")
 
 
 async def nobody_reads():
@@ -369,7 +420,7 @@ def test_output_that_nobody_reads(bench):
         "1 GiB of output that nobody reads",
         ours=nobody_reads,
         peers={"| cat >/dev/null": cat_to_null},
-        at_least={"| cat >/dev/null": 0.7},
+        at_least={"| cat >/dev/null": 0.9},
         unit="MiB/s",
     )
 

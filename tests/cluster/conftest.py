@@ -26,8 +26,7 @@ def _process_wide():
 @pytest.fixture(scope="session")
 def _shared(tmp_path_factory):
     with RealCluster(tmp_path_factory.mktemp("dask")).start_scheduler() as cluster:
-        for name in ("alice", "bob"):
-            cluster.start_worker(name)
+        cluster.start_workers("alice", "bob")
         yield warmed(cluster)
 
 
@@ -37,9 +36,23 @@ def cluster(_shared):
     return _shared
 
 
+@pytest.fixture(scope="session")
+def _hall(tmp_path_factory):
+    with RealCluster(tmp_path_factory.mktemp("hall")).start_scheduler() as cluster:
+        spare(cluster.processes["scheduler"].pid)
+        yield cluster
+
+
+@pytest.fixture
+def hall(_hall):
+    """A scheduler that has no worker yet; those that the test starts end with it."""
+    yield _hall
+    _hall.close(but=("scheduler",))
+
+
 @pytest.fixture
 def fresh(tmp_path):
-    """A cluster of the test's own, still without a process."""
+    """A cluster of the test's own, still without a process: for tests that end its scheduler or configure it."""
     with RealCluster(tmp_path) as cluster:
         yield cluster
 

@@ -35,9 +35,10 @@ class RealCluster:
         self.env = {**os.environ, **QUIET, **(env or {})}
         self.processes: dict[str, subprocess.Popen] = {}
         self.logs: dict[str, Path] = {}
+        self.nannies: dict[str, bool] = {}
         self.address = ""
 
-    def _start(self, name, *words, ready, env=None, run=None):
+    def _start(self, name, *words, env=None, run=None):
         log = self.logs[name] = self.folder / f"{name}.log"
         if name in self.processes:
             self.processes[name].wait(10)
@@ -51,6 +52,8 @@ class RealCluster:
                 cwd=self.folder,
                 start_new_session=True,
             )
+
+    def _until_ready(self, name, ready):
         return until(lambda: self._ready(name, ready), limit=60, what=f"{name} was not ready")
 
     def _ready(self, name, pattern):
@@ -59,43 +62,57 @@ class RealCluster:
         return re.search(pattern, text)
 
     def start_scheduler(self, *options, port=0):
-        found = self._start(
+        self._start(
             "scheduler", "distributed.cli.dask_scheduler", "--host", self.host, "--port", str(port), "--dashboard-address", ":0", *options,
-            ready=r"Scheduler at:\s+(\S+)",
         )  # fmt: skip
-        self.address = found[1]
+        self.address = self._until_ready("scheduler", r"Scheduler at:\s+(\S+)")[1]
         return self
 
-    def start_worker(self, name, *, threads=2, nanny=False, options=(), env=None, host=None, run=None):
+    def start_workers(self, *names, **options):
+        """All at once."""
+        for name in names:
+            self._start_worker(name, **options)
+        for name in names:
+            self._until_ready(name, r"Registered to:")
+        return self
+
+    def start_worker(self, name, **options):
+        return self.start_workers(name, **options)
+
+    def _start_worker(self, name, *, threads=2, nanny=False, options=(), env=None, host=None, run=None):
+        self.nannies[name] = nanny
         self._start(
             name, "distributed.cli.dask_worker", self.address, "--name", name, "--nthreads", str(threads),
             "--nanny" if nanny else "--no-nanny", "--no-dashboard", "--memory-limit", "0", "--host", host or self.host,
-            "--local-directory", str(self.folder), *options, ready=r"Registered to:", env=env, run=run,
+            "--local-directory", str(self.folder), *options, env=env, run=run,
         )  # fmt: skip
-        return self
 
     def pid(self, name):
         """Of the worker itself, also behind a nanny."""
         process = self.processes[name]
-        children = psutil.Process(process.pid).children()
-        nannied = [c for c in children if "spawn_main" in " ".join(c.cmdline()) or "forkserver" in " ".join(c.cmdline())]
-        return nannied[0].pid if nannied else process.pid
+        if not self.nannies.get(name):
+            return process.pid
+        # Its command line is no help: Dask gives it a title of its own.
+        (worker,) = [c for c in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(c.cmdline())]
+        return worker.pid
 
     def kill(self, name, number=signal.SIGKILL, *, pid=None):
         os.kill(pid or self.processes[name].pid, number)
 
-    def tree(self):
-        """All pids."""
+    def tree(self, names=None):
+        """All pids, or those of some."""
         found = set()
-        for process in self.processes.values():
+        for process in [self.processes[name] for name in (self.processes if names is None else names)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(process.pid)
                 found |= {parent.pid, *(child.pid for child in parent.children(recursive=True))}
         return found
 
-    def close(self):
-        left = self.tree()
-        for process in self.processes.values():
+    def close(self, *, but=()):
+        """End all, or all but some."""
+        names = self.processes.keys() - set(but)
+        left = self.tree(names)
+        for process in [self.processes.pop(name) for name in names]:
             process.kill()
             process.wait(5)
         deadline = time.monotonic() + 2  # what a worker leaves behind is ended by its shim
@@ -104,7 +121,6 @@ class RealCluster:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.processes.clear()
 
     def __enter__(self):
         return self

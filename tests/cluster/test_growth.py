@@ -13,6 +13,7 @@ from nbprocs import DaskBackend, SchedulerConfig, TaskScheduler
 LONGER = 100  # seconds
 
 
+@pytest.mark.slow
 async def test_an_adaptive_cluster_grows_with_the_queue_and_shrinks_after_it(tmp_path, monkeypatch):
     from distributed import LocalCluster
 
@@ -40,10 +41,10 @@ async def test_an_adaptive_cluster_grows_with_the_queue_and_shrinks_after_it(tmp
         assert runs.read_text() == "x\n" * 6, "each ran once"
 
 
-async def test_gpus_are_the_workers_own(fresh):
-    fresh.start_scheduler().start_worker("with", threads=3, env={"CUDA_VISIBLE_DEVICES": "4,7"})
-    fresh.start_worker("without", threads=1, env={"CUDA_VISIBLE_DEVICES": ""})
-    async with TaskScheduler(backend=DaskBackend(fresh.address)) as sch:
+async def test_gpus_are_the_workers_own(hall):
+    hall.start_worker("with", threads=3, env={"CUDA_VISIBLE_DEVICES": "4,7"})
+    hall.start_worker("without", threads=1, env={"CUDA_VISIBLE_DEVICES": ""})
+    async with TaskScheduler(backend=DaskBackend(hall.address)) as sch:
         first = [sch.schedule("sh", "-c", "echo $CUDA_VISIBLE_DEVICES; sleep 1000", resources={"gpu": 1}) for _ in range(3)]
         seen = {await anext(aiter(task.lines())) for task in first[:2]}
         assert seen == {"4", "7"}

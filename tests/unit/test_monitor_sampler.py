@@ -478,6 +478,8 @@ def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, 
             [os.close(fd) for fd in held]; del extra; ready('less')
     """)
     )
+    while psutil.Process(child.pid).status() != psutil.STATUS_SLEEPING:  # between its word and its reading
+        time.sleep(0.001)
     sampler, asks = sampling(child.pid)
     look(sampler, asks)
     idle = [row(look(sampler, asks)) for _ in range(25)]
