@@ -24,6 +24,7 @@ import nbprocs
 from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
 from nbprocs.engine import asking, both, recorded, records, shim
 from nbprocs.engine.shimlib import order, segments
+from tests.waiting import until
 
 ROOT = Path(nbprocs.__file__).parents[1]
 
@@ -55,12 +56,6 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-async def until(condition, *, seconds=20.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
