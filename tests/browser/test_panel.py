@@ -151,20 +151,33 @@ async def test_the_bell_of_a_view_is_set_by_keys_and_rings(lab):
 
 
 async def test_a_detached_process_outlives_a_restart_and_is_adopted(lab):
+    """It is in the live table, marked, before and after; the panel has it all the time."""
     name = "detached-job"
-    start = f"import nbprocs; q = await nbprocs.spawn('sh', '-c', 'echo begun; read x; exit $x', name='{name}', detach=True, stdin=True)"
-    adopt = f"import nbprocs; q = await nbprocs.adopt('{name}'); await q.send_line('6'); print((await q.wait()).exit_code)"
-    notebook = await lab.open(cells=[start, adopt])
+    begin = "import nbprocs; pm = nbprocs.ProcessManager()"
+    start = f"{begin}; q = await pm.spawn('sh', '-c', 'echo begun; read x; exit $x', name='{name}', detach=True, stdin=True); pm"
+    adopt = f"{begin}; q = await pm.adopt('{name}'); pm"
+    end = "await q.send_line('6'); print((await q.wait()).exit_code)"
+    notebook = await lab.open(cells=[start, adopt, end])
     await notebook.run(0)
     page = notebook.page
     row = page.locator(".jp-RunningSessions-item.nbprocs-item", has_text=name)
     await expect(page.locator(".nbprocs-status")).to_be_visible(timeout=60_000)
     await page.locator(".nbprocs-status").click()
     await expect(row).to_contain_text("detached")
+    line = notebook.output(0).locator(".nb-space .nb-row", has_text=name)
+    await expect(line.locator(".nb-mark")).to_be_visible()
+    await expect(line).to_contain_text("running")
+    await notebook.shot("detached-before")
     await notebook.cell(0).locator(".jp-InputPrompt").first.click()
     for key in ("Escape", "0", "0"):
         await page.keyboard.press(key)
     await page.locator(".jp-Dialog .jp-mod-accept").first.click()
     await expect(row).to_contain_text("detached")
     await notebook.run(1)
-    await expect(notebook.output(1)).to_contain_text("6")
+    line = notebook.output(1).locator(".nb-space .nb-row", has_text=name)
+    await expect(line.locator(".nb-mark")).to_be_visible()
+    await expect(line).to_contain_text("running")
+    await notebook.shot("detached-after")
+    await notebook.run(2)
+    await expect(notebook.output(2)).to_contain_text("6")
+    await expect(line).to_contain_text("failed")
