@@ -19,6 +19,7 @@ __all__ = [
     "data",
     "flag",
     "function",
+    "grace",
     "instance",
     "mapping",
     "member",
@@ -98,6 +99,13 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float | None
     if value is None or (isinstance(value, float) and value == math.inf):
         return None
     return number(argument, value, least=0 if zero else None, above=None if zero else 0, most=LONGEST, what=what)
+
+
+def grace(argument: str, value: object) -> float:
+    """A time in seconds, or as a timedelta, that has an end: between asking and killing."""
+    what = "0 or more seconds"
+    total = getattr(value, "total_seconds", None)
+    return number(argument, total() if callable(total) else value, least=0, most=LONGEST, what=what)
 
 
 def text(argument: str, value: object) -> str:

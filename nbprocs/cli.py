@@ -231,13 +231,13 @@ async def _attached(record: DetachedRecord) -> int:
     both, outs, keys = _both(record), (sys.stdout.buffer, sys.stderr.buffer), sys.stdin.fileno()
     _copy(both.take_lines(_SCREEN), outs)
     child = DetachedChild(record, _Listener(lambda ends: _grown(both, ends, outs)))
-    print(f"[attached to {record.name}; Ctrl-] leaves it running]\r", file=sys.stderr)
     typed: asyncio.Queue[bytes] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     with raw(keys) if record.pty else contextlib.nullcontext():
         if record.pty and sys.stdout.isatty():
             columns, rows = os.get_terminal_size()
             child.resize(rows, columns)
+        print(f"[attached to {record.name}; Ctrl-] leaves it running]\r", file=sys.stderr)  # only now: what was typed before is discarded
         loop.add_reader(keys, lambda: typed.put_nowait(os.read(keys, 4096)))
         async with _together(child.follow(), _type(child, typed)) as either:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -36,6 +36,7 @@ __all__ = [
     "Unset",
     "Word",
     "config_from",
+    "signal_number",
     "takes_config",
 ]
 
@@ -178,7 +179,8 @@ def _rlimits(argument: str, value: object) -> Mapping[str, tuple[int, int]]:
     return MappingProxyType(found)
 
 
-def _stop_signal(argument: str, value: object) -> int:
+def signal_number(argument: str, value: object) -> int:
+    """A signal by its number, or by its name with or without SIG."""
     if isinstance(value, str):
         known = value.upper() if value.upper().startswith("SIG") else f"SIG{value.upper()}"
         if known not in signals.Signals.__members__:
@@ -293,7 +295,7 @@ class ProcessConfig:
     rlimits: Mapping[str, tuple[int, int]] = _option(
         MappingProxyType({}), _rlimits, label="Limits", help="resource limits by name, such as {'AS': 2 << 30, 'NOFILE': (256, 512)}"
     )
-    stop_signal: int = _option(signals.SIGTERM, _stop_signal, label="Stop signal", help="what asks it to end; SIGKILL follows after grace")
+    stop_signal: int = _option(signals.SIGTERM, signal_number, label="Stop signal", help="what asks it to end; SIGKILL follows after grace")
     stop_scope: str = _option(
         "tree",
         functools.partial(one_of, choices=("tree", "leader")),

@@ -17,7 +17,7 @@ from typing import Any, SupportsBytes
 from nbprocs.config import ProcessConfig
 from nbprocs.display import Displayable, Html
 from nbprocs.display import text as html_text
-from nbprocs.redact import one_line
+from nbprocs.redact import one_line, readable
 from nbprocs.terminal import Interleaved, clipped, shown, tail_text
 
 _TAIL = 64 << 10  # bytes of each stream that the last lines are looked for in
@@ -238,7 +238,7 @@ class ProcessResult(Displayable):
         """One line, with the exit and the amount of output, not the output."""
         end = f"exit_code={self.exit_code}" if self.signal is None else f"signal={signal_name(self.signal)}"
         why = f" ({self.reason})" if self.reason else ""
-        return f"<ProcessResult {self.name}: {self.status}{why} {end} in {self.execution_time:.3f} s: {one_line(self.command)}>"
+        return f"<ProcessResult {readable(self.name)}: {self.status}{why} {end} in {self.execution_time:.3f} s: {one_line(self.command)}>"
 
 
 def _result_from(state: dict[str, object]) -> ProcessResult:

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LEAST = 0.9
 LIMIT = 240  # seconds that a run of tests may take; a mutant that makes them hang is noticed
-NOISE = re.compile(r"^\s*(\"\"\"|#|from |import |__all__|\w+: TypeAlias)|msg = |raise |log\.|_checks?\b|hint=")
+NOISE = re.compile(r"^\s*(\"\"\"|#|from |import |__all__|\w+: TypeAlias)|msg = |raise |log\.|_checks?\b|hint=|what=|valid_\w+\(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,9 @@ SCORED = {  # file → the quick tests that hold it
     "engine/tree.py": ("unit/test_tree.py", "unit/test_child.py", "unit/test_many_children.py"),
 }  # fmt: skip
 
-EQUAL: dict[tuple[str, str], str] = {}  # (file, the changed line): why nobody can see it
+EQUAL = {  # (file, the changed line): why nobody can see it
+    ("redact.py", "masked = _masked_words(words, None)"): "a shell line was answered above: it is false here",
+}
 
 
 class Copy:
@@ -180,9 +182,7 @@ class Copy:
         if running.returncode == 0:
             return ""
         found = re.findall(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE)
-        if running.returncode in (4, 5) and not found:
-            raise SystemExit(f"the tests could not be run:\n{out}")
-        return found[0] if found else out.strip().rpartition("\n")[2]
+        return found[0] if found else out.strip().rpartition("\n")[2] or "it can't even be loaded"
 
     def broken(self, path: str, text: str, tests: tuple[str, ...]) -> str:
         """What fails while the file says this instead."""
@@ -277,7 +277,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="of SCORED; with promises: a part of the names meant")
     parser.add_argument("--sample", type=int, default=20, help="mutants a file at most")
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="nbprocs-mutants-") as folder:
         copy = Copy(Path(folder))
         if chosen.what == "promises":

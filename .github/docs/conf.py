@@ -20,7 +20,8 @@ version = release = nbprocs.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx", "myst_nb", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = f"nbprocs {version}"
-html_static_path = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "source_repository": "https://github.com/nbprocs/nbprocs/",
     "source_branch": "main",

@@ -73,6 +73,7 @@ class Bay:
         self._pool: ProcessPool | None = None
         self._calls: PoolBackend | None = None
         self._ends: dict[Session, asyncio.Task[None]] = {}  # of sessions that nobody wants any more
+        self._parting: dict[str, Session] = {}  # by their lives: they end, and their kernels may still hear of it
         self._pool_ends: asyncio.Task[None] | None = None
         self._gpus = Gpus(gpus)
         self._keepers: dict[str, tuple[str, float]] = {}  # prefix -> the session that may have it, and since when
@@ -104,18 +105,32 @@ class Bay:
         session.set_slots(len(session.carriers))
         if released and not session.carriers and self._leaving is None:
             del self.sessions[name]  # a carrier that comes now begins another one
+            self._parting[session.life] = session
             self._ends[session] = self.tasks.start(self._abandon(session), name=f"end the jobs of {name}")
 
     async def _abandon(self, session: Session) -> None:
-        await session.end(grace=_GRACE)
-        del self._ends[session]
+        """End it. Its kernel may live, where the cluster was restarted: it hears of each end when that has come, and no sooner."""
+        await session.end(grace=_GRACE, lost=(True, "its slots there were taken back: the cluster was restarted, or had lost this kernel"))
+        del self._ends[session]  # a fence waits for no more than that
+        self.tasks.start(self._let_go(session), name=f"what {session.name} has not heard")
+
+    async def _let_go(self, session: Session) -> None:
+        await self._last_words(session, self.home.loop.time() + _LAST_WORDS)
         self._drop(session)
+
+    @staticmethod
+    async def _last_words(session: Session, until: float) -> None:
+        """Until its kernel has heard everything, or that time has come."""
+        clock = asyncio.get_running_loop().time
+        while not session.window.empty and clock() < until:
+            await session.window.settled(until - clock())
 
     def _drop(self, session: Session) -> None:
         session.close()
+        self._parting.pop(session.life, None)
         if self.sessions.get(session.name) is session:
             del self.sessions[session.name]
-        if not self.sessions and not self._ends and self._pool is not None:  # warm processes that nobody may ever need again
+        if not self.sessions and not self._parting and self._pool is not None:  # warm processes that nobody may ever need again
             calls, pool, self._calls, self._pool = self._calls, self._pool, None, None
             self._pool_ends = self.tasks.start(self._close_pool(calls, pool), name="close the pool")
 
@@ -184,6 +199,8 @@ class Bay:
             name, life = given.pop("session"), given.pop("life")
             session = self.sessions.get(name)
             if session is None or session.life != life:
+                session = self._parting.get(life)
+            if session is None:
                 return {"error": "this worker knows no such session", "kind": "fenced" if name in self._fenced else "unknown"}
             return await handler(self, session, **given)
         except (ProcessError, OSError, ValueError, TypeError, KeyError) as error:
@@ -272,15 +289,15 @@ class Bay:
         await asyncio.wait({self._closing})
 
     async def _end_all(self) -> None:
-        sessions = list(self.sessions.values())
+        sessions = [*self.sessions.values()]
+        parting = [*self._parting.values()]
         ends = [self.tasks.start(s.end(grace=_GRACE, lost=self._leaving), name="the worker leaves") for s in sessions]
         ends += self._ends.values()
         if ends:
             await asyncio.wait(ends)
         until = self.home.loop.time() + _LAST_WORDS
-        for session in sessions:
-            while not session.window.empty and self.home.loop.time() < until:
-                await session.window.settled(until - self.home.loop.time())
+        for session in (*sessions, *parting):
+            await self._last_words(session, until)
             self._drop(session)
         if self._pool is not None:
             await self._close_pool(self._calls, self._pool)

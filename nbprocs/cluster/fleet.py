@@ -235,9 +235,11 @@ class Fleet:
 
     def arrived(self, address: str, link: Callable[[], PeerLink]) -> None:
         """A worker has a carrier of ours."""
-        if address not in self.peers:
-            peer = self.peers[address] = Peer(self, address, link())
-            peer.begin()
+        if address in self.peers:
+            self.peers[address].anew = link
+            return
+        peer = self.peers[address] = Peer(self, address, link())
+        peer.begin()
 
     async def welcome(self, peer: Peer) -> bool:
         """It has said who it is: put up the fence there, and count it in. From its peer."""

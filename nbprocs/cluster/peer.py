@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.files import parts
@@ -45,6 +46,7 @@ class Peer:
         self.silent_since: float | None = None  # the loop's clock
         self._unlisted_since: float | None = None
         self.gone: bool = False
+        self.anew: Callable[[], PeerLink] | None = None  # it has got one more carrier: perhaps of a session that has begun anew
         self._fleet = fleet
         self._tasks = Tasks(fleet.home)
         self._ack = 0
@@ -171,6 +173,8 @@ class Peer:
                 if fenced:
                     expected, why = False, "another kernel goes on with this queue"
                 self._fleet.lost(self, expected=expected, why=why, fenced=fenced)
+                if self.anew is not None and not fenced:
+                    self._fleet.arrived(self.address, self.anew)
                 return
             if answer["number"] == self._ack + 1:
                 self._ack += 1

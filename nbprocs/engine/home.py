@@ -22,12 +22,12 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from nbprocs.errors import Closed
 from nbprocs.guard import told
 
-__all__ = ["HOST_THREAD", "Home", "Tasks", "hops", "hops_or_undo", "log"]
+__all__ = ["HOST_THREAD", "Home", "Tasks", "home_of", "hops", "hops_or_undo", "log"]
 
 log: logging.Logger = logging.getLogger("nbprocs")
 
@@ -39,15 +39,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class HasHome(Protocol):
-    """What @hops needs."""
-
-    @property
-    def home(self) -> Home:
-        """The home of the object."""
-
-
-S = TypeVar("S", bound=HasHome)
+S = TypeVar("S")
 
 
 class _Here(threading.local):
@@ -278,6 +270,13 @@ class Tasks:
             await asyncio.wait(others)
 
 
+def home_of(thing: object) -> Home:
+    """The home of one of our objects; what a user holds has it inside."""
+    core: Any = getattr(thing, "_core", thing)
+    found: Home = core.home
+    return found
+
+
 def hops(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Make an async method callable from any loop and thread; the heart of the caller's loop beats while it is awaited."""
     return _hopping(method, None)
@@ -300,7 +299,7 @@ def _hopping(
     @functools.wraps(method)
     async def hopping(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with Home.current() as caller:
-            home = self.home
+            home = home_of(self)
             if home is caller:
                 return await method(self, *args, **kwargs)
             return await home.hop(method(self, *args, **kwargs), undo=None if undo is None else functools.partial(undo, self))

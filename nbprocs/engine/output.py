@@ -30,6 +30,7 @@ __all__ = ["DEFAULT_MEMORY", "DEFAULT_SPILL", "LONGEST_LINE", "LineReader", "Out
 DEFAULT_MEMORY = 8 << 20  # bytes a stream
 DEFAULT_SPILL = 2 << 30
 LONGEST_LINE = 1 << 30  # bytes; what is longer comes in pieces, so that a line without end does not fill the memory
+_LEAST = 8  # bytes of a piece of a line: some more than the longest character has
 _BLOCK = 64 << 10  # small writes are gathered into blocks of this size: a bytes object costs 33 bytes by itself
 
 
@@ -221,7 +222,7 @@ class LineReader:
     ) -> None:
         self.source = source
         self.position: int = position
-        self.limit = limit
+        self.limit = max(limit, _LEAST)
         self._carry: list[bytes] = []  # the beginning of a line whose end has not come
         self._carried = 0  # bytes
         self._framed = False  # a part of that line was given out already
@@ -243,7 +244,7 @@ class LineReader:
 
     def take(self, size: int = 256 << 10) -> list[str] | None:
         """The complete lines among the next bytes: an empty list if there are none yet, None at the end."""
-        position, data = self.source.read(self.position, size)
+        position, data = self.source.read(self.position, min(size, self.limit - self._carried))  # so no line is longer
         lost = position - self.position
         self.position = position + len(data)
         if lost:
@@ -294,12 +295,13 @@ class LineReader:
         return lines
 
     def _flush(self) -> list[str]:
-        if self._wide is not None and self.source.closed and (rest := self._wide.decode(b"", final=True)):
+        over = self.source.closed and self.position >= self.source.end  # closed alone is not the end of what is to be read
+        if self._wide is not None and over and (rest := self._wide.decode(b"", final=True)):
             self._carry.append(rest.encode("utf-8", "surrogatepass"))
         if not self._carry:
             return []
         data = b"".join(self._carry)
-        keep = 0 if self.source.closed else _cut_character(data)
+        keep = 0 if over else _cut_character(data)
         self._keep(data[len(data) - keep :])
         return [self._decode(data[: len(data) - keep]).removesuffix("\r")]
 

@@ -236,6 +236,10 @@ class ProcessMagics(Magics):
         if options is None:
             return None
         shell: Any = self.shell
+        if options.out is not None and not options.out.isidentifier():
+            raise UsageError(f"--out takes the name of a variable, not {options.out!r}")
+        if not options.ready_timeout > 0:  # nan is no time either
+            raise UsageError(f"--ready-timeout takes a positive number of seconds, not {options.ready_timeout}")
         config = _config(options, cell, shell)
         ready = None if options.ready is None else parse_ready(options.ready)
         record = "runs.db" if options.record == "" and manager_core(manager()).recorder is None else options.record or None

@@ -43,7 +43,7 @@ from nbprocs.monitor.prometheus import exposition
 from nbprocs.monitor.remote import RemoteSource, RemoteWatches
 from nbprocs.monitor.roster import Roster, look_up
 from nbprocs.monitor.sampler import Sample, Sampler
-from nbprocs.monitor.targets import Target, current_home
+from nbprocs.monitor.targets import MonitorPlace, Target, current_home
 from nbprocs.monitor.views import alert_frame, latest_frame, metrics_of, summary_frame, table_html, wide_frame
 from nbprocs.processes.events import Subscribers
 from nbprocs.processes.process import ManagedProcess
@@ -106,7 +106,7 @@ class ProcessMonitor(Displayable):
         self.thresholds: AlertThresholds = thresholds or AlertThresholds()
         self.spill_lost: int = 0  # samples that could not be spilled
         self._spill = None if spill is None else Spill(spill)
-        self._home: Home | None = Home.background() if background else current_home()
+        self._core = MonitorPlace(Home.background() if background else current_home())
         chosen = (*self.thresholds.rules(), *as_rules(rules))
         self._book = Book(
             chosen,
@@ -133,13 +133,6 @@ class ProcessMonitor(Displayable):
 
     # -- what to watch
 
-    @property
-    def home(self) -> Home:
-        """The loop it lives on."""
-        if self._home is None:
-            self._home = current_home() or Home.background()
-        return self._home
-
     def watch(self, target: Any, *, name: str | None = None) -> None:
         """Watch a manager (all its processes, those to come too), a pool (workers and tasks), a ManagedProcess, a DaskBackend, any pid.
 
@@ -152,8 +145,7 @@ class ProcessMonitor(Displayable):
         if isinstance(target, int) and not isinstance(target, bool):
             self.add(target, name=name)
             return
-        if self._home is None:
-            self._home = getattr(target, "home", None)
+        self._core.settle_with(target)
         if isinstance(target, ManagedProcess):
             self._at_home(self._roster.add_process, target, None)
         elif isinstance(target, RemoteSource):
@@ -193,7 +185,7 @@ class ProcessMonitor(Displayable):
 
     def _watch_group(self, source: Any, name: str) -> None:
         if id(source) not in self._roster.groups:
-            group = self._roster.add_group(source, name, self.home)
+            group = self._roster.add_group(source, name, self._core.home)
             if callable(getattr(source, "ping", None)):
                 self._add_prober(group.series.name, Prober(source, every=max(5.0, self.interval or 5.0), timeout=5.0))
 
@@ -210,17 +202,17 @@ class ProcessMonitor(Displayable):
     def _add_prober(self, name: str, prober: Prober) -> None:
         self._roster.probers[name] = prober
         wanted = functools.partial(self._wanted, name, prober)
-        self._own_tasks.start(prober.run(self.home, wanted), name=f"probe of {name}")
+        self._own_tasks.start(prober.run(self._core.home, wanted), name=f"probe of {name}")
 
     def _wanted(self, name: str, prober: Prober) -> bool:
         return self._roster.probers.get(name) is prober and self._roster.alive(name)
 
     def _at_home(self, action: Callable[..., object], *args: Any) -> None:
         """On the home loop now, if this is its thread; else soon."""
-        if self.home.here and current_home() is self.home:
+        if self._core.home.here and current_home() is self._core.home:
             self._do(action, *args)
         else:
-            self.home.post(self._do, action, *args)
+            self._core.home.post(self._do, action, *args)
 
     def _do(self, action: Callable[..., object], *args: Any) -> None:
         if not self.closed:
@@ -237,7 +229,7 @@ class ProcessMonitor(Displayable):
     @property
     def _own_tasks(self) -> Tasks:
         if self._tasks is None:
-            self._tasks = Tasks(self.home)
+            self._tasks = Tasks(self._core.home)
         return self._tasks
 
     def _begin(self) -> None:
@@ -245,7 +237,7 @@ class ProcessMonitor(Displayable):
             self._ticking = self._own_tasks.start(self._run(self.interval), name="monitor")
 
     async def _run(self, interval: float) -> None:
-        loop = self.home.loop
+        loop = self._core.home.loop
         due = loop.time()
         while True:
             try:
@@ -294,14 +286,14 @@ class ProcessMonitor(Displayable):
     async def _aside(self, work: Callable[[], T]) -> T:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="nbprocs-monitor")
-        return await self.home.loop.run_in_executor(self._worker, work)
+        return await self._core.home.loop.run_in_executor(self._worker, work)
 
     def _tell(self, changes: list[Transition]) -> None:
         if changes:
             self._callbacks.tell(changes, now=self._clock(), tasks=self._own_tasks)
 
     def _leaving(self, snapshot: HistorySnapshot) -> None:
-        writing = Tasks(self.home).start(self._write(snapshot), name="spill of samples")  # not cancelled by the end, but awaited
+        writing = Tasks(self._core.home).start(self._write(snapshot), name="spill of samples")  # not cancelled by the end, but awaited
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
 
@@ -459,7 +451,7 @@ class ProcessMonitor(Displayable):
         """
         self.closed = True
         if self._closing is None:
-            self._closing = Tasks(self.home).start(self._close(), name="close the monitor")
+            self._closing = Tasks(self._core.home).start(self._close(), name="close the monitor")
         await asyncio.wait({self._closing})
         self._closing.result()
 

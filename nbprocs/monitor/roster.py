@@ -25,7 +25,7 @@ from nbprocs.monitor.history import Series
 from nbprocs.monitor.metrics import State
 from nbprocs.monitor.probes import Prober
 from nbprocs.monitor.sampler import Ask, GroupAsk
-from nbprocs.monitor.targets import Group, Tallies, Tally, Target, end_state, failed
+from nbprocs.monitor.targets import Group, Tallies, Tally, Target, end_state, failed, known_home
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import KnowsRuns
 
@@ -117,7 +117,7 @@ class Roster:
             group.look(self._clock())
         if manager is not None and hasattr(manager, "subscribe"):
             heard = functools.partial(self.heard, group)
-            if getattr(manager, "home", home) is not home:
+            if known_home(manager) not in (None, home):  # its events come on its own thread
                 heard = functools.partial(home.post, heard)
             group.unsubscribe = manager.subscribe(heard)
             for process in manager.processes():

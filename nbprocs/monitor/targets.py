@@ -5,14 +5,14 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbprocs.engine.home import Home
+from nbprocs.engine.home import Home, home_of
 from nbprocs.engine.table import Identity
 from nbprocs.model import EndReason, ProcessInfo, ProcessStatus
 from nbprocs.monitor.history import Series
 from nbprocs.monitor.metrics import State
 from nbprocs.processes.process import ManagedProcess
 
-__all__ = ["WINDOW", "Group", "Tallies", "Tally", "Target", "current_home", "end_state", "failed"]
+__all__ = ["WINDOW", "Group", "MonitorPlace", "Tallies", "Tally", "Target", "current_home", "end_state", "failed", "known_home"]
 
 WINDOW = 60.0  # seconds: the error rate is that of the outcomes of the last minute
 _KEPT = 10_000  # outcomes, at most, in the window
@@ -134,4 +134,31 @@ def current_home() -> Home | None:
     try:
         return Home.current()
     except RuntimeError:
+        return None
+
+
+class MonitorPlace:
+    """The loop that a monitor lives on: a given one, that of the first target, or the one that runs at the first use."""
+
+    def __init__(self, home: Home | None) -> None:
+        self._home = home
+
+    @property
+    def home(self) -> Home:
+        """Settled by asking, if it is not yet."""
+        if self._home is None:
+            self._home = current_home() or Home.background()
+        return self._home
+
+    def settle_with(self, target: object) -> None:
+        """Where this target lives, if it is one of ours and no other place was chosen."""
+        if self._home is None:
+            self._home = known_home(target)
+
+
+def known_home(thing: object) -> Home | None:
+    """The home of one of our objects; None for others."""
+    try:
+        return home_of(thing)
+    except AttributeError:
         return None

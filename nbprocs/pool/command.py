@@ -14,6 +14,7 @@ from nbprocs.errors import CommunicationError, tail_text
 from nbprocs.guard import text_of
 from nbprocs.model import ProcessConfig
 from nbprocs.pool.connection import ConnectionEvents, Sent
+from nbprocs.pool.model import process_options
 from nbprocs.pool.worker_main import ERROR, READY, VALUE
 from nbprocs.processes.manager import ProcessManager, manager_core
 from nbprocs.processes.process import ManagedProcess, process_core
@@ -38,6 +39,7 @@ class CommandWorker:
             knows where it stands.
         pty: a pseudo-terminal, for programs that keep their output back on a pipe.
         env_vars, working_dir: as in ProcessConfig.
+        process: a ProcessConfig, or a mapping of its fields, for how the program runs else: nice, rlimits, umask, user …
 
     >>> CommandWorker("bc", "-lq")
     CommandWorker('bc -lq')
@@ -54,6 +56,7 @@ class CommandWorker:
     pty: bool
     env_vars: Mapping[str, str | None] = field(default_factory=dict)
     working_dir: str | None = None
+    process: Mapping[str, Any] = field(default_factory=dict)
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class CommandWorker:
         pty: bool = False,
         env_vars: Mapping[str, str | None] | None = None,
         working_dir: str | None = None,
+        process: ProcessConfig | Mapping[str, Any] | None = None,
     ) -> None:
         """Raises ValueError without a program, or for an answer of no lines."""
         if not argv:
@@ -76,7 +80,8 @@ class CommandWorker:
         checks.flag("errors", errors)
         place = ProcessConfig(command=argv[0], args=argv[1:], pty=checks.flag("pty", pty), env_vars=env_vars or {}, working_dir=working_dir)
         known = {"argv": (place.command, *place.args), "end": end, "after": after, "errors": errors, "pty": pty}
-        for name, value in {**known, "env_vars": place.env_vars, "working_dir": place.working_dir}.items():
+        place_of = {"env_vars": place.env_vars, "working_dir": place.working_dir, "process": process_options(process)}
+        for name, value in {**known, **place_of}.items():
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -125,6 +130,7 @@ class CommandConnection:
             stdin=True,
             pty=kind.pty,
             name=name,
+            **kind.process,
         )
         self._process = await manager.spawn(config)
         manager_core(manager).home.post(self._events.answers, [(READY, 0, 0, self._process.pid)])

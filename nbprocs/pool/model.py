@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Literal
 
 from nbprocs import checks
@@ -22,6 +23,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerOutput",
     "WorkerState",
+    "process_options",
 ]
 
 
@@ -88,6 +90,34 @@ _THREAD_VARIABLES = (
 )
 
 
+_WORKERS_OWN = (
+    "encoding",
+    "errors",
+    "extra_groups",
+    "group",
+    "nice",
+    "output_limit",
+    "rlimits",
+    "stop_scope",
+    "stop_signal",
+    "umask",
+    "user",
+)
+
+
+def process_options(given: object) -> Mapping[str, Any]:
+    """The options of ProcessConfig that a worker's process can have beside those that its pool sets. Raises as ProcessConfig does.
+
+    Of a ProcessConfig those that differ from their defaults, whatever its command is.
+    """
+    found = given.changed() if isinstance(given, ProcessConfig) else dict(checks.mapping("process", given))
+    for option in found:
+        if option not in _WORKERS_OWN and not (isinstance(given, ProcessConfig) and option in ("command", "args")):
+            checks.refuse(ValueError, "process", f"a ProcessConfig, or a mapping, with any of {', '.join(_WORKERS_OWN)}", option)
+    config = ProcessConfig(command="worker", **{option: found[option] for option in _WORKERS_OWN if option in found})
+    return MappingProxyType({option: value for option, value in config.changed().items() if option != "command"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonWorker:
     """The default kind of worker: a fresh Python interpreter that runs callables.
@@ -108,6 +138,7 @@ class PythonWorker:
     output: Literal["cell", "log"] | Callable[["WorkerOutput"], object] = "cell"
     threads: int | Literal["share", "all"] = "share"  # of BLAS and OpenMP; "share": usable CPUs / max_processes; "all": their default
     follow: bool = False  # True: before each call the folder and the environment are made as they are in the kernel then
+    process: ProcessConfig | Mapping[str, Any] | None = None  # how its process runs else: nice, rlimits, umask, user …
 
     def __post_init__(self) -> None:
         """Refuse what makes no worker: TypeError for a wrong type, ValueError for an impossible value."""
@@ -129,7 +160,7 @@ class PythonWorker:
         checks.flag("follow", self.follow)
         place = ProcessConfig(command="python", env_vars=self.env_vars, working_dir=self.working_dir)
         known = {"initargs": tuple(arguments), "preload": preload, "env_vars": place.env_vars, "working_dir": place.working_dir}
-        for name, value in known.items():
+        for name, value in {**known, "process": process_options(self.process)}.items():
             object.__setattr__(self, name, value)
 
     def environment(self, most: int) -> dict[str, str | None]:

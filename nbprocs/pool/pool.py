@@ -109,11 +109,6 @@ class ProcessPool(Displayable):
         register(self)
 
     @property
-    def home(self) -> Home:
-        """The home of the loop that the pool lives on."""
-        return self._core.home
-
-    @property
     def config(self) -> PoolConfig:
         """What it was made with."""
         return self._core.workers.config

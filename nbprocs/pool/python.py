@@ -59,8 +59,8 @@ class PythonConnection:
                 args=("-P", "-c", _BOOT, str(Path(child.__file__)), *map(str, ends)),
                 env_vars=self._kind.environment(self._most),
                 working_dir=self._kind.working_dir,
-                output_limit=_OUTPUT,
                 name=name,
+                **{"output_limit": _OUTPUT, **(self._kind.process or {})},  # type: ignore[dict-item]  # a mapping since it was made
             )
             process = await manager.spawn(config, inherit=ends, wait=False)
         except BaseException:

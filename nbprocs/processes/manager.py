@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from nbprocs.checks import data, flag, refuse, seconds, whole
+from nbprocs.checks import data, flag, function, instance, refuse, whole
+from nbprocs.checks import grace as grace_of
+from nbprocs.checks import name as name_of
 from nbprocs.config import Command, Data, Options, Word, config_from, takes_config
 from nbprocs.display import Displayable, Html
 from nbprocs.engine.child import Engine
@@ -192,11 +194,13 @@ class ProcessManager(Displayable):
 
         ``config`` makes the new one run something else. On an error the old one goes on as before. Raises what spawn() raises.
         """
+        if config is not None:
+            instance("config", config, ProcessConfig, "a ProcessConfig or None")
         return face_of(await self._core.replace(key, config=config, grace=_grace(grace, self._core.grace)))
 
     async def rename(self, key: str, name: str) -> None:
         """Give a process another name. Raises NameInUse, UnknownProcess."""
-        await self._core.rename(key, name)
+        await self._core.rename(key, name_of("name", name))
 
     # -- looking
 
@@ -267,11 +271,11 @@ class ProcessManager(Displayable):
 
         It must be quick and not block; what it raises is logged and harms nobody.
         """
-        return self._core.stream.subscribe(callback, output=output)
+        return self._core.stream.subscribe(function("callback", callback), output=flag("output", output))
 
     def events(self, *, output: bool = False) -> AsyncIterator[ProcessEvent]:
         """The event stream from now on, until CLOSED. A reader that falls 100,000 events behind loses the oldest."""
-        return self._core.stream.stream(output=output)
+        return self._core.stream.stream(output=flag("output", output))
 
     # -- end
 
@@ -291,7 +295,7 @@ class ProcessManager(Displayable):
 
 
 def _grace(given: float | None, usual: float) -> float:
-    return usual if given is None else seconds("grace", given, zero=True) or 0.0
+    return usual if given is None else grace_of("grace", given)
 
 
 def manager_core(manager: ProcessManager) -> ManagerCore:

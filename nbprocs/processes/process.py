@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
-from nbprocs.config import Data
+from nbprocs.checks import function, seconds, whole
+from nbprocs.checks import grace as grace_of
+from nbprocs.config import Data, signal_number
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.output import LONGEST_LINE, OutputLog
 from nbprocs.engine.table import Identity
 from nbprocs.model import ProcessConfig, ProcessInfo, ProcessResult, ProcessStatus, Stream, signal_name
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.talk import Talk
-from nbprocs.redact import one_line
+from nbprocs.redact import one_line, readable
 
 __all__ = ["ManagedProcess", "face_of", "process_core"]
+
+_LARGEST = 65_535  # rows or columns that a pseudo-terminal can have
 
 
 class ManagedProcess(Displayable):
@@ -127,10 +131,11 @@ class ManagedProcess(Displayable):
         With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at most
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
-        return await self._core.wait(timeout)
+        return await self._core.wait(seconds("timeout", timeout, zero=True))
 
     def add_done_callback(self, callback: Callable[[ManagedProcess], object]) -> None:
         """Call it with the process, on the home loop, once the status is final; soon, if it already is."""
+        function("callback", callback)
         self._core.add_done_callback(lambda core: callback(face_of(core)))
 
     async def stop(self, grace: float = 5.0) -> ProcessResult:
@@ -139,7 +144,7 @@ class ManagedProcess(Displayable):
         On return nobody of the tree is alive, also where the process had ended by itself. Takes at most ``grace`` + 5.1 seconds;
         raises StopFailed with the survivors after that. Cancelling the wait does not call the stop off.
         """
-        return await self._core.stop(grace)
+        return await self._core.stop(grace_of("grace", grace))
 
     async def kill(self) -> ProcessResult:
         """SIGKILL to the whole tree at once; otherwise as stop."""
@@ -155,9 +160,9 @@ class ManagedProcess(Displayable):
         """SIGCONT to its whole tree. Raises CommunicationError when it has ended."""
         self._core.resume()
 
-    def send_signal(self, number: int) -> None:
-        """A signal to the process itself. Raises CommunicationError when it has ended."""
-        self._core.send_signal(number)
+    def send_signal(self, number: int | str) -> None:
+        """A signal, by number or name, to the process itself. Raises CommunicationError when it has ended."""
+        self._core.send_signal(signal_number("number", number))
 
     def interrupt(self) -> None:
         """SIGINT like Ctrl-C: to the foreground group of its terminal, or, without one, to its whole tree.
@@ -168,7 +173,7 @@ class ManagedProcess(Displayable):
 
     def resize(self, rows: int, columns: int) -> None:
         """The window size of its pseudo-terminal; nothing without one."""
-        self._core.resize(rows, columns)
+        self._core.resize(whole("rows", rows, least=1, most=_LARGEST), whole("columns", columns, least=1, most=_LARGEST))
 
     # -- talking
 
@@ -240,7 +245,7 @@ class ManagedProcess(Displayable):
             code = self._core.result.exit_code
             end = f" exit {code}" if self._core.result.signal is None else f" {signal_name(self._core.result.signal)}"
         paused, what = " paused" if self.paused else "", one_line(self.config.display)
-        return f"<ManagedProcess {self.name}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
+        return f"<ManagedProcess {readable(self.name)}: {self.status}{end}{paused}, pid {self.pid}, {self.execution_time:.1f} s: {what}>"
 
     def _html_(self) -> Html:
         return Html("<div><code>{}</code><pre>{}</pre></div>").format(text(repr(self)), text(self.tail(), limit=4000))

@@ -125,6 +125,9 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Pro
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
 
 
+_SHELL_ONLY = {"alias", "cd", "eval", "exec", "export", "popd", "pushd", "set", "shopt", "source", "ulimit", "umask", "unset"}
+
+
 def _why(config: ProcessConfig, cause: OSError) -> str:
     """What the system's word does not tell: an interpreter that is missing, a command line given as one word. Empty if nothing is known."""
     if cause.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:
@@ -139,10 +142,23 @@ def _why(config: ProcessConfig, cause: OSError) -> str:
         if interpreter:
             return f"the program is there, but its interpreter is not: its first line names {interpreter}"
         return "the program is there, but not the loader or library that it was built for"
+    return _misspelt(config)
+
+
+def _misspelt(config: ProcessConfig) -> str:
+    """What a name that no program has looks like: a line of the shell, or several words."""
     import shutil  # noqa: PLC0415 - `import nbprocs` stays light
 
     words = config.command.split()
-    if len(words) > 1 and not config.args and shutil.which(words[0]):
+    if words[0] in _SHELL_ONLY:
+        return f"{words[0]} is a command of the shell itself: pass shell=True, or see working_dir= and env_vars="
+    if config.args:
+        return ""
+    if len(words) == 1 and words[0] != config.command and shutil.which(words[0]):
+        return f"the name has blanks around it: spawn({words[0]!r})"
+    if any(sign in config.command for sign in ("|", "&", ";", "$", "`", "*", "~", " <", " >")) or "=" in words[0]:
+        return "it looks like a line of the shell: pass shell=True"
+    if len(words) > 1 and shutil.which(words[0]):
         call = ", ".join(map(repr, words[:5])) + (", …" if len(words) > 5 else "")  # noqa: PLR2004 - enough to see how
         return f"no program has that name; words go one by one: spawn({call}), or pass shell=True for a line of the shell"
     return ""
@@ -201,7 +217,7 @@ async def become_ready(process: ProcessCore, probe: Probe, *, seconds: float, ta
 
 def _not_ready(process: ProcessCore, why: str, hint: str) -> NotReady:
     result = process.result
-    return NotReady(
+    error = NotReady(
         f"{process.name} {why}",
         process_id=process.id,
         name=process.name,
@@ -211,3 +227,5 @@ def _not_ready(process: ProcessCore, why: str, hint: str) -> NotReady:
         last_output=process.tail(),
         hint=hint or "its last lines say what it waits for; ready_timeout= gives it longer. It has been stopped",
     )
+    error.result = result
+    return error

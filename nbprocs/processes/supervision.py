@@ -351,7 +351,7 @@ class Supervisor(Generic[P]):
             attempts=lineage.count,
             hint="find the cause in its last output, then spawn it again; RestartPolicy(max_restarts=, window=) sets the limit",
         )
-        error.history = tuple(lineage.told)
+        error.history, error.result = tuple(lineage.told), result
         error.__cause__ = cause
         lineage.error = error
         self._forget(lineage)

@@ -12,7 +12,10 @@ import shutil
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ from nbprocs.scheduler.writer import read_text
 __all__ = ["opened"]
 
 _TRIES = 5  # at a copy during which nothing was folded
+_KEPT = 4  # queues
+_COUNT = "SELECT count(*) FROM attempts WHERE rowid <= {}"
 _TAIL = 4096  # bytes of each stream's end
 _TASK = ("argv", "options", "folder", "key", "name")
 _ATTEMPT = (
@@ -42,7 +47,7 @@ _ATTEMPT = (
 _NAMES = (*_TASK[2:], *_ATTEMPT)
 _ATTEMPTS = (
     f"SELECT {', '.join(f't.{name}' for name in _TASK)}, {', '.join(f'a.{name}' for name in _ATTEMPT)}"  # noqa: S608 - our own names
-    " FROM attempts a JOIN tasks t USING (key) WHERE a.started IS NOT NULL ORDER BY a.rowid"
+    " FROM attempts a JOIN tasks t USING (key) WHERE a.started IS NOT NULL AND a.rowid > {} AND a.rowid <= {} ORDER BY a.rowid"
 )
 _OF_TASK = {"queued": "time", "outcome": "'running'"} | {name: name for name in ("started", "pid", "host", "worker")}  # while it runs
 _RUNNING = (
@@ -60,7 +65,7 @@ def opened(path: Path) -> sqlite3.Connection:
     """A run history, or a queue as one, for reading only. Raises RunsError; it blocks."""
     core = SchedulerCore.of(str(path.resolve()))
     if core is not None and core.store is not None and not core.runner.closed:
-        return _as_history(core.store.rows, os.getpid())
+        return _as_history(path.resolve(), core.store.rows, os.getpid())
     try:
         if not Path(f"{path}-owner").exists():
             return readable(path)
@@ -68,7 +73,7 @@ def opened(path: Path) -> sqlite3.Connection:
         pass
     try:
         with _unlocked(path) as db:
-            return _as_history(lambda query: db.execute(query).fetchall(), _owner(path))
+            return _as_history(path.resolve(), lambda query: db.execute(query).fetchall(), _owner(path))
     except (sqlite3.Error, OSError) as error:
         raise RunsError(f"the queue {path} can't be read: {error}", hint="try again; if that does not help, restore a copy") from error
 
@@ -114,23 +119,57 @@ def _read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0)
 
 
-def _as_history(query: Query, owner: int | None) -> sqlite3.Connection:
-    """The attempts as the rows of a history in memory."""
+@dataclass(slots=True)
+class _Read:
+    """What was read of a queue: its ended attempts stay as they are, so only later ones are made into rows."""
+
+    prefix: str
+    db: sqlite3.Connection
+    maker: RowMaker
+    numbers: Iterator[int]
+    last: int = 0  # rowid
+    count: int = 0
+
+
+_read: OrderedDict[Path, _Read] = OrderedDict()  # the latest few
+_reading = threading.Lock()
+
+
+def _as_history(path: Path, query: Query, owner: int | None) -> sqlite3.Connection:
+    """The attempts as the rows of a history in memory. The first look at a queue takes a quarter of a millisecond an attempt."""
     prefix = str(query("SELECT value FROM meta WHERE name = 'prefix'")[0][0])
+    with _reading:
+        known = _read.pop(path, None)
+        if known is not None and (known.prefix != prefix or query(_COUNT.format(known.last))[0][0] != known.count):  # some were forgotten
+            known.db.close()
+            known = None
+        if known is None:
+            known = _Read(prefix, fresh(), RowMaker(past=True), itertools.count(1))
+        _read[path] = known
+        if len(_read) > _KEPT:
+            _read.popitem(last=False)[1].db.close()
+        last = int(query("SELECT coalesce(max(rowid), 0) FROM attempts")[0][0])
+        _put(known.db, known.maker, known.numbers, _notes(query(_ATTEMPTS.format(known.last, last)), prefix))
+        known.last, known.count = last, int(query(_COUNT.format(last))[0][0])
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        known.db.backup(db)
     me = None if owner is None else identify(owner)
-    db = fresh()
     session = "INSERT INTO sessions (key, host, pid, start, began) VALUES (1, ?, ?, ?, 0)"
     db.execute(session, (socket.gethostname(), owner or 0, 0.0 if me is None else me.start))
-    maker = RowMaker(past=True)
-    maker.take(itertools.chain.from_iterable(_notes(query, prefix)), itertools.count(1).__next__)
-    maker.store(db, session=1)
+    _put(db, RowMaker(past=True), itertools.count(1 << 31), _notes(query(_RUNNING), prefix))
     return db
 
 
-def _notes(query: Query, prefix: str) -> Iterator[tuple[Note, ...]]:
+def _put(db: sqlite3.Connection, maker: RowMaker, numbers: Iterator[int], notes: Iterator[tuple[Note, ...]]) -> None:
+    maker.take(itertools.chain.from_iterable(notes), numbers.__next__)
+    maker.store(db, session=1)
+    maker.written()
+
+
+def _notes(rows: Iterable[tuple[Any, ...]], prefix: str) -> Iterator[tuple[Note, ...]]:
     """A start and an end for each attempt; a start for what runs. What can't be read is left out: the queue itself tells."""
     environ = dict(os.environ)
-    for argv, options, *columns in itertools.chain(query(_ATTEMPTS), query(_RUNNING)):
+    for argv, options, *columns in rows:
         row = dict(zip(_NAMES, columns, strict=True))
         with contextlib.suppress(ValueError, TypeError, RecursionError, AttributeError):
             asked = decode(options, {})[0]

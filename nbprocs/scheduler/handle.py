@@ -6,10 +6,11 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from nbprocs import checks
 from nbprocs.display import Displayable, Html, text
-from nbprocs.engine.home import Home, hops
+from nbprocs.engine.home import hops
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, CommunicationError, tail_text
 from nbprocs.model import ProcessResult, Stream
+from nbprocs.redact import readable
 from nbprocs.scheduler.backend import JobProcess
 from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import Entry
@@ -42,11 +43,6 @@ class TaskHandle(Displayable, Generic[T]):
     def __init__(self, core: SchedulerCore, entry: Entry) -> None:
         self._core = core
         self._entry = entry
-
-    @property
-    def home(self) -> Home:
-        """The scheduler's."""
-        return self._core.home
 
     # -- looking
 
@@ -258,7 +254,7 @@ class TaskHandle(Displayable, Generic[T]):
             else ""
         )
         tries = f", attempt {len(self.attempts) + (entry.run is not None)}" if entry.retries else ""
-        return f"<TaskHandle {self.id} {entry.label}: {entry.state}{took}{tries}>"
+        return f"<TaskHandle {self.id} {readable(entry.label)}: {entry.state}{took}{tries}>"
 
     def _html_(self) -> Html:
         waits = not self._entry.state.final and self._entry.state is not TaskState.RUNNING

@@ -26,6 +26,7 @@ _COLUMNS = (
 )
 _UNFINISHED = "state IN ('queued', 'held', 'running')"
 _CUT_OFF = "(state = 'cancelled' AND started IS NOT NULL)"  # its kernel died while it was being ended
+_SHOWN = 300  # characters of what is wrong with a row
 _LATEST = 1e11  # seconds since the epoch: the year 5138
 
 
@@ -126,7 +127,7 @@ def _read(store: Store, found: Resumed, config: SchedulerConfig, now: Now, host:
                 entry.state = TaskState(row[5])
                 found.interrupted[key] = _interrupted(entry, row[11], row[13:16], config, host=host, store=store)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others are run
-            found.aside[key] = text_of(error)
+            found.aside[key] = text_of(error)[:_SHOWN]
             return
         entries[key] = entry
         if row[5] == "held" or missing:

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from nbprocs import checks
 from nbprocs.config import ProcessConfig, Word
 from nbprocs.display import Displayable, Html
-from nbprocs.engine.home import Home, hops
+from nbprocs.engine.home import hops
 from nbprocs.engine.owners import register
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import ProcessResult
@@ -29,6 +28,7 @@ from nbprocs.scheduler.model import Attempt, Eta, Now, ScheduledTask, SchedulerC
 from nbprocs.scheduler.options import check_name
 from nbprocs.scheduler.rerunning import ended_in, rerun
 from nbprocs.scheduler.system import now as system_now
+from nbprocs.scheduler.system import whole_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +118,7 @@ class TaskScheduler(Displayable):
         True
         >>> await sch.aclose()
         """
-        path = Path(checks.path("store", store)).resolve()
+        path = whole_path(store)
         core = SchedulerCore.of(str(path))
         if core is None or core.runner.closed:
             raise UnknownProcess(f"no scheduler of this kernel has {path} open", hint="TaskScheduler(store=…) opens it")
@@ -132,11 +132,6 @@ class TaskScheduler(Displayable):
     def config(self) -> SchedulerConfig:
         """As given."""
         return self._core.config
-
-    @property
-    def home(self) -> Home:
-        """The loop it lives on; the running one, if it has not been used yet."""
-        return self._core.home
 
     # -- scheduling
 

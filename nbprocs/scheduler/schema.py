@@ -72,8 +72,8 @@ def create(path: Path, prefix: str, *, replace: bool = False) -> None:
     It appears under its name complete or not at all: a kernel may be killed at any line here.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
     try:
+        draft.unlink(missing_ok=True)
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # SQLite gives the log beside it the same permissions
         with closing(sqlite3.connect(draft, isolation_level=None)) as db:
             db.execute(f"PRAGMA application_id = {APPLICATION}")
@@ -94,7 +94,8 @@ def create(path: Path, prefix: str, *, replace: bool = False) -> None:
         ) from error
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
-            Path(f"{draft}{suffix}").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(f"{draft}{suffix}").unlink()
 
 
 def upgrade(db: sqlite3.Connection, path: Path) -> None:

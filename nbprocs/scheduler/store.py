@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
-from nbprocs import checks
 from nbprocs.scheduler.errors import StoreCorrupt, StoreError, StoreInUse
 from nbprocs.scheduler.schema import ATTEMPT, OUTPUT, create, inspect, upgrade
+from nbprocs.scheduler.system import whole_path
 
 __all__ = ["INSERT", "Store"]
 
@@ -54,9 +54,9 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, prefix: str) -> None:
-        self.path: Path = Path(checks.path("store", path)).resolve()  # now: the folder may be another one when it is closed
+        self.path: Path = whole_path(path)  # now: the folder may be another one when it is closed
         self._lock = threading.RLock()
-        if not self.path.exists():
+        if not os.path.exists(self.path):  # noqa: PTH110 - pathlib's raises for a name that is too long
             create(self.path, prefix)
         status = self.path.stat()
         if not stat.S_ISREG(status.st_mode):

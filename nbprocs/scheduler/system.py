@@ -4,9 +4,12 @@ import os
 import time
 from pathlib import Path
 
+from nbprocs import checks
+from nbprocs.config import Word
+from nbprocs.scheduler.errors import StoreError
 from nbprocs.scheduler.model import Now
 
-__all__ = ["folder", "gpu_devices", "now"]
+__all__ = ["folder", "gpu_devices", "now", "whole_path"]
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -47,3 +50,12 @@ def gpu_devices() -> tuple[str, ...]:
         numbers = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
         named = tuple(map(str, numbers))
     return named or ("0",)
+
+
+def whole_path(path: Word) -> Path:
+    """The file that a queue is in, links followed. Raises TypeError, ValueError, or StoreError for links that lead nowhere."""
+    given = Path(checks.path("store", path))
+    try:
+        return given.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL
+        raise StoreError(f"could not open the queue {given}: {error}", hint="give the path of a file") from error

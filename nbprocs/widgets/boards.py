@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbprocs.display import Html, plain
+from nbprocs.engine.home import home_of
 from nbprocs.pool import ProcessPool, WorkerInfo
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.wire import Delta, number, op
@@ -117,7 +118,7 @@ class PoolPart(Part):
         """A pool has no end that its record would wait for; with ``live`` it is written again and again."""
         if not live:
             return lambda: None
-        loop = self._pool.home.loop
+        loop = home_of(self._pool).loop
         timer: list[asyncio.TimerHandle] = []
 
         def again() -> None:
@@ -164,4 +165,4 @@ class PoolView(View):
     """
 
     def __init__(self, pool: ProcessPool, *, height: int = 210) -> None:
-        super().__init__({"pool": PoolPart(pool)}, model=pool, home=pool.home, height=height)
+        super().__init__({"pool": PoolPart(pool)}, model=pool, home=home_of(pool), height=height)

@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nbprocs.display import Html, plain
+from nbprocs.display import Html, duration, plain
+from nbprocs.engine.home import home_of
 from nbprocs.errors import ProcessError
 from nbprocs.model import TaskPriority
 from nbprocs.scheduler import ScheduledTask, SchedulerEvent, TaskEventKind, TaskScheduler, TaskState
@@ -95,9 +96,10 @@ class QueuePart(Part):
         if task.state.final or task.state is TaskState.RUNNING:
             return ""
         try:
-            return plain(self._scheduler.get(task.id).why(), limit=200)
+            why = plain(self._scheduler.get(task.id).why(), limit=200)
         except ProcessError:
             return ""
+        return why if task.estimated_duration is None else f"{why}; then about {duration(task.estimated_duration)}"
 
     def _on_event(self, event: SchedulerEvent) -> None:
         now = time.time()
@@ -270,4 +272,4 @@ class QueueView(View):
     """
 
     def __init__(self, scheduler: TaskScheduler, *, height: int = 270) -> None:
-        super().__init__({"queue": QueuePart(scheduler)}, model=scheduler, home=scheduler.home, height=height)
+        super().__init__({"queue": QueuePart(scheduler)}, model=scheduler, home=home_of(scheduler), height=height)

@@ -53,16 +53,6 @@ def descendants_by_token(token: str, *, without: Collection[int] = ()) -> set[in
     return found
 
 
-async def eventually(check: Callable[[], Any], *, within: float, what: str) -> float:
-    """Wait until the check is true; return how long that took. Fails after ``within`` seconds."""
-    began = time.monotonic()
-    while not (value := check()):
-        if time.monotonic() - began > within:
-            pytest.fail(f"not within {within} s: {what} (last: {value!r})")
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began
-
-
 @dataclass(slots=True, kw_only=True)
 class Cell:
     """One execution: its output so far, and its end."""

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from tests.kernel.conftest import eventually
+from tests.waiting import until
 
 SETUP = """
 import asyncio, json, pathlib, sys, time, nbprocs
@@ -126,4 +126,4 @@ async def test_a_manager_answers_on_a_subshell(kernel, background):
     assert not cell.error, cell.traceback
     assert cell.text.split() == ["from", "a", "subshell", "False"]
     assert "terminated" in await kernel.run("print((await proc.stop()).status); await pm.aclose()")
-    await eventually(lambda: not kernel.descendants(), within=2, what="nothing left behind")
+    await until(lambda: not kernel.descendants(), within=2, what="nothing left behind")

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tests.kernel.conftest import alive, eventually
+from tests.kernel.conftest import alive
+from tests.waiting import until
 
 SETUP = """
 import asyncio, signal, sys, time, nbprocs
@@ -49,7 +50,7 @@ async def sound(kernel, pid):
     """Process and manager are what they were before the interrupt."""
     assert alive([pid])
     assert "sound" in await kernel.run(SOUND)
-    await eventually(lambda: not kernel.descendants(), within=2, what="nothing left behind")
+    await until(lambda: not kernel.descendants(), within=2, what="nothing left behind")
 
 
 async def test_interrupt_of_an_idle_kernel(ready):
@@ -117,7 +118,7 @@ async def test_children_of_background_tasks_can_be_interrupted(ready):
             """
         )
     )
-    await eventually(lambda: len(kernel.descendants()) == 2, within=10, what="the late child")
+    await until(lambda: len(kernel.descendants()) == 2, within=10, what="the late child")
     code = """
     await task
     mask = next(int(line.split()[1], 16) for line in open(f"/proc/{late.pid}/status") if line.startswith("SigIgn"))

@@ -5,7 +5,8 @@ import textwrap
 
 import pytest
 
-from tests.kernel.conftest import alive, eventually
+from tests.kernel.conftest import alive
+from tests.waiting import until
 
 # Five kinds of child, each of which has fled in its own way. They print their pids, the family's head last.
 FAMILY = textwrap.dedent(
@@ -88,8 +89,8 @@ ENDS = [by_sigkill, by_sigterm, by_abort, by_segfault, by_exit, by_os_exit, by_s
 
 
 async def none_left(kernel, pids):
-    await eventually(lambda: not alive(pids), within=2, what="the whole family gone")
-    await eventually(lambda: not kernel.descendants(), within=2, what=f"no descendant at all: {alive(kernel.descendants())}")
+    await until(lambda: not alive(pids), within=2, what="the whole family gone")
+    await until(lambda: not kernel.descendants(), within=2, what=f"no descendant at all: {alive(kernel.descendants())}")
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -126,10 +127,10 @@ async def test_nobody_survives_a_kernel_killed_in_the_middle_of_starting_childre
     """
     cell = await kernel.start(textwrap.dedent(code))
     await cell.says("go")
-    await eventually(lambda: len(kernel.descendants()) > 10, within=20, what="ten children")
+    await until(lambda: len(kernel.descendants()) > 10, within=20, what="ten children")
     kernel.kill()
     await kernel.gone()
-    await eventually(lambda: not kernel.descendants(), within=2, what="no descendant")
+    await until(lambda: not kernel.descendants(), within=2, what="no descendant")
 
 
 async def test_a_killed_shim_is_replaced(kernel):
@@ -161,5 +162,5 @@ async def test_a_child_of_multiprocessing_does_not_hold_the_shim_open(kernel):
     worker = int(await kernel.run(textwrap.dedent(code)))
     kernel.kill()
     await kernel.gone()
-    await eventually(lambda: not alive(pids), within=2, what="the whole family gone")
+    await until(lambda: not alive(pids), within=2, what="the whole family gone")
     assert alive([worker]), "not ours: the shim must leave it alone"

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.kernel.conftest import alive, eventually
+from tests.kernel.conftest import alive
+from tests.waiting import until
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -56,7 +57,7 @@ async def test_a_python_cell_gets_what_the_notebook_defined(loaded):
 async def test_wait_can_be_interrupted_and_the_process_lives(loaded):
     cell = await loaded.start("%%proc --name long --wait\necho started; sleep 1000")
     # In the instant between fork and setsid it is still in the kernel's group, and the interrupt would be meant for it too.
-    await eventually(lambda: [p for p in loaded.descendants() if os.getsid(p) == p], within=10, what="the process")
+    await until(lambda: [p for p in loaded.descendants() if os.getsid(p) == p], within=10, what="the process")
     await loaded.interrupt()
     await cell.done(timeout=5)
     assert cell.error == "KeyboardInterrupt"
@@ -65,7 +66,7 @@ async def test_wait_can_be_interrupted_and_the_process_lives(loaded):
 
 async def test_cells_end_with_the_kernel(loaded):
     await (await loaded.start("%%proc\nsleep 1000 & setsid sleep 1000 & sleep 1000")).done()
-    await eventually(lambda: len(loaded.descendants()) >= 3, within=10, what="three sleepers")
+    await until(lambda: len(loaded.descendants()) >= 3, within=10, what="three sleepers")
     loaded.kill()
     await loaded.gone()
-    await eventually(lambda: not loaded.descendants(), within=2, what="nobody left")
+    await until(lambda: not loaded.descendants(), within=2, what="nobody left")

@@ -2,7 +2,7 @@
 
 import uuid
 
-from tests.kernel.conftest import eventually
+from tests.waiting import until
 
 
 def notices(kernel, comm_id):
@@ -21,10 +21,10 @@ def open_comm(kernel):
 async def test_a_front_end_hears_of_each_end_and_of_what_it_missed(kernel):
     await kernel.run("import nbprocs\npm = nbprocs.ProcessManager()\nr = await pm.run('echo', 'early', name='early', notify=True)")
     comm_id = open_comm(kernel)
-    await eventually(lambda: notices(kernel, comm_id), within=20, what="the notice from before the comm")
+    await until(lambda: notices(kernel, comm_id), within=20, what="the notice from before the comm")
     await kernel.run("%load_ext nbprocs")
     await kernel.run("%%proc sh --notify --name cell\necho from a cell; exit 3")
-    await eventually(lambda: len(notices(kernel, comm_id)) == 2, within=20, what="a second notice")
+    await until(lambda: len(notices(kernel, comm_id)) == 2, within=20, what="a second notice")
     early, cell = notices(kernel, comm_id)
     assert (early["name"], early["level"], early["body"], early["exit_code"]) == ("early", "success", "early", 0)
     assert cell["title"].startswith("cell failed (exit status 3) after ")

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.kernel.conftest import alive, eventually
+from tests.kernel.conftest import alive
+from tests.waiting import until
 
 SETUP = """
 import asyncio, os, time, nbprocs
@@ -39,7 +40,7 @@ async def ready(kernel, request, tmp_path):
 async def test_interrupt_ends_the_cell_and_its_task_only(ready, what):
     kernel, _, mark = ready
     cell = await kernel.start(AWAITS[what])
-    await eventually(mark.exists, within=20, what="the task to start")
+    await until(mark.exists, within=20, what="the task to start")
     began = time.monotonic()
     await kernel.interrupt()
     await cell.done(timeout=20)
@@ -51,9 +52,9 @@ async def test_interrupt_ends_the_cell_and_its_task_only(ready, what):
 async def test_a_killed_kernel_leaves_no_worker(ready):
     kernel, pids, mark = ready
     await kernel.start("await pool.run(hang)")
-    await eventually(mark.exists, within=20, what="the task to start")
+    await until(mark.exists, within=20, what="the task to start")
     kernel.kill()
-    await eventually(lambda: not alive(pids), within=20, what="the workers to end")
+    await until(lambda: not alive(pids), within=20, what="the workers to end")
 
 
 EDITED = """

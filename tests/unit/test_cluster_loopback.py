@@ -192,11 +192,34 @@ async def test_a_worker_that_goes_gets_nothing_more_and_is_not_lost_while_someth
     assert later.events[-1].stopped
 
 
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"
+
+
+async def test_slots_that_are_taken_back_are_told_when_nothing_runs_there_any_more_and_may_come_again(tmp_path):
+    """As at a restart of the cluster: the kernel lives. Told any sooner, two copies could run."""
+    backend = loopback(tmp_path, workers=1, slots=1)
+    reports = await start(backend, sys.executable, "-c", DEAF)
+    process = reports.events[0].process
+    assert await anext(aiter(process.lines())) == "deaf"
+    bay = backend.bays["w0"]
+    bay.part("s", "s-c0", released=True)
+    assert bay.join("s", prefix="", since=backend.fleet.since, carrier="anew") is not None
+    backend.fleet.arrived("w0", lambda: backend.links["w0"])
+    await reports.ended.wait()
+    assert not psutil.pid_exists(process.pid)
+    assert isinstance(reports.events[-1].error, WorkerLost) and reports.events[-1].error.expected
+    again = Reports()
+    backend.start(Job(id="q-2.1", task_id="q-2", name="again", command="echo", args=("again",)), again)
+    async with asyncio.timeout(30):
+        await again.ended.wait()
+    assert again.events[-1].result.stdout == b"again\n"
+    await backend.aclose()
+
+
 async def test_who_asks_a_worker_to_end_while_it_does_waits_until_it_has(tmp_path):
     """At a walltime SIGTERM reaches the worker and its nanny at once: the nanny's word must not cut the worker's last words off."""
     backend = loopback(tmp_path, workers=1)
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"
-    reports = await start(backend, sys.executable, "-c", code)
+    reports = await start(backend, sys.executable, "-c", DEAF)
     process = reports.events[0].process
     assert await anext(aiter(process.lines())) == "deaf"
     bay = backend.bays["w0"]

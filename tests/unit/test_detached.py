@@ -2,12 +2,16 @@
 
 import asyncio
 import base64
+import fcntl
 import json
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from pathlib import Path
@@ -20,6 +24,7 @@ import nbprocs
 from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
 from nbprocs.engine import asking, both, recorded, records, shim
 from nbprocs.engine.shimlib import order, segments
+from tests.waiting import until
 
 ROOT = Path(nbprocs.__file__).parents[1]
 
@@ -51,12 +56,6 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-async def until(condition, *, seconds=20.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -693,3 +692,51 @@ async def test_wait_exits_as_a_kernels_process_did(home, pm, monkeypatch, how, c
     await asyncio.to_thread(asking.ask, path, {"op": "status"}, timeout=60)  # answered after the other question was heard
     await job.send_line("go")
     assert await waiting == code
+
+
+def typed(terminal, text):
+    """Type something, as a person does."""
+    os.write(terminal, text.encode())
+
+
+def shown(terminal, text):
+    """Wait until a terminal shows that; returns all that it showed until then."""
+    seen = b""
+    while text.encode() not in seen:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, seen
+        try:
+            seen += os.read(terminal, 4096)
+        except OSError:  # the last holder of the other side is gone
+            raise AssertionError(seen) from None
+    return seen
+
+
+def test_attach_is_a_terminal_that_can_be_left(home):
+    command("run", "--detach", "--name", "job", "--pty", "--stdin", "--", "sh", "-c", "stty size; read a; echo got $a; read b; exit $b")
+    master, slave = os.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 97, 0, 0))
+    words = [sys.executable, "-m", "nbprocs", "attach", "job"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as first:
+        shown(master, "Ctrl-] leaves it running")
+        typed(master, "one\r")
+        shown(master, "got one")
+        typed(master, "\x1d")
+        shown(master, "[job goes on]")
+        assert first.wait(60) == 0
+    with subprocess.Popen(words, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as again:
+        assert b"got one" in shown(master, "Ctrl-] leaves it running"), "what was on the screen is shown again"
+        typed(master, "7\r")
+        assert again.wait(60) == 7
+    os.close(slave)
+    os.close(master)
+
+
+async def test_what_ends_other_processes_does_not_end_its_shim(home, pm):
+    job = await pm.spawn("sh", "-c", "read x; exit $x", name="job", detach=True, stdin=True)
+    shim_pid = records.records()[0].shim_pid
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
+        os.kill(shim_pid, number)
+    await job.send_line("6")
+    assert (await job.wait()).exit_code == 6

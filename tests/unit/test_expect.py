@@ -179,3 +179,15 @@ async def test_text_is_decoded_as_asked():
         proc = await pm.spawn("printf", r"caf\351\n", encoding="latin-1")
         assert [line async for line in proc.lines()] == ["café"]
         assert (await proc.wait()).text == "café\n"
+
+
+@pytest.mark.parametrize("longest", [1, 10, 1000, 1 << 20])
+async def test_no_piece_of_a_line_is_longer_than_asked(longest):
+    text = "é日🙂" * (400_000 if longest > 1000 else 2000)
+    async with ProcessManager() as pm:
+        process = await pm.spawn("cat", stdin=text.encode())
+        await process.wait()  # all is written: no piece may end inside a character for that
+        pieces = [piece async for piece in process.lines(longest=longest)]
+    assert "".join(pieces) == text
+    assert max(len(piece.encode()) for piece in pieces) <= max(longest, 8)
+    assert all(pieces)

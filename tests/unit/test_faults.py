@@ -429,9 +429,27 @@ async def test_a_script_whose_interpreter_is_missing(pm, tmp_path, first_line, h
     assert hint in caught.value.hint
 
 
-async def test_a_command_line_in_one_word_is_explained(pm):
-    with pytest.raises(StartupFailed, match=r"spawn\('sort', '-n', 'f'\), or pass shell=True"):
-        await pm.run("sort -n f")
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("sort -n f",), "spawn('sort', '-n', 'f'), or pass shell=True"),
+        (("/bin/ls -l",), "spawn('/bin/ls', '-l')"),
+        (("ls | wc",), "a line of the shell"),
+        (("ls|wc",), "a line of the shell"),
+        (("echo $HOME",), "a line of the shell"),
+        (("A=1 env",), "a line of the shell"),
+        (("~/train",), "a line of the shell"),
+        (("cd", "/tmp"), "a command of the shell itself"),
+        (("cd /tmp",), "a command of the shell itself"),
+        (("ls ",), "spawn('ls')"),
+        (("\nls",), "spawn('ls')"),
+        (("no-such-program-x", "a|b"), "check the spelling"),
+    ],
+)
+async def test_a_command_line_in_one_word_is_explained(pm, words, hint):
+    with pytest.raises(StartupFailed) as caught:
+        await pm.run(*words)
+    assert hint in caught.value.hint
 
 
 async def test_a_name_with_a_typo_is_guessed(pm):

@@ -238,6 +238,13 @@ def test_what_can_not_be_sent_is_named(shell):
         run(shell, "%%proc --send lock\ntrue")
 
 
+@pytest.mark.parametrize("line", ["--out 5x", "--out a.b", "--ready-timeout 0", "--ready-timeout nan", "--timeout -1", "--retries -1"])
+def test_a_wrong_option_fails_the_cell_before_anything_starts(shell, line):
+    with pytest.raises((UsageError, ValueError)):
+        run(shell, f"%%proc {line}\ntrue")
+    assert magics.manager().list() == ()
+
+
 @pytest.mark.parametrize(
     ("cell", "says"),
     [("%%proc\n   \n", "empty"), ("%%proc perl\nprint 1", "perl"), ("%%proc --env =x\ntrue", "NAME=value"), ("%stop", "name of a process")],

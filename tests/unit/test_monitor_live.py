@@ -19,6 +19,7 @@ from nbprocs.monitor import AlertSeverity, AlertThresholds, AlertType, ProcessMo
 from nbprocs.monitor.book import Book
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import COLUMNS
+from nbprocs.monitor.roster import Roster
 from nbprocs.policy import RestartPolicy
 from nbprocs.testing import FakeClock
 from tests.children import ECHO, SLEEPER, python_child, until_line
@@ -597,3 +598,22 @@ async def test_a_full_disk_is_told_once_and_what_is_lost_is_counted(pm, caplog, 
     await mon.aclose()
     assert mon.spill_lost == len(mon.frame(scope=None)) >= 1
     assert caplog.text.count("can't be spilled") == 1
+
+
+async def test_a_manager_on_another_loop_is_heard_on_the_monitors_own(monkeypatch):
+    heard, usual = set(), Roster.heard
+
+    def spy(roster, group, event):
+        heard.add(threading.get_ident())
+        usual(roster, group, event)
+
+    monkeypatch.setattr(Roster, "heard", spy)
+    async with ProcessMonitor(interval=None, gpu=Gpu(library=None)) as mon:
+        await mon.sample()  # it lives here from now on
+        async with nbprocs.ProcessManager(background=True) as pm:
+            mon.watch(pm)
+            await pm.run("true")
+        async with asyncio.timeout(20):
+            while not heard:
+                await asyncio.sleep(0.01)
+    assert heard == {threading.get_ident()}

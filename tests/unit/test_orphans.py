@@ -21,8 +21,9 @@ from nbprocs.engine.shimlib.proc import read_proc
 from nbprocs.processes.manager import manager_core
 from nbprocs.processes.process import process_core
 from tests.children import python_child
-from tests.kernel.conftest import alive, eventually
+from tests.kernel.conftest import alive
 from tests.unit.test_child import Heard
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 CHAIN = "while True:\n    if os.fork(): os._exit(0)\n    open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep({0})"
@@ -140,7 +141,7 @@ def kind(request, nearby):
 
 
 async def begun(place):
-    await eventually(lambda: place.exists() and place.read_text().strip() and members(place), within=20, what="the orphan runs")
+    await until(lambda: place.exists() and place.read_text().strip() and members(place), within=20, what="the orphan runs")
 
 
 async def test_stop_ends_it_and_nobody_else(kind):
@@ -189,7 +190,7 @@ async def test_the_end_of_the_kernel_ends_it(kind):
     ) as kernel:
         await begun(place)
         kernel.kill()
-    await eventually(lambda: not members(place), within=3, what="nobody is left")
+    await until(lambda: not members(place), within=3, what="nobody is left")
 
 
 # --- later, when the loop's connection to the shim was closed for want of anything to say ---------------------------------
@@ -212,7 +213,7 @@ def left_by(place):
 async def quiet(loop=None):
     """No loop of ours is connected to any shim: what ``_IDLE`` seconds without an order lead to."""
     loop = loop or asyncio.get_running_loop()
-    await eventually(lambda: not shims.clients(loop), within=5, what="the connection is closed")
+    await until(lambda: not shims.clients(loop), within=5, what="the connection is closed")
 
 
 async def leave_one(pm, place, make=LEFT):
@@ -306,16 +307,16 @@ async def test_a_shim_stays_while_it_has_what_an_ended_child_left(tmp_path, umas
         other = await keeper.spawn("sleep", "1000")
         assert shim_of(other.pid) is not shim
         shim.idle_since = asked = 0.0
-        await eventually(lambda: shim.idle_since > asked or not shim.alive, within=5, what="it was asked to leave")
+        await until(lambda: shim.idle_since > asked or not shim.alive, within=5, what="it was asked to leave")
         assert shim.alive
         assert left_by(place)
         assert other.status.live
         await (proc.stop() if how == "stop" else pm.aclose())
         assert not left_by(place)
         assert other.status.live
-        await eventually(lambda: not shim.clients, within=5, what="it is idle")
+        await until(lambda: not shim.clients, within=5, what="it is idle")
         shim.idle_since = 0.0
-        await eventually(lambda: not shim.alive, within=5, what="it leaves when it has nobody")
+        await until(lambda: not shim.alive, within=5, what="it leaves when it has nobody")
         assert other.status.live
 
 
@@ -331,7 +332,7 @@ async def test_the_next_shim_ends_what_a_killed_one_had_left(tmp_path, umask, ho
             await pm.spawn("sleep", "1000")
         os.kill(shim.pid, signal.SIGKILL)
         if how != "aclose at once":
-            await eventually(lambda: not shim.alive, within=5, what="its death is noticed")
+            await until(lambda: not shim.alive, within=5, what="its death is noticed")
         if how == "stop":
             await proc.stop()
             assert not left_by(place)
@@ -385,4 +386,4 @@ def test_the_end_of_the_kernel_ends_it_later(tmp_path, shim):
         assert kernel.stdout.readline() == b"quiet\n"
         assert left_by(place)
         kernel.kill()
-    asyncio.run(eventually(lambda: not left_by(place), within=3, what="nobody is left"))
+    asyncio.run(until(lambda: not left_by(place), within=3, what="nobody is left"))

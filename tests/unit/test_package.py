@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import nbprocs
+from nbprocs.scheduler import TaskHandle
+from tests.links import wrong_in_repository, wrong_in_site
 
 ROOT = Path(__file__).parents[2]
+in_the_repository = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="only the tests are here")
 SCRIPTS = [
     p
     for p in (ROOT / "nbprocs").rglob("*.js")
@@ -26,6 +29,7 @@ def bundled():
     return sorted(name for name in found if not name.startswith("@jupyterlab/"))  # those are the front end's own, not bundled
 
 
+@in_the_repository
 def test_the_scripts_are_found():
     assert "uplot" in bundled()
     assert "@xterm/xterm" in bundled()
@@ -49,8 +53,60 @@ def test_the_version_stands_in_one_place():
             ), manifest
 
 
+@in_the_repository
 def test_the_changes_name_this_version():
     assert re.search(rf"^## {re.escape(nbprocs.__version__)}$", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@in_the_repository
+def test_the_panel_says_what_is_bundled_in_it_under_which_licence():
+    [listed] = (ROOT / "nbprocs" / "lab" / "labextension").rglob("third-party-licenses.json")
+    packages = json.loads(listed.read_text())["packages"]
+    assert packages
+    assert {package["licenseId"] for package in packages} == {"MIT"}, "the licence expression of pyproject.toml says MIT"
+    assert all("Copyright" in package["extractedText"] for package in packages)
+
+
+@in_the_repository
+def test_links_between_the_repositorys_pages_lead_somewhere():
+    assert wrong_in_repository() == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<h1 id="x">x</h1><a href="b.html">b</a><a href="#y">y</a><a href="#x">x</a><a href="https://e.org">e</a>'
+    )
+    assert wrong_in_site(tmp_path) == ["a.html: b.html: no such file", "a.html: #y: no such anchor"]
+    (tmp_path / "README.md").write_text("# One two\n[a](#one-two) [b](#three) [c](gone.md) `[d](code)`\n```\n[e](block)\n```\n")
+    assert wrong_in_repository(tmp_path) == ["README.md: #three: no such heading", "README.md: gone.md: no such file"]
+
+
+@in_the_repository
+def test_the_page_of_errors_explains_every_error():
+    page = (ROOT / ".github" / "docs" / "messages.md").read_text()
+    errors = {
+        name for name in nbprocs.__all__ if isinstance(getattr(nbprocs, name), type) and issubclass(getattr(nbprocs, name), BaseException)
+    }
+    assert {name for name in errors if f"`{name}`" not in page} == set()
+
+
+@in_the_repository
+def test_what_others_are_told_to_write_here_exists():
+    """The tables for those who come from another tool: their right-hand column names what there is."""
+    page = (ROOT / ".github" / "docs" / "coming-from.md").read_text()
+    kinds = {
+        "pm": nbprocs.ProcessManager,
+        "pool": nbprocs.ProcessPool,
+        "sch": nbprocs.TaskScheduler,
+        "proc": nbprocs.ManagedProcess,
+        "handle": TaskHandle,
+        "result": nbprocs.ProcessResult,
+        "nbprocs": nbprocs,
+    }
+    ours = [line.rpartition(" | ")[2] for line in page.splitlines() if line.startswith("|")]
+    named = {found for line in ours for found in re.findall(rf"\b({'|'.join(kinds)})\.(\w+)", line)}
+    assert len(named) > 12
+    assert {f"{thing}.{name}" for thing, name in named if not hasattr(kinds[thing], name)} == set()
 
 
 @pytest.mark.slow

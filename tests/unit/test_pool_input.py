@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbprocs import ProcessConfig
 from nbprocs.pool import CommandWorker, PoolConfig, ProcessPool, PythonWorker
 
 WRONG = (
@@ -87,6 +89,11 @@ def test_numbers_of_other_kinds_are_taken():
         lambda: PythonWorker(follow="yes"),
         lambda: PythonWorker(env_vars={"A": 1}),
         lambda: PythonWorker(working_dir=7),
+        lambda: PythonWorker(process={"stdin": True}),
+        lambda: PythonWorker(process={"nice": 50}),
+        lambda: PythonWorker(process=5),
+        lambda: PythonWorker(process=ProcessConfig(command="x", timeout=5)),
+        lambda: CommandWorker("bc", process={"name": "x"}),
         lambda: CommandWorker("bc", end=True),
         lambda: CommandWorker("bc", end=None),
         lambda: CommandWorker("bc", end=0),
@@ -157,3 +164,21 @@ async def test_other_calls(act, what):
         with pytest.raises((TypeError, ValueError), match=what):
             act(pool)
         assert pool.metrics().total_processes_created == 0
+
+
+@pytest.mark.parametrize("config", [ProcessConfig(command="x", nice=3, umask=0o27, rlimits={"NOFILE": (99, 200)}), None])
+async def test_a_workers_process_runs_as_its_config_says(config):
+    """A ProcessConfig and a mapping of its fields say the same; a program and an interpreter take it alike."""
+    process = config or {"nice": 3, "umask": 0o27, "rlimits": {"NOFILE": (99, 200)}}
+
+    def found():
+        import os
+        import resource
+
+        return os.nice(0), os.umask(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async with ProcessPool(PoolConfig(max_processes=1), worker=PythonWorker(process=process)) as pool:
+        assert await pool.run(found) == (os.nice(0) + 3, 0o27, (99, 200))
+    shell = CommandWorker("sh", "-c", 'while read line; do eval "$line"; done', process=process)
+    async with ProcessPool(PoolConfig(max_processes=1), worker=shell) as pool:
+        assert await pool.run("echo $(nice) $(umask) $(ulimit -n)") == f"{os.nice(0) + 3} 0027 99"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nbprocs.errors import ProcessFailed, StartupFailed
 from nbprocs.pool import PoolConfig, ProcessPool, PythonWorker, WorkerState
 from nbprocs.pool.worker import InvalidTransition, WorkerHandle, may_follow
+from tests.waiting import until
 
 ONE = PoolConfig(max_processes=1)
 
@@ -25,12 +26,6 @@ def lives(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 # -- states

@@ -14,6 +14,7 @@ from nbprocs.engine.channel import SharedPage
 from nbprocs.pool import python
 from nbprocs.pool import worker_main as worker
 from nbprocs.pool.wire import Decoder, frame
+from tests.waiting import until_blocking
 
 
 class Child:
@@ -68,13 +69,6 @@ def child():
     made.close()
 
 
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_ready_run_quit(child):
     assert child.setup() == (worker.READY, 0, 0, child.process.pid)
     child.send((worker.DEFINE, 1, pickle.dumps(abs)), (worker.TASK, 1, 1, (-5,)), (worker.TASK, 2, 1, (-6,)))
@@ -89,7 +83,7 @@ def test_ready_run_quit(child):
 def test_what_has_not_started_can_be_withdrawn_while_a_task_computes(child):
     child.setup()
     child.send((worker.DEFINE, 1, pickle.dumps(time.sleep)), *((worker.TASK, n, 1, (0.3,)) for n in range(1, 5)))
-    until(lambda: child.page.words[worker.CLAIMED] == 1)
+    until_blocking(lambda: child.page.words[worker.CLAIMED] == 1)
     assert child.ask(worker.WITHDRAW, [1, 3, 4]) == (worker.WITHDRAW, [3, 4])
     assert [child.receive()[1] for _ in range(2)] == [1, 2]
     child.send((worker.TASK, 5, 1, (0,)))
@@ -99,7 +93,7 @@ def test_what_has_not_started_can_be_withdrawn_while_a_task_computes(child):
 def test_a_ping_is_answered_while_a_task_computes(child):
     child.setup()
     child.send((worker.DEFINE, 1, pickle.dumps(time.sleep)), (worker.TASK, 1, 1, (600,)))
-    until(lambda: child.page.words[worker.CLAIMED] == 1)
+    until_blocking(lambda: child.page.words[worker.CLAIMED] == 1)
     assert child.ask(worker.PING, 0) == (worker.PING, 0)
     assert child.page.words[worker.STARTED] * 1e-9 == pytest.approx(time.monotonic(), abs=20)
 
@@ -116,7 +110,7 @@ def test_it_leaves_when_its_parent_is_gone(child, busy):
     child.setup()
     if busy:
         child.send((worker.DEFINE, 1, pickle.dumps(time.sleep)), (worker.TASK, 1, 1, (600,)))
-        until(lambda: child.page.words[worker.CLAIMED] == 1)
+        until_blocking(lambda: child.page.words[worker.CLAIMED] == 1)
     child.data.close()
     child.control.close()
     assert child.process.wait(20) is not None

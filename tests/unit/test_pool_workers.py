@@ -16,12 +16,7 @@ from nbprocs.engine.home import Home
 from nbprocs.errors import ResourceExhausted, StartupFailed
 from nbprocs.pool import PoolConfig, ProcessPool, PythonWorker
 from nbprocs.processes.manager import ProcessManager
-
-
-async def until(condition, seconds=20):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
+from tests.waiting import until
 
 
 def reasons(pool):

@@ -44,6 +44,7 @@ async def test_a_port_of_somebody_else_is_not_ready(busy_port, kind):
         ) as caught:
             await pm.spawn(*python_child(SERVER, str(busy_port)), ready=probe, ready_timeout=10)
         assert "Address already in use" in caught.value.last_output
+        assert b"Address already in use" in caught.value.stderr
         assert pm.live == 0
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbprocs import ProcessConfig
-from nbprocs.redact import MASK, is_secret_name, mask_command, mask_env, mask_text, mask_words, readable
+from nbprocs.redact import MASK, is_secret_name, mask_command, mask_env, mask_text, mask_words, one_line, readable
 
 SECRET = "s3cr3t-Val"
 
@@ -46,6 +46,11 @@ COMMANDS = [
     ["curl", f"https://discord.com/api/webhooks/1/{SECRET}"],
     ["curl", f"https://api.telegram.org/bot123:{SECRET}/sendMessage"],
     ["redis-cli", "-a", SECRET],
+    ["ldapsearch", "-w", SECRET],
+    ["zip", "-P", SECRET],
+    *(["tool", option, f"me:{SECRET}"] for option in ("-u", "-U", "--user", "--proxy-user", "--login")),
+    ["curl", f"--proxy-user=me:{SECRET}"],
+    *([f"/usr/bin/{program}", f"-p{SECRET}"] for program in ("mysqldump", "mysqladmin", "mariadb", "mariadb-dump", "sshpass", "7z", "7za")),
 ]
 
 
@@ -56,7 +61,9 @@ def test_secrets_of_a_command_are_masked(argv):
         " ".join(mask_words(argv)),
         repr(ProcessConfig(command=argv[0], args=argv[1:])),
         mask_text(f'fetch {shlex.join(argv)}; echo "done"')
-        if argv[0] not in {"mysql", "sshpass", "redis-cli"} and argv[1] != "-b"
+        if argv[0] not in {"mysql", "sshpass", "redis-cli", "ldapsearch", "zip"}
+        and not argv[0].startswith("/")
+        and argv[1] not in {"-b", "--login"}
         else MASK,
     ):
         if "-ume:" in text or "'\"'\"'" in text:
@@ -68,9 +75,12 @@ def test_secrets_of_a_command_are_masked(argv):
 @pytest.mark.parametrize(
     "token",
     [
-        "ghp_" + "a" * 36,
+        *(f"gh{kind}_" + "a" * 36 for kind in "pousr"),
+        *(f"xox{kind}-" + "1" * 20 for kind in "abprs"),
+        "glpat-" + "e" * 20,
+        "hf_" + "f" * 20,
+        "pypi-" + "g" * 20,
         "github_pat_" + "b" * 30,
-        "xoxb-" + "1" * 20,
         "sk-" + "c" * 40,
         "AKIA" + "D" * 16,
         "eyJhbGciOiJIUzI1.eyJzdWIiOiIx.abc",
@@ -96,6 +106,58 @@ def test_tokens_of_well_known_services_are_masked_anywhere(token):
 )
 def test_what_is_no_secret_stays_readable(argv):
     assert mask_command(argv) == shlex.join(argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["mysql", f"-p{SECRET}", "db"], f"mysql -p{MASK} db"),
+        (["mysql", "-p", "db"], "mysql -p db"),
+        (["other", f"-p{SECRET}"], f"other -p{SECRET}"),
+        (["tool", "-a", "x"], "tool -a x"),
+        (["curl", "-u", f"me:{SECRET}"], f"curl -u me:{MASK}"),
+        (["curl", f"--user=me:{SECRET}", "x:y"], f"curl --user=me:{MASK} x:y"),
+        (["curl", f"-ume:{SECRET}"], f"curl -ume:{MASK}"),
+        (["env", f"API_KEY={SECRET}", "x=1"], f"env API_KEY={MASK} x=1"),
+        (["curl", "-H", f"Authorization: Token {SECRET}"], f"curl -H Authorization:{MASK}"),
+        (["curl", f"https://me:{SECRET}@host/a?b=1&token={SECRET}&c=2"], f"curl https://me:{MASK}@host/a?b=1&token={MASK}&c=2"),
+        (["curl", "-d", f'{{"user": "me", "password": "{SECRET}"}}'], f'curl -d {{"user": "me", "password": "{MASK}"}}'),
+        (["sh", "-c", f"login --password {SECRET} --name me; next"], f"sh -c login --password {MASK} --name me; next"),
+        (["run", "a b", "\x1b[2J", "it's"], "run 'a b' $'\\x1b[2J' 'it'\"'\"'s'"),
+        (["run", "\x1b'\\"], "run $'\\x1b\\'\\\\'"),
+    ],
+)
+def test_what_stays_of_a_command(argv, shown):
+    assert mask_command(argv) == shown
+
+
+def test_a_shell_line_is_shown_as_it_is_but_for_its_secrets():
+    line = f"mysql --password={SECRET} | tee 'a b' && curl -u me:{SECRET} x"
+    assert mask_command([line], shell=True) == f"mysql --password={MASK} | tee 'a b' && curl -u me:{MASK} x"
+    assert mask_words([line], shell=True) == (mask_command([line], shell=True),)
+    assert mask_command(["echo \x1b"], shell=True) == "echo \\x1b"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\x00\x08\x0b\x1f\x7f\x9f", "\\x00\\x08\\x0b\\x1f\\x7f\\x9f"),
+        ("\xa0\xff\u0100", "\xa0\xff\u0100"),
+        ("\udc80\udcff", "\\x80\\xff"),
+        ("\udc7f\udd00\ud800", "\\udc7f\\udd00\\ud800"),
+        ("\u061c\u200b\u202e\u2069\ufeff", "\\u061c\\u200b\\u202e\\u2069\\ufeff"),
+    ],
+)
+def test_what_readable_escapes(text, shown):
+    assert readable(text) == shown
+
+
+def test_one_line():
+    assert one_line("a  b\n c") == "a b c"
+    assert one_line("x" * 100) == "x" * 100
+    assert one_line("x" * 101) == "x" * 99 + "…"
+    assert one_line("abcdef", limit=4) == "abc…"
 
 
 def test_an_option_behind_a_secret_option_is_an_option():

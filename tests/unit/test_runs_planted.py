@@ -10,9 +10,11 @@ import time
 import pytest
 
 import nbprocs
+from nbprocs.display import duration
 from nbprocs.runs.record import RunRecord
 from nbprocs.runs.rows import fingerprint
 from nbprocs.runs.schema import connect
+from nbprocs.widgets.queue_view import COLUMNS, QueuePart
 
 MIB = 1 << 20
 
@@ -164,3 +166,27 @@ async def test_what_is_logged_of_a_changed_script_holds_no_secret(path, tmp_path
             await asyncio.sleep(0.01)
     assert "planted" not in caplog.text
     assert not [file for file in tmp_path.glob("runs.db*") if b"planted-x7Qz" in file.read_bytes() or b"planted-word" in file.read_bytes()]
+
+
+# --- the queue's view ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_queue_view_gets_what_is_expected_before_it_runs_and_what_it_was(path):
+    plant(path, ("sleep", "0"), seconds=[20.0] * 5)
+    async with nbprocs.TaskScheduler(runs=path) as sch:
+        part = QueuePart(sch)
+        waiting = sch.schedule("sleep", "0", hold=True)
+
+        def row(handle):
+            return dict(zip(COLUMNS, part._put(handle.task), strict=True))
+
+        assert row(waiting)["expected"] == 20.0
+        assert row(waiting)["why"].endswith(f"then about {duration(20)}")
+        unknown = sch.schedule("never", "seen", hold=True)
+        assert row(unknown)["expected"] is None
+        assert "about" not in row(unknown)["why"]
+        waiting.release()
+        await waiting
+        assert row(waiting)["why"] == ""
+        assert waiting.task.execution_time < 20.0
+        sch.cancel()

@@ -13,6 +13,7 @@ import pytest
 import nbprocs
 from nbprocs.errors import StartupFailed, WorkerLost
 from nbprocs.model import ProcessResult, ProcessStatus
+from nbprocs.runs import queues
 from nbprocs.runs.errors import RunsError
 from nbprocs.scheduler.backend import Capacity, Ended, Started
 
@@ -103,6 +104,20 @@ async def test_a_row_that_can_not_be_read_hides_no_other(store):
     with contextlib.closing(sqlite3.connect(store)) as db, db:
         db.execute("UPDATE tasks SET argv = '{' WHERE name = 'broken'")
     assert [run.name for run in nbprocs.runs(store)] == ["whole"]
+
+
+async def test_an_attempt_is_made_into_a_row_once_and_a_forgotten_one_goes(store, monkeypatch):
+    made = []
+    real = queues._run
+    monkeypatch.setattr(queues, "_run", lambda words, *rest: made.append(words[1]) or real(words, *rest))
+    async with nbprocs.TaskScheduler(store=store, runs=False) as sch:
+        for n in range(3):
+            await sch.schedule("echo", str(n))
+            assert [run.stdout for run in nbprocs.runs(store)] == [f"{n}\n" for n in range(n + 1)]
+        assert made == ["0", "1", "2"]
+    with contextlib.closing(sqlite3.connect(store)) as db, db:
+        db.execute("DELETE FROM attempts WHERE key = 1")
+    assert [run.stdout for run in nbprocs.runs(store)] == ["1\n", "2\n"]
 
 
 async def test_runs_are_not_recorded_into_a_queue(store, caplog):

@@ -341,7 +341,6 @@ def test_the_face_shows_only_what_a_user_calls() -> None:
             "get",
             "graph",
             "handles",
-            "home",
             "join",
             "opened",
         ),
@@ -349,7 +348,7 @@ def test_the_face_shows_only_what_a_user_calls() -> None:
         *("subscribe", "tasks", "tasks_frame", "timeline", "why"),
     }
     assert public(TaskHandle) == {
-        *("attempts", "cancel", "depend", "done", "error", "hold", "home", "id", "lines", "name", "next_result", "output", "pause"),
+        *("attempts", "cancel", "depend", "done", "error", "hold", "id", "lines", "name", "next_result", "output", "pause"),
         *("process", "release", "reprioritise", "rerun", "result", "resume", "state", "tail", "task", "wait", "why"),
     }
     assert not {name for name in vars(TaskScheduler(backend=FakeBackend())) if not name.startswith("_")}

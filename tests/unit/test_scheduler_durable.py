@@ -319,6 +319,17 @@ def test_a_link_to_nothing_makes_the_queue_where_it_points(tmp_path: Path) -> No
     assert (tmp_path / "real.db").stat().st_size > 0
 
 
+@pytest.mark.parametrize("where", ["none/q.db", "file/q.db", "loop", "dangling", "x" * 300, "a\0b"])
+def test_a_place_that_can_not_be_is_told_and_nothing_is_left(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none" / "q.db")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(StoreError, match="queue"):
+        TaskScheduler(store=tmp_path / where, backend=FakeBackend())
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_path_that_is_none(tmp_path: Path) -> None:
     for wrong, error in ((5, TypeError), ("", ValueError), (b"\0", (ValueError, StoreError))):
         with pytest.raises(error):

@@ -25,8 +25,9 @@ from nbprocs.engine.shimlib.proc import read_proc
 from nbprocs.model import EndReason
 from nbprocs.processes.process import process_core
 from tests.children import SLEEPER, STUBBORN, python_child, until_line
-from tests.kernel.conftest import alive, eventually
+from tests.kernel.conftest import alive
 from tests.unit.test_child import Heard
+from tests.waiting import until
 
 DEAF = "trap '' TERM; echo ready; while :; do sleep 1000; done"
 
@@ -99,7 +100,7 @@ async def test_the_leader_may_be_asked_first():
     heard = Heard()
     launcher = launcher_for("posix", asyncio.get_running_loop())
     child = await launcher.start(Spec(argv=python_child(code), env=child_environment({}), stop_scope="leader"), heard)
-    await eventually(lambda: b"ready" in next(iter(heard.data.values())), within=10, what="ready")
+    await until(lambda: b"ready" in next(iter(heard.data.values())), within=10, what="ready")
     assert await child.end_tree(grace=10) == ()
     await heard.done.wait()
     assert heard.how.exit_code == 0
@@ -113,7 +114,7 @@ async def test_the_stop_signal_is_the_one_asked_for(pm):
     launcher = launcher_for("posix", asyncio.get_running_loop())
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, lambda *_: os._exit(7)); ready(); forever()"
     child = await launcher.start(Spec(argv=python_child(code), env=child_environment({}), stop_signal=signal.SIGINT), heard)
-    await eventually(lambda: b"ready" in next(iter(heard.data.values())), within=10, what="ready")
+    await until(lambda: b"ready" in next(iter(heard.data.values())), within=10, what="ready")
     assert await child.end_tree(grace=10) == ()
     await heard.done.wait()
     assert heard.how.exit_code == 7
@@ -129,9 +130,9 @@ async def test_the_whole_tree_is_paused_and_resumed(pm):
     tree = [proc.pid, *(child.pid for child in psutil.Process(proc.pid).children(recursive=True))]
     assert len(tree) == 3
     proc.pause()
-    await eventually(lambda: [read_proc(pid).state for pid in tree] == ["T"] * 3, within=5, what="all stopped")
+    await until(lambda: [read_proc(pid).state for pid in tree] == ["T"] * 3, within=5, what="all stopped")
     proc.resume()
-    await eventually(lambda: "T" not in [read_proc(pid).state for pid in tree], within=5, what="all go on")
+    await until(lambda: "T" not in [read_proc(pid).state for pid in tree], within=5, what="all go on")
 
 
 async def test_an_interrupt_reaches_jobs_in_groups_of_their_own(pm):
@@ -166,7 +167,7 @@ async def test_a_killed_shim_is_noticed_within_a_second_and_its_children_live_on
         await until_line(proc)
         first = only_shim()
         os.kill(first.pid, signal.SIGKILL)
-        await eventually(lambda: any(s.busy for s in shims._shims if s.pid != first.pid), within=1, what="another one")
+        await until(lambda: any(s.busy for s in shims._shims if s.pid != first.pid), within=1, what="another one")
         assert proc.status.live
         assert alive([proc.pid])
         daemon = [pid for pid in psutil.pids() if pid != proc.pid and _tag(pid) == process_core(proc).child.tag]
@@ -188,7 +189,7 @@ async def test_an_exit_status_that_was_lost_is_said_to_be():
         proc = await pm.spawn(*SLEEPER)
         await until_line(proc)
         os.kill(only_shim().pid, signal.SIGKILL)
-        await eventually(lambda: not alive([proc.pid]) or only_shim_now(), within=2, what="another one")
+        await until(lambda: not alive([proc.pid]) or only_shim_now(), within=2, what="another one")
         os.kill(proc.pid, signal.SIGKILL)
         result = await proc.wait(10)
         assert (result.exit_code, result.signal, result.ok) == (None, None, False)
@@ -257,14 +258,14 @@ async def test_blows_to_the_shim_while_children_come_and_go(blow):
         if blow == signal.SIGSTOP:
             assert results == [number % 5 for number in range(200)], "a stopped shim loses nothing"
         tags = {shims.base}
-    await eventually(lambda: not [p for p in psutil.pids() if (t := _tag(p)) and t >> 34 in tags], within=3, what="nobody is left")
+    await until(lambda: not [p for p in psutil.pids() if (t := _tag(p)) and t >> 34 in tags], within=3, what="nobody is left")
 
 
 # --- the status socket ----------------------------------------------------------------------------------------------------
 
 
 async def socket_of(pm):
-    await eventually(lambda: only_shim().path and os.path.exists(only_shim().path), within=10, what="the socket")
+    await until(lambda: only_shim().path and os.path.exists(only_shim().path), within=10, what="the socket")
     return only_shim().path
 
 
@@ -297,8 +298,8 @@ async def test_orders_by_the_socket_are_carried_out_and_the_kernel_hears_of_them
     path = await socket_of(pm)
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(None, lambda: question(path, op="pause", id=proc.id)) == {"v": 1, "ok": True}
-    await eventually(lambda: read_proc(proc.pid).state == "T", within=5, what="stopped")
-    await eventually(lambda: proc.paused, within=5, what="known to be paused")
+    await until(lambda: read_proc(proc.pid).state == "T", within=5, what="stopped")
+    await until(lambda: proc.paused, within=5, what="known to be paused")
     assert await loop.run_in_executor(None, lambda: question(path, op="resume", id=proc.id)) == {"v": 1, "ok": True}
     assert await loop.run_in_executor(None, lambda: question(path, op="stop", id=proc.id, grace=0.1)) == {"v": 1, "ok": True}
     assert not alive([proc.pid])
@@ -340,7 +341,7 @@ async def test_rubbish_and_silence_on_the_socket_harm_nobody(pm):
     for sock in socks:
         sock.close()
     await pm.spawn("sleep", "1000")
-    await eventually(lambda: ask(Path(path), {"op": "status"}, timeout=1).answer, within=10, what="an answer")
+    await until(lambda: ask(Path(path), {"op": "status"}, timeout=1).answer, within=10, what="an answer")
 
 
 # --- what a start may ask for ---------------------------------------------------------------------------------------------
@@ -489,7 +490,7 @@ async def test_what_nothing_ties_to_a_process_is_listed_said_and_ended(caplog):
                 await asyncio.sleep(0.02)
         ((pid, _, command),) = found
         assert command == "sleep 1000"
-        await eventually(lambda: "pm.strays()" in caplog.text, within=5, what="said in the log")
+        await until(lambda: "pm.strays()" in caplog.text, within=5, what="said in the log")
         await proc.stop(grace=1)
         assert alive([pid]), "nothing tells that it is this process's"
     assert not alive([pid])
@@ -540,7 +541,7 @@ async def test_a_start_that_nobody_waits_for_any_more_leaves_no_process(pm, step
         await starting.result().stop()
     for _ in range(5):  # whatever was asked before these has been done when they are over
         await pm.run("true")
-    await eventually(lambda: not carriers(mark), within=5, what="gone, and reaped, while the manager lives")
+    await until(lambda: not carriers(mark), within=5, what="gone, and reaped, while the manager lives")
     assert pm.live == 0
 
 
@@ -564,4 +565,4 @@ async def test_what_a_worker_started_ends_with_a_worker_that_died_by_itself(tmp_
     async with ProcessPool(PoolConfig(min_processes=1, max_processes=1, max_retries=0)) as pool:
         with pytest.raises(ProcessFailed):
             await pool.run(die, str(place))
-        await eventually(lambda: not alive([int(place.read_text())]), within=5, what="its child is ended while the pool lives")
+        await until(lambda: not alive([int(place.read_text())]), within=5, what="its child is ended while the pool lives")

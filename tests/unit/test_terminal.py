@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbprocs
-from nbprocs import ProcessConfig, ProcessFailed, ProcessManager, ProcessResult
+from nbprocs import ProcessConfig, ProcessFailed, ProcessManager, ProcessResult, TaskScheduler
 from nbprocs.terminal import Interleaved, clipped, shown, tail_text
 from tests.children import python_child
 
@@ -145,3 +145,14 @@ def test_the_unknown_exit_status_is_explained():
 
 def test_a_config_shows_itself_harmless():
     assert "\x1b" not in repr(ProcessConfig(command="x", args=["\x1b[2J"], name="n"))
+
+
+async def test_names_are_harmless_where_they_are_shown() -> None:
+    async with ProcessManager() as pm, TaskScheduler() as sch:
+        process = await pm.spawn("true", name="a\x1b[31m\nb")
+        result = await process.wait()
+        task = sch.schedule("true", name="a\x1b[31m")
+        await task
+        for shown in (repr(process), repr(result), str(result), repr(task)):
+            assert "\x1b" not in shown
+            assert "\\x1b[31m" in shown

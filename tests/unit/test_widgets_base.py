@@ -17,7 +17,8 @@ from nbprocs.widgets import Dashboard, ProcessTable
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.wire import Delta, Refused, number, op, text
 from tests.unit.test_widgets_wire import almost, json
-from tests.unit.widgets_kit import Tab, settled, shown
+from tests.unit.widgets_kit import Tab, shown
+from tests.waiting import until
 
 
 class Counter(Part):
@@ -105,10 +106,10 @@ async def test_nobody_looking_costs_nothing() -> None:
         await other.hello()
         assert part.attached == 1
         tab.bye()
-        await settled(lambda: len(view._viewers) == 1)
+        await until(lambda: len(view._viewers) == 1)
         assert part.attached == 1
         other.bye()
-        await settled(lambda: part.attached == 0)
+        await until(lambda: part.attached == 0)
         assert await tab.hello()
         assert part.attached == 1
 
@@ -198,7 +199,7 @@ async def test_a_view_of_a_background_manager_lives_there() -> None:
             assert rows[0][1][1] == "sleeper"
             assert (await tab.call("table", "stop", ids=[process.id]))["ok"]
             assert not process.status.live
-        await settled(lambda: not subscribers(pm))
+        await until(lambda: not subscribers(pm))
     finally:
         await pm.aclose()
 
@@ -212,7 +213,7 @@ async def test_a_closed_view_leaves_nothing() -> None:
         view.close()
         view.close()
         assert view.comm is None
-        await settled(lambda: not subscribers(pm) and not len(view.tasks))
+        await until(lambda: not subscribers(pm) and not len(view.tasks))
         heard = len(tab.heard)
         tab.say({"do": "hello", "view": "tab"})
         await pm.run("true")
@@ -237,9 +238,9 @@ async def test_closing_cancels_what_a_front_end_began() -> None:
     tab = Tab(view)
     await tab.hello()
     tab.say({"do": "call", "view": "tab", "id": 1, "part": "one", "op": "hang", "args": {}})
-    await settled(lambda: len(view.tasks) == 1)
+    await until(lambda: len(view.tasks) == 1)
     view.close()
-    await settled(lambda: len(view.tasks) == 0)
+    await until(lambda: len(view.tasks) == 0)
 
 
 def subscribers(pm: ProcessManager) -> int:

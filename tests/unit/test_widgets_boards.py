@@ -9,7 +9,8 @@ from nbprocs.monitor import AlertThresholds, ProcessMonitor
 from nbprocs.pool import PoolConfig, ProcessPool
 from nbprocs.scheduler import SchedulerConfig, TaskScheduler, TaskState
 from nbprocs.widgets import Charts, Dashboard, PoolView, QueueView
-from tests.unit.widgets_kit import settled, shown
+from tests.unit.widgets_kit import shown
+from tests.waiting import until
 
 
 async def test_charts_tick_mark_alerts_and_are_refilled() -> None:
@@ -28,7 +29,7 @@ async def test_charts_tick_mark_alerts_and_are_refilled() -> None:
             snapshot = (await tab.hello())["charts"]
             assert len(snapshot["lines"][0][2]) >= 1
             assert snapshot["alerts"][0][0] == alert[0]
-            await settled(lambda: len(tab.deltas("charts")) > 5)
+            await until(lambda: len(tab.deltas("charts")) > 5)
             html = tab.view._repr_mimebundle_()["text/html"]
             assert "<polyline" in html
             assert "&lt;b&gt;eater" in html
@@ -45,7 +46,7 @@ async def test_charts_have_a_record_though_nobody_looked() -> None:
         assert "no measurements yet" in part.html()
         told: list[str] = []
         stop = part.watch_record(lambda: told.append(part.html()), live=False)
-        await settled(lambda: told)  # once, when there is a line to show
+        await until(lambda: told)  # once, when there is a line to show
         assert "<polyline" in told[0]
         assert "&lt;b&gt;eater" in told[0]
         assert "warning" in told[0]
@@ -81,7 +82,7 @@ async def test_queue_view_follows_the_queue_and_acts_on_it() -> None:
         with shown(QueueView(sch)) as tab:
             snapshot = (await tab.hello())["queue"]
             assert {row[0] for _, row in snapshot["rows"]} == {"first", "w0", "w1", "w2"}
-            await settled(lambda: running.state is TaskState.RUNNING)
+            await until(lambda: running.state is TaskState.RUNNING)
             assert (await tab.call("queue", "hold", ids=[waiting[0].id]))["ok"]
             await tab.delta("queue", lambda d: any(k == waiting[0].id and row[2] == "held" for k, row in d.get("u", ())))
             assert (await tab.call("queue", "release", ids=[waiting[0].id]))["ok"]
@@ -95,7 +96,7 @@ async def test_queue_view_follows_the_queue_and_acts_on_it() -> None:
             assert waiting[1].state is not TaskState.RUNNING
             assert (await tab.call("queue", "set_limit", limit=2))["ok"]
             assert (await tab.call("queue", "pause", on=False))["ok"]
-            await settled(lambda: waiting[1].state is TaskState.RUNNING)
+            await until(lambda: waiting[1].state is TaskState.RUNNING)
             assert not (await tab.call("queue", "cancel", ids=["nobody"]))["ok"]
             sch.cancel()
             await tab.delta("queue", lambda d: d.get("status", {}).get("running") == 0 and d["status"]["waiting"] == 0)
@@ -119,7 +120,7 @@ async def test_a_dashboard_has_all_of_them_in_one_widget() -> None:
             assert list(await tab.hello()) == ["form", "table", "charts", "queue1", "pool1"]
             html = view._repr_mimebundle_()["text/html"]
             assert "<script" not in html
-        await settled(lambda: len(view.tasks) == 0)
+        await until(lambda: len(view.tasks) == 0)
         with shown(Dashboard(pm, form=False)) as tab:
             assert list(await tab.hello()) == ["table", "charts"]
         await asyncio.sleep(0)

@@ -17,7 +17,8 @@ import pytest
 
 from nbprocs import ProcessManager, display
 from nbprocs.widgets import Dashboard, OutputPane, ProcessTable, hub, live
-from tests.unit.widgets_kit import Tab, settled
+from tests.unit.widgets_kit import Tab
+from tests.waiting import until
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -77,7 +78,7 @@ async def test_the_record_of_a_process_is_written_again_at_its_end(published: li
         assert "as of " in first["text/html"]
         await process.send_line("last words")
         await process.close_stdin()
-        await settled(lambda: "completed" in published[-1][0]["text/html"])
+        await until(lambda: "completed" in published[-1][0]["text/html"])
         last, same, update = published[-1]
         assert (same, update) == (identity, True)
         assert "last words" in last["text/html"]
@@ -94,7 +95,7 @@ async def test_the_record_is_written_where_a_kernel_knows_no_newest_cell(publish
         process = await pm.spawn("cat", stdin=True)
         live.publish(process)
         await process.stop()
-        await settled(lambda: "terminated" in published[-1][0]["text/html"])
+        await until(lambda: "terminated" in published[-1][0]["text/html"])
 
 
 async def test_what_was_shown_closed_and_deleted_is_freed(published: list[Any]) -> None:
@@ -110,7 +111,7 @@ async def test_what_was_shown_closed_and_deleted_is_freed(published: list[Any]) 
             await tab.hello()
         await process.wait()
         await pm.aclose()
-        await settled(lambda: "completed" in published[-1][0]["text/html"])
+        await until(lambda: "completed" in published[-1][0]["text/html"])
         return [weakref.ref(one) for one in (pm, process, board, *(tab.view for tab in tabs))]
 
     found = await show()
@@ -127,7 +128,7 @@ async def test_the_record_of_a_table_follows_ends(published: list[Any]) -> None:
     async with ProcessManager() as pm:
         live.publish(pm)
         await pm.run("true", name="shortlived")
-        await settled(lambda: any("shortlived" in data["text/html"] for data, _, _ in published))
+        await until(lambda: any("shortlived" in data["text/html"] for data, _, _ in published))
         live.view_of(pm).close()  # type: ignore[union-attr]
         count = len(published)
         await pm.run("true")
@@ -208,7 +209,7 @@ async def test_no_record_is_written_while_somebody_types(published: list[Any], m
             await tab.hello()
         assert len(published) == 1
         await tab.call("view", "focus", on=False, view="tab")
-        await settled(lambda: len(published) == 2)
+        await until(lambda: len(published) == 2)
 
 
 async def test_without_widgets_html_is_replaced(published: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,9 +219,9 @@ async def test_without_widgets_html_is_replaced(published: list[Any], monkeypatc
         process = await pm.spawn(sys.executable, "-uc", "print(input())", stdin=True)
         live.publish(process)
         await process.send_line("seen by all")
-        await settled(lambda: any("seen by all" in data["text/html"] for data, _, _ in published))
+        await until(lambda: any("seen by all" in data["text/html"] for data, _, _ in published))
         await process.wait()
-        await settled(lambda: "completed" in published[-1][0]["text/html"])
+        await until(lambda: "completed" in published[-1][0]["text/html"])
         assert all(WIDGET not in data for data, _, _ in published)
         assert len({identity for _, identity, _ in published}) == 1
 

@@ -11,7 +11,8 @@ from nbprocs.processes.process import process_core
 from nbprocs.widgets import OutputPane
 from nbprocs.widgets.output_pane import BURST, FILE_PART, PAGE, RATE, Budget, PaneJournal, newest
 from nbprocs.widgets.python_line import spawn_line
-from tests.unit.widgets_kit import settled, shown
+from tests.unit.widgets_kit import shown
+from tests.waiting import until
 
 segments = st.lists(st.tuples(st.sampled_from(Stream), st.integers(1, 50)), max_size=20)
 
@@ -88,7 +89,7 @@ async def test_streams_keep_their_order() -> None:
             await tab.hello()
             for line in ("out1", "err1", "out2"):
                 await process.send_line(line)
-                await settled(lambda line=line: line.encode() in tab.output())
+                await until(lambda line=line: line.encode() in tab.output())
             with shown(OutputPane(process)) as late:
                 await late.hello()
                 assert late.output() == b"out1\nerr1\nout2\n", "one that begins to look later has them in order, too"
@@ -110,7 +111,7 @@ async def test_a_flood_is_cut_to_the_budget_and_its_end_is_shown() -> None:
         with shown(OutputPane(process)) as tab:
             await tab.hello()
             await process.send_line("go")
-            await settled(lambda: tab.output().endswith(b"the end\n"))
+            await until(lambda: tab.output().endswith(b"the end\n"))
             deltas = tab.deltas("pane")
             skipped = sum(d.get("skip", 0) for d in deltas)
             sent = sum(size for d in deltas for _, size, _ in d.get("out", ()))
@@ -182,7 +183,7 @@ async def test_nothing_is_left_when_it_is_closed_while_the_process_lives() -> No
         with shown(view) as tab:
             await tab.hello()
             assert len(view.tasks) == 3
-        await settled(lambda: len(view.tasks) == 0)
+        await until(lambda: len(view.tasks) == 0)
         assert not len(process_core(process)._waiters)
         assert not process_core(process)._callbacks
         assert not process.stdout._waiters

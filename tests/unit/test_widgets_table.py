@@ -10,7 +10,8 @@ from nbprocs import ProcessManager, ProcessStatus
 from nbprocs.widgets import ProcessTable
 from nbprocs.widgets.process_table import COLUMNS
 from tests.unit.test_detached import home  # noqa: F401 - a fixture
-from tests.unit.widgets_kit import Tab, settled, shown
+from tests.unit.widgets_kit import Tab, shown
+from tests.waiting import until
 
 HOSTILE = "</script><script>alert(1)</script>\u202e\x1b[2J"
 CELL = {name: number for number, name in enumerate(COLUMNS)}
@@ -172,7 +173,7 @@ async def test_a_pane_that_is_closed_in_all_tabs_is_ended() -> None:
             await tab.call("view", "unmount", part=name, view="tab")
             assert name in view.parts
             other.bye()
-            await settled(lambda: name not in view.parts and len(view.tasks) == idle)
+            await until(lambda: name not in view.parts and len(view.tasks) == idle)
 
 
 async def test_a_closed_manager_is_said() -> None:

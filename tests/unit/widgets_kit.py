@@ -82,10 +82,3 @@ def shown(view: Any) -> Iterator[Tab]:
         yield tab
     finally:
         view.close()
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    """Until something that the loop is about to do has been done."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.005)
