@@ -104,12 +104,11 @@ class ProcessCore:
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
         self._kills_before = 0  # for memory, by the system, that were counted before it started
-        self._endings = 0  # how many stops are under way
-        self._drained = False
+        self._endings, self._drained = 0, False  # how many stops are under way; whether its output has come to its end
         self.paused: bool = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: Waiters[None] = Waiters()
-        self._output_waiters: Waiters[None] = Waiters()
+        self._waiters, self._output_waiters = Waiters[None](), Waiters[None]()
+        self._launched = Waiters[None]()  # stops that were asked for before there was a child
         self._callbacks: list[Callable[[ProcessCore], object]] = []
         self.order: Interleaved = Interleaved()
         self.readers: dict[Stream, tuple[LineReader, deque[str]]] = {}  # of receive_output() and receive_error()
@@ -133,7 +132,6 @@ class ProcessCore:
         self._known, self._held = False, None
 
     # -- start: called by the manager, on the home loop
-
     def spec(self, files: Mapping[str, int]) -> Spec:
         """What the engine is told of it, with the open files. Raises ValueError for an option that is not to be had here."""
         label = Label(id=self.id, name=self.name, command=None if self.config.title is None else self.config.display)
@@ -154,12 +152,14 @@ class ProcessCore:
     def became(self, child: Child) -> None:
         """It runs."""
         self._child = child
+        self._launched.wake(None)
         self._move(ProcessStatus.RUNNING)
         self.home.watch()
 
     def failed_to_start(self) -> None:
         """The manager's word that there will be no child."""
         self._move(ProcessStatus.FAILED)
+        self._launched.wake(None)
         self.stdout.close()
         self.stderr.close()
 
@@ -299,7 +299,6 @@ class ProcessCore:
             self._call(callback)
 
     # -- ending
-
     @hops
     async def stop(self, grace: float = 5.0) -> ProcessResult:
         """SIGTERM to the whole tree, SIGKILL to who is left after ``grace`` seconds; a paused process is continued to hear it.
@@ -328,6 +327,7 @@ class ProcessCore:
         self.blame(reason)
         self._endings += 1
         try:
+            await self._launched.wait() if self._child is None and self.status.live else None
             left = () if self._child is None else await self._child.end_tree(grace=grace)
         finally:
             self._one_ending_less()

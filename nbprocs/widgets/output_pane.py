@@ -20,6 +20,7 @@ from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
 from nbprocs.processes.process import process_core
 from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.bell import hear, ring, rung
 from nbprocs.widgets.python_line import spawn_line
 from nbprocs.widgets.record import ending, process_html, status_word
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, number, op, text
@@ -137,6 +138,7 @@ class PanePart(Part):
         self._head = self._header()
         self._watchers = [host.tasks.start(self._watch(stream), name=f"pane {stream}") for stream in Stream]
         self._watchers.append(host.tasks.start(self._watch_end(), name="pane end"))
+        hear(self, on=True)
 
     def _catch_up(self) -> None:
         """Take in what came before anybody looked: the youngest runs in the order in which they came, what is before them by stream."""
@@ -153,9 +155,18 @@ class PanePart(Part):
 
     def detach(self) -> None:
         """Stop watching."""
+        hear(self, on=False)
         for task in self._watchers:
             task.cancel()
         self._watchers = []
+
+    def bell_changed(self, process_id: str) -> None:
+        """The bell of that process was set or taken back, perhaps by another view."""
+        self.host.carry(self._on_bell)(process_id)
+
+    def _on_bell(self, process_id: str) -> None:
+        if process_id == self._process.id:
+            self.host.want(self)
 
     async def _watch(self, stream: Stream) -> None:
         log = self._log(stream)
@@ -191,6 +202,7 @@ class PanePart(Part):
             "cwd": str(pathlib.Path(info.config.working_dir or ".").absolute()),
             "py": self._line,
             "dropped": info.dropped_bytes,
+            "told": rung(info),
         }
 
     def _segments(self, segments: Iterable[tuple[Stream, int, int]]) -> tuple[list[list[Any]], tuple[bytes, ...], int]:
@@ -291,6 +303,11 @@ class PanePart(Part):
         """Tell a program on a pseudo-terminal how large it is."""
         if self._process.config.pty and self._process.status.live:
             self._process.resize(int(rows), int(columns))
+
+    @op(on=flag)
+    def bell(self, *, on: bool) -> None:
+        """Tell of its end, or not."""
+        ring(self._process, on=on)
 
     @op()
     async def close_stdin(self) -> None:

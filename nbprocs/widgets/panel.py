@@ -66,6 +66,7 @@ def _find(key: str) -> ManagedProcess | None:
 async def _flow(comm: Any, stream: Stream, log: OutputLog) -> None:
     """Send what a log has and gets, a chunk at a time, until it is closed and read."""
     position = max(log.start, log.end - FIRST)
+    comm.send({"stream": stream.value, "offset": position, "ended": False})  # the kernel answers, also where nothing was written yet
     while True:
         position, data = log.read(position, CHUNK)
         if data:

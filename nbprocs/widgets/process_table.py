@@ -11,14 +11,32 @@ from nbprocs.errors import ProcessError, UnknownProcess
 from nbprocs.model import EventKind, ProcessEvent, ProcessInfo
 from nbprocs.processes.manager import manager_core
 from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.bell import hear, ring, rung
 from nbprocs.widgets.output_pane import PanePart
 from nbprocs.widgets.record import ending, status_word, table_html
 from nbprocs.widgets.sampling import Reading, Readings, readings_of
-from nbprocs.widgets.wire import Delta, Refused, choice, op, text, texts
+from nbprocs.widgets.wire import Delta, Refused, choice, flag, op, text, texts
 
 __all__ = ["ProcessTable", "TablePart"]
 
-COLUMNS = ("id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin", "detached")
+COLUMNS = (
+    "id",
+    "name",
+    "cmd",
+    "status",
+    "pid",
+    "start",
+    "took",
+    "end",
+    "restarts",
+    "ports",
+    "line",
+    "cpu",
+    "mem",
+    "stdin",
+    "detached",
+    "told",
+)
 _CPU, _MEM, _PORTS, _TOOK = (COLUMNS.index(name) for name in ("cpu", "mem", "ports", "took"))
 LINES_EVERY = 0.5  # seconds: a loud process changes its last line at most this often
 HISTORY = 60  # readings in a sparkline
@@ -57,6 +75,7 @@ def _cells(info: ProcessInfo, reading: Reading | None) -> list[Any]:
         measures[1],
         info.config.stdin is True and live,
         info.config.detach,
+        rung(info),
     ]
 
 
@@ -104,9 +123,11 @@ class TablePart(Part):
             self._manager.subscribe(host.carry(self._on_event), output=True),
             self._readings.subscribe(host.carry(self._on_readings)),
         ]
+        hear(self, on=True)
 
     def detach(self) -> None:
         """Unsubscribe."""
+        hear(self, on=False)
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         self._unsubscribe = []
@@ -138,6 +159,15 @@ class TablePart(Part):
         else:
             self._dirty[event.process_id] = None
         self.host.want(self)
+
+    def bell_changed(self, process_id: str) -> None:
+        """The bell of that process was set or taken back, perhaps by another view."""
+        self.host.carry(self._on_bell)(process_id)
+
+    def _on_bell(self, process_id: str) -> None:
+        if process_id in self._rows:
+            self._dirty[process_id] = None
+            self.host.want(self)
 
     def _on_readings(self) -> None:
         if not self._readings.current:
@@ -287,6 +317,16 @@ class TablePart(Part):
     async def signal(self, ids: list[str], signal: str) -> str:
         """Send a signal to each."""
         return await self._each(ids, lambda process: process.send_signal(signals.Signals[signal]))
+
+    @op(ids=texts(_SELECTED, 100), on=flag)
+    def bell(self, ids: list[str], *, on: bool) -> str:
+        """Tell of the end of each that still lives, or not."""
+        live = [process for process in map(self._manager.get, ids) if process.status.live]
+        if not live:
+            raise Refused("what has ended is told already")
+        for process in live:
+            ring(process, on=on)
+        return f"{len(live)} done"
 
     @op(id=text(100))
     def show(self, id: str) -> str:  # noqa: A002 - the name on the wire

@@ -23,7 +23,7 @@ KEY_TRIES = 5
 SAVE_LOOKS = 400  # every 50 ms
 CELL = ".jp-Notebook .jp-Cell"
 EXECUTED = re.compile(r"\[\d+\]")
-IDLE = "() => [...document.querySelectorAll('[data-status]')].some(e => e.getAttribute('data-status') === 'idle')"
+IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"  # its mark says so before there is one
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 OPEN = """async (path) => {
   const { jupyterapp } = window;
@@ -38,7 +38,8 @@ CLOSE = """() => {
       if (widget.context?.model) widget.context.model.dirty = false;
       widget.dispose();
     }
-  shell.activateById('filebrowser');
+  for (const node of document.querySelectorAll('.Toastify__close-button')) node.click();
+  shell.collapseLeft();
   return document.querySelectorAll('.jp-Notebook, .jp-Dialog').length;
 }"""
 UPSTREAM = "Cannot read properties of undefined (reading 'schema')"  # Notebook 7.6 throws it by itself when it loads its settings
@@ -77,13 +78,14 @@ class NotebookPage:
         prompt = cell.locator(".jp-InputPrompt").first
         before = await prompt.text_content() or ""
         for _ in range(KEY_TRIES):  # a page that is still settling takes the focus away between click and key
-            await cell.scroll_into_view_if_needed()
-            await prompt.click()
-            await self.page.keyboard.press("Control+Enter")
-            with suppress(AssertionError):
+            with suppress(AssertionError, PlaywrightError):
+                await cell.scroll_into_view_if_needed()
+                await prompt.click(timeout=8000)
+                await self.page.keyboard.press("Control+Enter")
                 await expect(prompt).not_to_have_text(before, timeout=4000)
                 return
-        message = f"cell {number} of {self.notebook} did not start; the window is in {await self.shot('not-started')}"
+        dialogs = await self.page.locator(".jp-Dialog").all_inner_texts()
+        message = f"cell {number} of {self.notebook} did not start; dialogs: {dialogs}; the window is in {await self.shot('not-started')}"
         raise AssertionError(message)
 
     async def run(self, number: int, *, timeout: float = 60, check: bool = True) -> None:
@@ -204,6 +206,10 @@ class App:
             await self._drop()
         self.server.end_kernels()
 
+    async def renew(self) -> None:
+        """Load JupyterLab anew with the next notebook: it knows the kernels that were there when it was loaded."""
+        await self._drop()
+
     async def _window(self, *, dark: bool = False, width: int = 1280, height: int = 900) -> Window:
         window = self.windows.get(self.server.kind)
         if window is not None and window.dark is not dark:
@@ -236,6 +242,8 @@ class App:
         self.pages.append(found)
         await window.show(name)
         await found.ready()
+        if self.server.kind == "lab":
+            await window.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")  # the room is the notebook's
         return found
 
     def _place(self, notebook: str | Path | None, cells: list[str] | None) -> str:

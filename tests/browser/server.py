@@ -60,6 +60,10 @@ class Server:
             "&reset" if self.kind == "lab" else ""
         )
 
+    def tree(self) -> str:
+        """The address of Notebook 7's list of files and of what runs."""
+        return f"http://127.0.0.1:{self.port}/tree?token={TOKEN}"
+
     def ask(self, path: str, *, method: str = "GET", data: object = None) -> Any:
         """A request to the server's REST interface."""
         body = None if data is None else json.dumps(data).encode()
@@ -101,7 +105,8 @@ def _environment(home: Path) -> dict[str, str]:
     own = {name: str(home / place) for name, place in {**places, **lab}.items()}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own["NBPROCS_STATE_DIR"] = str(home / "state")
-    return {**os.environ, **own, "PATH": path, "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # curses believes them
+    return {**inherited, **own, "PATH": path, "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
 
 
 def _command(kind: Kind, folder: Path, port: int) -> list[str]:
@@ -109,7 +114,11 @@ def _command(kind: Kind, folder: Path, port: int) -> list[str]:
         options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--show_tracebacks=True"]
         return [sys.executable, "-m", "voila", str(folder), *options, f"--token={TOKEN}"]
     options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
-    options += ["--LabApp.news_url=", "--LabApp.expose_app_in_browser=True"] if kind == "lab" else []
+    options += (
+        ["--LabApp.news_url=", "--LabApp.expose_app_in_browser=True"]
+        if kind == "lab"
+        else ["--JupyterNotebookApp.expose_app_in_browser=True"]
+    )
     return [sys.executable, "-m", "jupyter", kind, *options, f"--ServerApp.root_dir={folder}"]
 
 

@@ -1,15 +1,13 @@
 """How the views look and are handled: room for what matters, panes that grow, stderr's gutter, links, full-screen programs, pictures of all."""
 
 import json
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.server import ROOT
+from tests.browser.axe import AXE, violations
 from tests.browser.test_widgets import CONTRAST, DASHBOARD, START, row, screen
 
 CROWD = f"""{START}import asyncio
@@ -178,13 +176,6 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text("left the screen")
 
 
-AXE = Path(os.environ.get("NBPROCS_NODE_MODULES", ROOT / "nbprocs/widgets/js/node_modules")) / "axe-core/axe.min.js"
-VIOLATIONS = """async () => {
-  const { violations } = await axe.run('.nb-view', { rules: { region: { enabled: false } } });
-  return violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);
-}"""
-
-
 @pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:
@@ -195,5 +186,12 @@ async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:
     await expect(view.locator(".nb-g-pool .nb-row").nth(1)).to_contain_text("worker-1")
     await row(view, "worker").get_by_role("button", name="Show output").click()
     await expect(screen(view)).to_contain_text("working")
-    await page.page.add_script_tag(path=str(AXE))
-    assert await page.page.evaluate(VIOLATIONS) == []
+    await page.shot(f"axe-{'dark' if dark else 'light'}")
+    assert await violations(page.page, ".nb-view") == []
+    await view.locator(".nb-table .nb-body").focus()
+    for key in ("Control+a", "k", "?"):
+        await page.page.keyboard.press(key)
+    await expect(view.get_by_role("alertdialog")).to_be_visible()
+    await view.get_by_text("Options", exact=True).click()
+    await page.shot(f"axe-open-{'dark' if dark else 'light'}")
+    assert await violations(page.page, ".nb-view") == []

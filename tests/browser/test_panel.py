@@ -2,7 +2,10 @@
 
 import re
 
+import pytest
 from playwright.async_api import expect
+
+from tests.browser.axe import AXE, violations
 
 START = "import nbprocs; p = await nbprocs.spawn('sh', '-c', 'echo here it is; exec sleep 1000', name='panel-job'); print(p.pid)"
 
@@ -22,6 +25,8 @@ async def test_a_process_is_seen_and_stopped(lab):
     row = await opened_panel(page)
     await expect(page.locator(".nbprocs-status")).to_have_text(re.compile(r"\d+ running"))
     await notebook.shot("panel")
+    if AXE.exists():
+        assert await violations(page, ".nbprocs-status") == []
     await row.hover()
     await row.locator(".jp-RunningSessions-itemShutdown").click()
     await expect(row).to_have_count(0)
@@ -50,6 +55,68 @@ async def test_the_output_opens_in_a_tab(lab):
     await notebook.shot("panel-output")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_the_panel_reads_well_where_there_is_little_room(lab, dark):
+    start = (
+        START.replace("panel-job", "a-job-with-a-long-name") + "; import asyncio; await nbprocs.spawn('sleep', '1000', name='panel-job')"
+    )
+    notebook = await lab.open(cells=[start], dark=dark, width=560)
+    await notebook.run(0)
+    page = notebook.page
+    await page.evaluate("() => window.jupyterapp.commands.execute('nbprocs:panel')")  # the status bar has no room for all of its items
+    row = page.locator(".jp-RunningSessions-item.nbprocs-item", has_text="panel-job")
+    await expect(row).to_be_visible(timeout=60_000)
+    await notebook.shot(f"panel-560-{'dark' if dark else 'light'}")
+    section = row.locator("xpath=ancestor::*[contains(@class, 'jp-RunningSessions-section')]").first
+    await expect(section).to_contain_text("a-job-with-a-long-name")
+    detail = row.locator(".jp-RunningSessions-itemDetail")
+    assert re.match(r"\d+ s", await detail.inner_text())
+    await row.click(button="right")
+    await page.locator(".lm-Menu-item[data-command='nbprocs:output']").click()
+    output = page.locator(".nbprocs-output")
+    await expect(output).to_be_visible()
+    await expect(output.get_by_role("status")).to_have_text("")  # it has written nothing: no word of a busy kernel
+    await notebook.shot(f"panel-output-560-{'dark' if dark else 'light'}")
+    if AXE.exists():
+        for own in (".nbprocs-output", ".nbprocs-item"):
+            assert await violations(page, own) == []
+
+
+async def test_nothing_is_asked_while_the_page_is_hidden(lab):
+    notebook = await lab.open(cells=[START])
+    await notebook.run(0)
+    page = notebook.page
+    await opened_panel(page)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "nbprocs/processes" in request.url else None)
+    notebook.window.spoiled = True
+    await page.evaluate(
+        "() => { let hidden = true; Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
+        " window.shown = () => { hidden = false; document.dispatchEvent(new Event('visibilitychange')); };"
+        " document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    await page.wait_for_timeout(500)  # one may be under way
+    asked.clear()
+    await page.wait_for_timeout(5000)  # two looks of a panel that is seen
+    assert asked == []
+    async with page.expect_request(re.compile("nbprocs/processes")):
+        await page.evaluate("window.shown()")
+
+
+async def test_notebook_7_has_the_panel_on_its_list_of_what_runs(notebook7):
+    notebook = await notebook7.open(cells=[START, "1"])
+    await notebook.run(0)
+    page = await notebook.page.context.new_page()
+    await page.goto(notebook7.server.tree())
+    await page.get_by_role("tab", name="Running").click()
+    row = page.locator(".jp-RunningSessions-item.nbprocs-item", has_text="panel-job")
+    await expect(row).to_be_visible(timeout=60_000)
+    await page.screenshot(path=str(notebook.shots / "panel-notebook7.png"))
+    await row.hover()
+    await row.locator(".jp-RunningSessions-itemShutdown").click()
+    await expect(row).to_have_count(0)
+
+
 async def test_the_end_of_a_process_is_told(lab):
     told = "await nbprocs.run('sh', '-c', 'echo reason; exit 3', name='told', notify=True, check=False)"
     notebook = await lab.open(cells=["import nbprocs", told])
@@ -58,6 +125,29 @@ async def test_the_end_of_a_process_is_told(lab):
     toast = notebook.page.locator(".Toastify__toast", has_text="told")
     await expect(toast).to_contain_text("reason", timeout=60_000)
     await notebook.shot("panel-toast")
+
+
+async def test_the_bell_of_a_view_is_set_by_keys_and_rings(lab):
+    start = "import nbprocs; pm = nbprocs.ProcessManager(); p = await pm.spawn('cat', stdin=True, name='belled'); pm"
+    notebook = await lab.open(cells=[start, "p", "await p.close_stdin()"])
+    await notebook.run(0)
+    await notebook.run(1)
+    table, pane = (notebook.output(number).locator(".nb-view") for number in (0, 1))
+    await table.locator(".nb-body").focus()
+    await notebook.page.keyboard.press("Home")
+    await notebook.page.keyboard.press("b")
+    bell = pane.get_by_role("button", name="Tell me when it is done")
+    await expect(bell).to_have_attribute("aria-pressed", "true")
+    await expect(table.locator(".nb-told")).to_be_visible()
+    await bell.focus()
+    await notebook.page.keyboard.press("Space")
+    await expect(bell).to_have_attribute("aria-pressed", "false")
+    await notebook.page.keyboard.press("Space")
+    await expect(table.locator(".nb-told")).to_be_visible()
+    await notebook.shot("bell")
+    await notebook.run(2)
+    await expect(notebook.page.locator(".Toastify__toast", has_text="belled completed")).to_be_visible(timeout=60_000)
+    await expect(bell).to_be_disabled()
 
 
 async def test_a_detached_process_outlives_a_restart_and_is_adopted(lab):

@@ -512,3 +512,15 @@ async def test_an_interrupted_wait_or_stop_leaves_things_sound(pm: ProcessManage
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert (await process.wait()).signal == signal.SIGKILL
+
+
+async def test_stop_while_it_is_being_started_ends_it(pm: ProcessManager) -> None:
+    """Once asked, it ends as soon as there is somebody to end; it had hung, and the process went on."""
+    starting = asyncio.ensure_future(pm.spawn(*SLEEPER, name="web"))
+    while not pm.list():
+        await asyncio.sleep(0)
+    assert pm.get("web").status is ProcessStatus.STARTING
+    async with asyncio.timeout(60):
+        assert (await pm.get("web").stop()).status is ProcessStatus.TERMINATED
+        await starting
+    assert pm.live == 0

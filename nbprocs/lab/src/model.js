@@ -4,6 +4,7 @@ import { ServerConnection } from "@jupyterlab/services";
 import { Poll } from "@lumino/polling";
 import { Signal } from "@lumino/signaling";
 import { load, ordered } from "./rows.js";
+import { TEXTS } from "./texts.js";
 
 /** @typedef {import("./rows.js").Process} Process */
 
@@ -74,7 +75,7 @@ export class Processes {
     const body = JSON.stringify({ socket: row.socket, id: row.id, op });
     const answer = await this.request("order", { method: "POST", body });
     await this.poll.refresh();
-    if (!answer.ok) throw new Error(answer.error ?? "no reason was given");
+    if (!answer.ok) throw new Error(answer.error ?? TEXTS.noReason);
   }
 
   /** @param {string} what @param {RequestInit} init @returns {Promise<any>} */

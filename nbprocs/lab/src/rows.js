@@ -1,4 +1,5 @@
 // Pure: what a row of the panel says. Times in seconds, memory in bytes.
+import { TEXTS } from "./texts.js";
 
 /**
  * @typedef {object} Process
@@ -62,21 +63,21 @@ export function load(before, now) {
  */
 export function detail(row, now, percent) {
   const words = [];
-  if (!lives(row)) words.push(row.exit_code === 0 ? "ended" : `exit ${row.exit_code ?? "?"}`);
-  else if (row.paused) words.push("paused");
-  else if (row.status === "stray") words.push("stray");
+  if (!lives(row)) words.push(row.exit_code === 0 ? TEXTS.over : TEXTS.exit(row.exit_code ?? "?"));
+  else if (row.paused) words.push(TEXTS.paused);
+  else if (row.status === "stray") words.push(TEXTS.stray);
   if (row.started !== undefined) words.push(duration((lives(row) ? now : (row.ended ?? now)) - row.started));
   if (lives(row) && percent !== undefined) words.push(`${Math.round(percent)}%`);
   if (lives(row) && row.rss) words.push(size(row.rss));
-  if (row.detached) words.push("detached");
-  else if (!row.kernel_alive) words.push("kernel gone");
+  if (row.detached) words.push(TEXTS.detached);
+  else if (!row.kernel_alive) words.push(TEXTS.gone);
   return words.join(" ");
 }
 
 /** The tooltip. @param {Process} row */
 export function title(row) {
-  const where = row.detached ? "detached: outlives its kernel" : row.path || `kernel ${row.kernel || "unknown to this server"}`;
-  return [`${row.name} (pid ${row.pid})`, row.command ?? "", where].filter(Boolean).join("\n");
+  const where = row.detached ? TEXTS.outlives : row.path || TEXTS.kernel(row.kernel);
+  return [TEXTS.named(row.name, row.pid), row.command ?? "", where].filter(Boolean).join("\n");
 }
 
 /** One order for all: the living first, each by age. @param {Process[]} rows */

@@ -23,6 +23,19 @@ export const TEXTS = {
   unknown: "The kernel does not know this process any more.",
   noNotebook: "No notebook shows this kernel.",
   ended: "— ended —",
+  over: "ended",
+  /** @param {number | string} code */
+  exit: (code) => `exit ${code}`,
+  paused: "paused",
+  stray: "stray",
+  detached: "detached",
+  gone: "kernel gone",
+  outlives: "detached: outlives its kernel",
+  /** @param {string} id */
+  kernel: (id) => `kernel ${id || "unknown to this server"}`,
+  /** @param {string} name @param {number} pid */
+  named: (name, pid) => `${name} (pid ${pid})`,
+  noReason: "no reason was given",
   category: "Processes",
   /** @param {string} name */
   outputOf: (name) => `Output of ${name}`,

@@ -3,6 +3,7 @@
 import { button, clock, h, icon, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Grid } from "./grid.js";
 import { named } from "./rows.js";
+import { t } from "./texts.js";
 
 function tile(label) {
   const value = h("b.nb-figure", {}, "–");
@@ -18,12 +19,12 @@ export class Pool {
     this.rates = [];
     this.tiles = Object.fromEntries(
       [
-        ["busy", "busy"],
-        ["queued", "queued"],
-        ["completed", "completed"],
-        ["failed", "failed"],
-        ["average", "average"],
-        ["rate", "tasks a second"],
+        ["busy", t("boards.busy")],
+        ["queued", t("boards.queued")],
+        ["completed", t("boards.completed")],
+        ["failed", t("boards.failed")],
+        ["average", t("boards.average")],
+        ["rate", t("boards.tasksASecond")],
       ].map(([key, label]) => [key, tile(label)]),
     );
     this.path = svg("path", {});
@@ -32,16 +33,16 @@ export class Pool {
       type: "number",
       min: "0",
       max: "1024",
-      "aria-label": "Workers; 0: as many as the load needs",
-      title: "Workers; 0: as many as the load needs",
+      "aria-label": t("boards.workersAsManyAsThe"),
+      title: t("boards.workersAsManyAsThe"),
       onchange: () => this.call("resize", { workers: Number(this.size.value) }),
     });
     this.grid = new Grid(
       [
-        { name: "name", label: "Worker", fill: (cell, row) => say(cell, row.key) },
+        { name: "name", label: t("boards.worker"), fill: (cell, row) => say(cell, row.key) },
         {
           name: "status",
-          label: "State",
+          label: t("boards.state"),
           make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
           fill: (cell, { data }) => {
             cell.firstChild.dataset.status = data.state;
@@ -49,25 +50,25 @@ export class Pool {
           },
         },
         { name: "pid", label: "PID", fill: (cell, { data }) => say(cell, String(data.pid ?? "")) },
-        { name: "uptime", label: "Age", fill: (cell, { data }) => say(cell, clock(Date.now() / 1000 + this.offset - data.born)) },
-        { name: "pid", label: "Done", fill: (cell, { data }) => say(cell, count(data.done)) },
-        { name: "pid", label: "Holds", fill: (cell, { data }) => say(cell, data.held ? count(data.held) : "") },
-        { name: "line", label: "Tasks", fill: (cell, { data }) => ((cell.title = data.titles || data.why), say(cell, data.titles || data.why)) },
+        { name: "uptime", label: t("boards.age"), fill: (cell, { data }) => say(cell, clock(Date.now() / 1000 + this.offset - data.born)) },
+        { name: "pid", label: t("boards.done"), fill: (cell, { data }) => say(cell, count(data.done)) },
+        { name: "pid", label: t("boards.holds"), fill: (cell, { data }) => say(cell, data.held ? count(data.held) : "") },
+        { name: "line", label: t("boards.tasks"), fill: (cell, { data }) => ((cell.title = data.titles || data.why), say(cell, data.titles || data.why)) },
       ],
       {
         name: "pool",
-        label: "Workers",
+        label: t("boards.workers"),
         height: context.spec.board ?? 180,
         order: (a, b) => a.key.localeCompare(b.key, "en", { numeric: true }),
         title: (row) => row.key,
-        empty: "No workers yet: they start with the first task.",
+        empty: t("boards.noWorkersYetTheyStart"),
       },
     );
-    this.who = h("b", {}, "Pool");
+    this.who = h("b", {}, t("boards.pool"));
     this.facts = h("span.nb-facts", {});
     this.root = h(
       "section.nb-board",
-      { role: "group", "aria-label": "Process pool" },
+      { role: "group", "aria-label": t("boards.processPool") },
       h(
         "div.nb-bar",
         {},
@@ -76,9 +77,9 @@ export class Pool {
         h(
           "span.nb-actions",
           {},
-          h("span.nb-label", {}, "Workers"),
+          h("span.nb-label", {}, t("boards.workers")),
           this.size,
-          button("restart", "Renew all workers, each when it is free", () => this.call("renew")),
+          button("restart", t("boards.renewAllWorkersEachWhen"), () => this.call("renew")),
         ),
       ),
       h("div.nb-tiles", {}, ...Object.values(this.tiles).map(({ root }) => root)),
@@ -114,12 +115,15 @@ export class Pool {
   }
 
   figures(f, rate) {
-    if (f.closed) say(this.grid.empty, "The pool is closed.");
+    if (f.closed) say(this.grid.empty, t("boards.thePoolIsClosed"));
     say(
       this.facts,
       f.closed
-        ? "closed"
-        : `${f.workers} of at most ${f.most} workers${f.starting ? `, ${f.starting} starting` : ""}${f.crashed ? `, ${f.crashed} crashed` : ""}${f.retries ? `, ${f.retries} retries` : ""}`,
+        ? t("boards.closed")
+        : [
+            t("boards.workersOf", { n: f.workers, most: f.most }),
+            ...["starting", "crashed", "retries"].filter((what) => f[what]).map((what) => t(`boards.some.${what}`, { n: f[what] })),
+          ].join(", "),
     );
     say(this.tiles.busy.value, `${count(f.busy)}`);
     say(this.tiles.queued.value, count(f.queued));
@@ -174,42 +178,42 @@ export class Queue {
   }
 
   build() {
-    this.pauseButton = button("pause", "Pause the queue", () => this.call("pause", { on: !this.paused }));
+    this.pauseButton = button("pause", t("boards.pauseTheQueue"), () => this.call("pause", { on: !this.paused }));
     this.limit = h("input.nb-input.nb-number", {
       type: "number",
       min: "0",
       max: "10000",
-      "aria-label": "Tasks at a time",
-      title: "Tasks at a time",
+      "aria-label": t("boards.tasksAtATime"),
+      title: t("boards.tasksAtATime"),
       onchange: () => this.call("set_limit", { limit: Number(this.limit.value) }),
     });
     this.priority = h("select.nb-input.nb-signal", {
-      "aria-label": "Priority of the selected tasks",
-      title: "Priority of the selected tasks",
+      "aria-label": t("boards.priorityOfTheSelectedTasks"),
+      title: t("boards.priorityOfTheSelectedTasks"),
       onchange: () => this.setPriority(),
     });
     const act = (icons, label, op) => button(icons, label, () => this.act(op), { "data-op": op });
-    this.cancelButton = act("close", "Cancel the selected tasks (c)", "cancel");
+    this.cancelButton = act("close", t("boards.cancelTheSelectedTasksC"), "cancel");
     this.cancelButton.classList.add("nb-danger");
     this.picked = h("span.nb-count", {});
     this.actions = h(
       "span.nb-actions",
-      { role: "toolbar", "aria-label": "Actions on tasks" },
+      { role: "toolbar", "aria-label": t("boards.actionsOnTasks") },
       this.picked,
-      act("pause", "Hold the selected tasks (h)", "hold"),
-      act("play", "Release the selected tasks (r)", "release"),
+      act("pause", t("boards.holdTheSelectedTasksH"), "hold"),
+      act("play", t("boards.releaseTheSelectedTasksR"), "release"),
       this.priority,
       this.cancelButton,
     );
     this.facts = h("span.nb-facts", {});
-    this.counts = h("span.nb-chips", {});
-    this.bar = h("div.nb-progress", { role: "progressbar", "aria-label": "Tasks that have ended", "aria-valuemin": "0", "aria-valuemax": "100" });
-    this.timeline = h("div.nb-timeline", { role: "img", "aria-label": "Timeline of the tasks" });
+    this.counts = h("span.nb-chips.nb-tallies", {});
+    this.bar = h("div.nb-progress", { role: "progressbar", "aria-label": t("boards.tasksThatHaveEnded"), "aria-valuemin": "0", "aria-valuemax": "100" });
+    this.timeline = h("div.nb-timeline", { role: "img", "aria-label": t("boards.timelineOfTheTasks") });
     this.grid = new Grid(
       [
         {
           name: "name",
-          label: "Task",
+          label: t("boards.task"),
           make: (cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
           fill: (cell, { data }) => {
             say(cell.firstChild, data.name);
@@ -219,39 +223,49 @@ export class Queue {
         },
         {
           name: "status",
-          label: "State",
+          label: t("boards.state"),
           make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
           fill: (cell, { data }) => {
             cell.firstChild.dataset.status = DOTS[data.state] ?? data.state;
             say(cell.lastChild, data.state);
           },
         },
-        { name: "ports", label: "Priority", fill: (cell, { data }) => say(cell, data.level.toLowerCase()) },
-        { name: "ports", label: "Group", fill: (cell, { data }) => say(cell, data.group) },
-        { name: "pid", label: "Retries", fill: (cell, { data }) => say(cell, data.tries) },
+        { name: "ports", label: t("boards.priority"), fill: (cell, { data }) => say(cell, data.level.toLowerCase()) },
+        { name: "ports", label: t("boards.group"), fill: (cell, { data }) => say(cell, data.group) },
+        { name: "pid", label: t("boards.retries"), fill: (cell, { data }) => say(cell, data.tries) },
         {
           name: "line",
-          label: "Progress",
+          label: t("boards.progress"),
           make: (cell) => cell.append(h("i.nb-done", { "aria-hidden": "true" }), h("span", {})),
           fill: (cell, row) => this.fillProgress(cell, row),
         },
       ],
       {
         name: "queue",
-        label: "Tasks",
+        label: t("boards.tasks"),
         height: this.context.spec.board ?? 240,
         select: true,
         title: (row) => row.data.name,
         order: (a, b) => this.order(a, b),
         selection: () => this.drawActions(),
         press: (key) => this.press(key),
-        empty: "The queue is empty.",
+        empty: t("boards.theQueueIsEmpty"),
       },
     );
     this.root = h(
       "section.nb-board",
-      { role: "group", "aria-label": "Task queue" },
-      h("div.nb-bar", {}, h("b", {}, "Queue"), this.pauseButton, h("span.nb-label", {}, "at a time"), this.limit, this.facts, this.counts, this.actions),
+      { role: "group", "aria-label": t("boards.taskQueue") },
+      h(
+        "div.nb-bar",
+        {},
+        h("b", {}, t("boards.queue")),
+        this.pauseButton,
+        h("span.nb-label", {}, t("boards.atATime")),
+        this.limit,
+        this.facts,
+        this.counts,
+        this.actions,
+      ),
       this.bar,
       this.timeline,
       this.grid.root,
@@ -287,7 +301,9 @@ export class Queue {
     cell.firstChild.style.width = `${Math.round(part * 100)}%`;
     const wait = !running && !FINAL.has(data.state) ? data.why : "";
     const text = running
-      ? `${clock(took)}${data.expected ? ` of about ${seconds(data.expected)}` : ""}`
+      ? data.expected
+        ? t("boards.ofAbout", { took: clock(took), all: seconds(data.expected) })
+        : clock(took)
       : took !== null && FINAL.has(data.state)
         ? seconds(took)
         : wait;
@@ -304,7 +320,7 @@ export class Queue {
     for (const [key, row] of content.rows) this.grid.put(key, this.named(row));
     this.grid.arrange();
     this.priority.replaceChildren(
-      h("option", { value: "" }, "Priority…"),
+      h("option", { value: "" }, t("boards.priority2")),
       ...Object.entries(content.priorities).map(([name, value]) => h("option", { value }, name.toLowerCase())),
     );
     this.status(content.status);
@@ -335,22 +351,27 @@ export class Queue {
     this.paused = s.paused || Boolean(s.halted);
     this.pauseButton.replaceChildren(icon(this.paused ? "play" : "pause"));
     set(this.pauseButton, {
-      title: this.paused ? "Resume the queue" : "Pause the queue",
-      "aria-label": this.paused ? "Resume the queue" : "Pause the queue",
+      title: this.paused ? t("boards.resumeTheQueue") : t("boards.pauseTheQueue"),
+      "aria-label": this.paused ? t("boards.resumeTheQueue") : t("boards.pauseTheQueue"),
       "aria-pressed": String(this.paused),
       disabled: s.closed,
     });
     this.limit.disabled = s.closed;
     if (document.activeElement !== this.limit) this.limit.value = String(s.limit);
-    const words = [s.closed ? "closed" : s.halted || (s.paused ? "paused" : ""), `${count(s.running)} running`, `${count(s.waiting)} waiting`];
+    const words = [
+      s.closed ? t("boards.closed") : s.halted || (s.paused ? t("boards.paused") : ""),
+      t("boards.running", { n: count(s.running) }),
+      t("boards.waiting", { n: count(s.waiting) }),
+    ];
     const later = s.counts.scheduled ?? 0; // not due yet: the time left is of work, not of waiting
-    if (s.eta && s.running + s.waiting) words.push(`${clock(s.eta[1])} ${later ? "of work " : ""}left (${clock(s.eta[0])} to ${clock(s.eta[2])})`);
-    if (later && s.next) words.push(`${count(later)} not due yet, the next in ${clock(s.next - Date.now() / 1000 - this.offset)}`);
+    if (s.eta && s.running + s.waiting)
+      words.push(t(later ? "boards.workLeft" : "boards.left", { left: clock(s.eta[1]), least: clock(s.eta[0]), most: clock(s.eta[2]) }));
+    if (later && s.next) words.push(t("boards.notDue", { n: count(later), wait: clock(s.next - Date.now() / 1000 - this.offset) }));
     for (const [name, used, capacity] of s.resources) words.push(`${name} ${used}/${capacity}`);
     say(this.facts, words.filter(Boolean).join(" · "));
     const total = Object.values(s.counts).reduce((sum, n) => sum + n, 0);
     const ended = STATES.filter((name) => FINAL.has(name)).reduce((sum, name) => sum + (s.counts[name] ?? 0), 0);
-    set(this.bar, { "aria-valuenow": String(total ? Math.round((100 * ended) / total) : 0), title: `${count(ended)} of ${count(total)} tasks have ended` });
+    set(this.bar, { "aria-valuenow": String(total ? Math.round((100 * ended) / total) : 0), title: t("boards.ended", { n: count(ended), all: count(total) }) });
     const order = ["succeeded", "failed", "interrupted", "skipped", "cancelled", "running"];
     this.bar.replaceChildren(
       ...order.filter((name) => s.counts[name]).map((name) => h("i", { "data-state": name, style: { width: `${(100 * s.counts[name]) / total}%` } })),
@@ -390,7 +411,7 @@ export class Queue {
       ...shown.slice(-300).map(([lane, [key, start, until, state], end]) =>
         h("i", {
           "data-state": state,
-          title: `${this.grid.rows.get(key)?.data.name ?? key}: ${state}, ${seconds(end - start)}`,
+          title: t("boards.bar", { name: this.grid.rows.get(key)?.data.name ?? key, state, took: seconds(end - start) }),
           style: {
             left: `${(100 * Math.max(start - from, 0)) / span}%`,
             width: `max(2px, ${(100 * (end - Math.max(start, from))) / span}%)`,
@@ -408,7 +429,7 @@ export class Queue {
 
   drawActions() {
     const chosen = [...this.grid.selected].map((key) => this.grid.rows.get(key)?.data.state).filter(Boolean);
-    say(this.picked, chosen.length ? `${chosen.length} selected` : "");
+    say(this.picked, chosen.length ? t("boards.selected", { n: chosen.length }) : "");
     const open = !this.over && chosen.some((state) => !FINAL.has(state));
     for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !open || (node.dataset.op === "release" && !chosen.includes("held"));
     this.priority.disabled = !open;

@@ -2,6 +2,7 @@
 
 import { clock, h, mebibytes, say, set } from "./dom.js";
 import { asset } from "./protocol.js";
+import { t } from "./texts.js";
 
 const DRAWN = 10; // lines; the others are summed up
 const SHADED = { memory_usage: "mem", cpu_usage: "cpu" }; // which chart an episode colours; others only mark their beginning
@@ -80,7 +81,7 @@ export class Samples {
     const first = new Set([...lines].sort((a, b) => weight(b) - weight(a)).slice(0, DRAWN - 1));
     const rest = lines.filter((line) => !first.has(line));
     const total = (name) => this.times.map((_, i) => rest.reduce((s, line) => (line[name][i] === null ? s : (s ?? 0) + line[name][i]), null));
-    return [...lines.filter((line) => first.has(line)), { key: 0, name: `${rest.length} others`, cpu: total("cpu"), mem: total("mem") }];
+    return [...lines.filter((line) => first.has(line)), { key: 0, name: t("charts.others", { n: rest.length }), cpu: total("cpu"), mem: total("mem") }];
   }
 }
 
@@ -92,16 +93,16 @@ export class Charts {
     this.samples = new Samples();
     this.alerts = new Map();
     this.hidden = new Set();
-    this.cpu = h("div.nb-plot", { role: "img", "aria-label": "CPU over time" });
-    this.mem = h("div.nb-plot", { role: "img", "aria-label": "Memory over time" });
-    this.legend = h("div.nb-legend", { role: "group", "aria-label": "Lines" });
-    this.list = h("ul.nb-alerts", { "aria-label": "Alerts" });
-    this.quiet = h("span.nb-facts", {}, "Nothing to measure yet.");
+    this.cpu = h("div.nb-plot", { role: "img", "aria-label": t("charts.cpuOverTime") });
+    this.mem = h("div.nb-plot", { role: "img", "aria-label": t("charts.memoryOverTime") });
+    this.legend = h("div.nb-legend", { role: "group", "aria-label": t("charts.lines") });
+    this.list = h("ul.nb-alerts", { "aria-label": t("charts.alerts") });
+    this.quiet = h("span.nb-facts", {}, t("charts.nothingToMeasureYet"));
     const plot = (title, unit, node) => h("div.nb-chart", {}, h("div.nb-label", {}, title, h("span.nb-unit", {}, unit)), node);
     this.root = h(
       "section.nb-charts",
-      { role: "group", "aria-label": "CPU and memory" },
-      h("div.nb-plots", {}, plot("CPU", "% of a core", this.cpu), plot("Memory", "MiB", this.mem)),
+      { role: "group", "aria-label": t("charts.cpuAndMemory") },
+      h("div.nb-plots", {}, plot("CPU", t("charts.ofACore"), this.cpu), plot(t("charts.memory"), "MiB", this.mem)),
       this.legend,
       this.list,
     );
@@ -120,7 +121,7 @@ export class Charts {
       this.themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
       this.draw();
     } catch (error) {
-      this.cpu.append(h("div.nb-empty", {}, `The charts could not be loaded: ${error.message}`));
+      this.cpu.append(h("div.nb-empty", {}, t("charts.failed", { why: error.message })));
     }
   }
 
@@ -255,7 +256,7 @@ export class Charts {
         {
           type: "button",
           "aria-pressed": String(!this.hidden.has(line.key)),
-          title: `Show or hide ${line.name}`,
+          title: t("charts.toggle", { name: line.name }),
           onclick: () => this.toggle(line.key, i, node),
         },
         swatch,
@@ -302,7 +303,7 @@ export class Charts {
           { "data-severity": severity, "data-resolved": resolved },
           h("b", {}, severity),
           h("span.nb-alert-text", {}, message),
-          h("time.nb-facts", {}, `${hours(from)}${resolved ? `, over after ${clock((to ?? from) - from)}` : ""}`),
+          h("time.nb-facts", {}, resolved ? t("charts.over", { at: hours(from), took: clock((to ?? from) - from) }) : hours(from)),
         ),
       ),
     );

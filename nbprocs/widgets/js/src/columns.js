@@ -2,22 +2,22 @@
 
 import { h, set } from "./dom.js";
 
-/** [key, head, width in px or [least, share], narrowest view that shows it, long name] */
-/** @type {[string, string, any, number, string?][]} */
+/** [key, width in px or [least, share], narrowest view that shows it, key of a longer name]; heads are in the table of texts */
+/** @type {[string, any, number, string?][]} */
 export const COLUMNS = [
-  ["sel", "", 30, 0],
-  ["name", "Name", [130, 2], 0],
-  ["status", "Status", 104, 0],
-  ["pid", "PID", 62, 720],
-  ["uptime", "Time", 76, 300],
-  ["cpu", "CPU", 100, 480, "CPU, percent of one core"],
-  ["mem", "Memory", 116, 480],
-  ["restarts", "↻", 34, 980, "Restarts"],
-  ["ports", "Ports", 60, 980],
-  ["line", "Last line", [110, 1.7], 720],
-  ["do", "", 116, 980],
+  ["sel", 30, 0],
+  ["name", [130, 2], 0],
+  ["status", 104, 0],
+  ["pid", 62, 720],
+  ["uptime", 76, 300],
+  ["cpu", 100, 480, "cpuLong"],
+  ["mem", 116, 480],
+  ["restarts", 34, 980, "restartsLong"],
+  ["ports", 60, 980],
+  ["line", [110, 1.7], 720],
+  ["do", 142, 1200],
 ];
-export const HEADS = COLUMNS.filter(([, head]) => head);
+export const HEADS = COLUMNS.filter(([key]) => key !== "sel" && key !== "do");
 const ENDED = 46; // px more for the status while some row says how it ended
 const SPARKS = 980; // px of the view below which the little curves go, and a row's buttons lie over its end while it is pointed at
 const NARROW = { status: 26, cpu: 56, mem: 66 };
@@ -50,7 +50,7 @@ export class Columns {
   lay() {
     const small = this.wide < 480;
     const tracks = [];
-    for (const [key, , width, narrowest] of COLUMNS) {
+    for (const [key, width, narrowest] of COLUMNS) {
       const on = this.shown(key, narrowest);
       this.grid.classList.toggle(`nb-no-${key}`, !on);
       if (!on) continue;

@@ -1,6 +1,7 @@
 // The spawn form. The kernel checks what is typed and says which line of Python does the same.
 
 import { button, h, icon, say, set } from "./dom.js";
+import { t } from "./texts.js";
 
 const WAIT = 180; // ms after the last key before the kernel is asked
 
@@ -21,7 +22,7 @@ export class Form {
     const id = `nb-form-${ids++}`;
     this.command = new Combo(
       id,
-      "Command",
+      t("form.command"),
       "python -m http.server 8000",
       (text) => this.offers("complete", { text, cwd: this.value("cwd") }),
       () => this.changed(),
@@ -29,8 +30,8 @@ export class Form {
     this.command.input.addEventListener("keydown", (event) => this.commandKey(event));
     this.cwd = new Combo(
       `${id}-cwd`,
-      "Working directory",
-      "the kernel's own",
+      t("form.workingDirectory"),
+      t("form.theKernelSOwn"),
       (text) => this.offers("folders", { text }),
       () => this.changed(),
     );
@@ -53,12 +54,12 @@ export class Form {
     };
     this.readyKind = h(
       "select.nb-input",
-      { "aria-label": "Ready when", onchange: () => this.readyChanged() },
-      ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, v || "at once")),
+      { "aria-label": t("form.readyWhen"), onchange: () => this.readyChanged() },
+      ...["", "port", "log line", "url"].map((v) => h("option", { value: v }, t(v ? `ready.${v.split(" ")[0]}` : "form.atOnce"))),
     );
     this.readyValue = h("input.nb-input", {
       type: "text",
-      "aria-label": "Ready value",
+      "aria-label": t("form.readyValue"),
       disabled: true,
       autocomplete: "off",
       spellcheck: "false",
@@ -70,20 +71,20 @@ export class Form {
     this.more = h(
       "details.nb-more",
       {},
-      h("summary", {}, "Options"),
+      h("summary", {}, t("form.options")),
       h(
         "div.nb-fields",
         {},
-        input("name", "Name", "made up by itself"),
-        this.field("cwd", "Working directory", this.cwd.root, this.cwd.input.id, this.cwd.input),
-        input("timeout", "Timeout, seconds", "none", { inputmode: "decimal" }),
-        this.field("ready", "Ready when", h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
+        input("name", t("form.name"), t("form.madeUpByItself")),
+        this.field("cwd", t("form.workingDirectory"), this.cwd.root, this.cwd.input.id, this.cwd.input),
+        input("timeout", t("form.timeoutSeconds"), t("form.none"), { inputmode: "decimal" }),
+        this.field("ready", t("form.readyWhen"), h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
         h(
           "div.nb-field.nb-wide-field",
           { "data-field": "env" },
-          h("span.nb-label", {}, "Environment"),
+          h("span.nb-label", {}, t("form.environment")),
           this.envRows,
-          button("plus", "Add a variable", () => this.addVariable(true), { shown: true }),
+          button("plus", t("form.addAVariable"), () => this.addVariable(true), { shown: true }),
           h("span.nb-error", { role: "alert" }),
         ),
       ),
@@ -92,27 +93,27 @@ export class Form {
     this.fields.options = { get: () => Object.fromEntries(Object.entries(this.options).map(([name, get]) => [name, get()])) };
     this.fields.command = { get: () => this.command.input.value };
     this.fields.cwd = { get: () => this.cwd.input.value };
-    this.runButton = h("button.nb-button.nb-primary", { type: "submit" }, icon("play"), h("span", {}, "Start"));
+    this.runButton = h("button.nb-button.nb-primary", { type: "submit" }, icon("play"), h("span", {}, t("form.start")));
     this.line = h("code.nb-line", {});
-    this.copy = h("button.nb-button.nb-copy", { type: "button", title: "Copy this line", onclick: () => this.copyLine() }, icon("copy"), this.line);
-    this.shellNote = h("div.nb-shellnote", { hidden: true }, "Shell line: ; | > $ and * act as typed. Never paste what you have not read.");
+    this.copy = h("button.nb-button.nb-copy", { type: "button", title: t("form.copyThisLine"), onclick: () => this.copyLine() }, icon("copy"), this.line);
+    this.shellNote = h("div.nb-shellnote", { hidden: true }, t("form.shellLineAndActAs"));
     this.root = h(
       "form.nb-form",
-      { "aria-label": "Start a process", novalidate: true, onsubmit: (event) => (event.preventDefault(), this.run()) },
-      h("div.nb-bar.nb-form-main", {}, this.field("command", "Command", this.command.root, this.command.input.id, this.command.input), this.runButton),
+      { "aria-label": t("form.startAProcess"), novalidate: true, onsubmit: (event) => (event.preventDefault(), this.run()) },
+      h("div.nb-bar.nb-form-main", {}, this.field("command", t("form.command"), this.command.root, this.command.input.id, this.command.input), this.runButton),
       h(
         "div.nb-checks",
         {},
-        check("shell", "shell", "Run the line with /bin/sh: pipes, redirections, variables"),
-        check("stdin", "stdin", "Keep its standard input open, to send lines"),
-        check("pty", "terminal", "Give it a pseudo-terminal, for programs that only colour or flush on one"),
-        check("detach", "outlive the kernel", "Detach it: it goes on after the kernel, and the next one takes it up with nbprocs.adopt(name)"),
-        check("restart", "restart on failure", "Start it again, with growing pauses, when it fails"),
+        check("shell", t("form.shell"), t("form.runTheLineWithBin")),
+        check("stdin", t("form.stdin"), t("form.keepItsStandardInputOpen")),
+        check("pty", t("form.terminal"), t("form.giveItAPseudoTerminal")),
+        check("detach", t("form.outliveTheKernel"), t("form.detachItItGoesOn")),
+        check("restart", t("form.restartOnFailure"), t("form.startItAgainWithGrowing")),
         (this.said = h("span.nb-said", { role: "status" })),
       ),
       this.shellNote,
       this.more,
-      h("div.nb-same", {}, h("span.nb-label", {}, "The same in Python"), this.copy),
+      h("div.nb-same", {}, h("span.nb-label", {}, t("form.theSameInPython")), this.copy),
     );
     this.fields.shell.node.addEventListener("change", () => (this.shellNote.hidden = !this.fields.shell.node.checked));
     this.showLine("");
@@ -161,7 +162,7 @@ export class Form {
     const name = h("input.nb-input", {
       type: "text",
       placeholder: "NAME",
-      "aria-label": "Variable name",
+      "aria-label": t("form.variableName"),
       autocomplete: "off",
       spellcheck: "false",
       oninput: () => this.changed(),
@@ -169,14 +170,14 @@ export class Form {
     // hidden until the kernel has said that such a name keeps no secret
     const value = h("input.nb-input", {
       type: "password",
-      placeholder: "value",
-      "aria-label": "Variable value",
+      placeholder: t("form.value"),
+      "aria-label": t("form.variableValue"),
       autocomplete: "off",
       spellcheck: "false",
       oninput: () => this.changed(),
     });
     const row = h("div.nb-envrow", {}, name, h("span", { "aria-hidden": "true" }, "="), value);
-    row.append(button("close", "Remove the variable", () => (row.remove(), this.changed())));
+    row.append(button("close", t("form.removeTheVariable"), () => (row.remove(), this.changed())));
     row.pair = { name, value };
     this.envRows.append(row);
     if (focus) name.focus();
@@ -238,7 +239,7 @@ export class Form {
 
   showLine(line) {
     this.python = line;
-    say(this.line, line || "proc = await pm.spawn(…)");
+    say(this.line, line || t("form.procAwaitPmSpawn"));
     this.copy.disabled = !line;
   }
 
@@ -260,10 +261,10 @@ export class Form {
   async copyLine() {
     try {
       await navigator.clipboard.writeText(this.python);
-      this.tell("Copied.");
+      this.tell(t("form.copied"));
     } catch {
       getSelection().selectAllChildren(this.line);
-      this.tell("Selected: press Ctrl+C to copy.");
+      this.tell(t("form.selectedPressCtrlCTo"));
     }
   }
 
@@ -277,7 +278,7 @@ export class Form {
     this.showErrors();
     try {
       const { data } = await this.context.connection.call(this.part, "run", this.values());
-      this.tell(`${data.name} started${data.pid ? `, pid ${data.pid}` : ""}.`);
+      this.tell(data.pid ? t("form.startedPid", data) : t("form.started", data));
     } catch (error) {
       this.showErrors(error.field, error.message);
       this.fields[error.field]?.input?.focus?.();
@@ -303,13 +304,13 @@ export class Form {
   snapshot(content) {
     this.history = content.history;
     this.declare(content.options ?? []);
-    if (content.closed) this.context.closed("The manager is closed: it starts nothing more.");
+    if (content.closed) this.context.closed(t("form.theManagerIsClosedIt"));
     set(this.cwd.input, { placeholder: content.cwd });
   }
 
   delta(content) {
     this.history = [...this.history, ...(content["+"] ?? [])];
-    if (content.closed) this.context.closed("The manager is closed: it starts nothing more.");
+    if (content.closed) this.context.closed(t("form.theManagerIsClosedIt"));
   }
 
   destroy() {
@@ -329,7 +330,7 @@ export class Combo {
     this.at = -1;
     this.open = false;
     this.turn = 0;
-    this.list = h("ul.nb-offers", { role: "listbox", id: `${id}-list`, "aria-label": `${label}: completions`, hidden: true });
+    this.list = h("ul.nb-offers", { role: "listbox", id: `${id}-list`, "aria-label": t("form.completions", { label }), hidden: true });
     this.input = h("input.nb-input.nb-mono", {
       type: "text",
       id: `${id}-input`,
@@ -347,7 +348,8 @@ export class Combo {
     });
     if ("popover" in HTMLElement.prototype) this.list.popover = "manual"; // the top layer: an output's own edge must not cut it off
     this.root = h("div.nb-combo", {}, this.input, this.list);
-    this.away = (event) => this.list.contains(event.target) || this.close();
+    // Only what moves the field: a terminal beside it scrolls with every line.
+    this.away = ({ target }) => (target === window || target.contains?.(this.input)) && this.close();
   }
 
   typed() {

@@ -1,6 +1,7 @@
 // A small list with columns: rows by key, changed in place. For lists of some hundred rows; the process table has its own, virtual one.
 
 import { h, set } from "./dom.js";
+import { t } from "./texts.js";
 
 export class Grid {
   /** columns: [{name, label, make(cell, row), fill(cell, row)}]; options: {label, height, select, order(a, b), active(row)} */
@@ -11,11 +12,11 @@ export class Grid {
     this.selected = new Set();
     const heads = columns.map(({ name, label }) => h(`span.nb-cell.nb-c-${name}`, { role: "columnheader" }, label));
     if (options.select) {
-      this.all = h("input", { type: "checkbox", "aria-label": "Select all", onchange: () => this.selectAll(this.all.checked) });
+      this.all = h("input", { type: "checkbox", "aria-label": t("grid.selectAll"), onchange: () => this.selectAll(this.all.checked) });
       heads.unshift(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
     }
     this.head = h("div.nb-row.nb-head.nb-label", { role: "row" }, ...heads);
-    this.empty = h("div.nb-empty.nb-inline", {}, options.empty ?? "Nothing here.");
+    this.empty = h("div.nb-empty.nb-inline", {}, options.empty ?? t("grid.nothingHere"));
     this.body = h("div.nb-list", { role: "rowgroup", tabindex: "0", "aria-label": options.label, onkeydown: (event) => this.key(event) }, this.empty);
     this.body.style.maxHeight = `${options.height}px`;
     this.root = h(
@@ -56,7 +57,7 @@ export class Grid {
 
   fill(row) {
     this.columns.forEach(({ fill }, i) => fill(row.cells[i], row));
-    if (row.check) set(row.check, { "aria-label": `Select ${this.options.title(row)}` });
+    if (row.check) set(row.check, { "aria-label": t("grid.select", { name: this.options.title(row) }) });
   }
 
   remove(key) {

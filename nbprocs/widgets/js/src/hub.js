@@ -7,6 +7,7 @@
 
 import { h } from "./dom.js";
 import { Root } from "./root.js";
+import { t } from "./texts.js";
 
 const SWEEP = 5_000; // ms
 const LEFT = 10_000; // ms out of the page, and an element is ended: its output was deleted
@@ -121,7 +122,7 @@ export function hub(model, signal) {
       for (const [uid, spec] of Object.entries(message.views)) known(uid, spec).up = true;
       fit();
       hide();
-    } else if (message?.closed) close(message.v, "This view is closed; below is its record.");
+    } else if (message?.closed) close(message.v, t("hub.thisViewIsClosedBelow"));
     else lines.get(message?.v)?.hear(message, buffers ?? []);
   }
 
@@ -130,7 +131,7 @@ export function hub(model, signal) {
     model.off("comm_live_update", down);
     observer.disconnect();
     clearInterval(timer);
-    for (const uid of [...lines.keys()]) close(uid, "The kernel of this view is gone; below is its record. Run the cell again.");
+    for (const uid of [...lines.keys()]) close(uid, t("hub.theKernelOfThisView"));
     style.remove();
   }
 

@@ -1,6 +1,7 @@
 // Addresses and places in files in the output, opened by a click and by nothing else.
 
 import { copy } from "./dom.js";
+import { t } from "./texts.js";
 
 const ADDRESS = /https?:\/\/[^\s"'<>`|\\^{}\u0000-\u001f]+|\b(?:localhost|127\.0\.0\.1|0\.0\.0\.0):\d{2,5}\b(?:\/[^\s"'<>]*)?/g;
 const PLACE = /(?:File "([^"\n]+)", line (\d+))|((?:[\w.+-]*\/)*[\w.+-]+\.[A-Za-z]\w{0,8}):(\d+)(?::\d+)?/g;
@@ -55,7 +56,7 @@ async function open(what, pane) {
   const address = page(what.path, pane.head.cwd);
   if (address) return window.open(address, "_blank", "noopener");
   await copy(`${what.path}:${what.line}`);
-  pane.context.notice(`${what.path}:${what.line} is outside the notebook's folder: its place is copied.`);
+  pane.context.notice(t("links.outside", what));
 }
 
 /** A provider for xterm: links of a row, with the rows that it wraps over. */

@@ -7,6 +7,7 @@ import { links } from "./links.js";
 import { asset, octets } from "./protocol.js";
 import { Streams } from "./streams.js";
 import { colours } from "./theme.js";
+import { t } from "./texts.js";
 
 const SCROLLBACK = 20_000; // lines held by the terminal; what is older is paged in from the log
 const WIDE = 500; // columns without wrapping
@@ -35,8 +36,8 @@ export class Pane {
     this.facts = h("span.nb-facts", {});
     this.find = h("input.nb-input.nb-find", {
       type: "search",
-      placeholder: "Search",
-      "aria-label": "Search in the output",
+      placeholder: t("pane.search"),
+      "aria-label": t("pane.searchInTheOutput"),
       spellcheck: "false",
       oninput: () => this.search(1, true),
       onkeydown: (event) => {
@@ -50,15 +51,15 @@ export class Pane {
     this.matches = h(
       "span.nb-matches",
       {},
-      button("up", "Previous match", () => this.search(-1)),
-      button("down", "Next match", () => this.search(1)),
+      button("up", t("pane.previousMatch"), () => this.search(-1)),
+      button("down", t("pane.nextMatch"), () => this.search(1)),
     );
     this.found = h("span.nb-found", { "aria-live": "polite" });
-    this.followButton = button("follow", "Follow the output", () => this.setFollow(!this.follow), { "aria-pressed": "true" });
-    this.wrapButton = button("wrap", "Wrap long lines", () => this.setWrap(!this.wrap), { "aria-pressed": "true" });
-    this.stopButton = button("stop", "Stop the process", () => this.call("stop"));
+    this.followButton = button("follow", t("pane.followTheOutput"), () => this.setFollow(!this.follow), { "aria-pressed": "true" });
+    this.wrapButton = button("wrap", t("pane.wrapLongLines"), () => this.setWrap(!this.wrap), { "aria-pressed": "true" });
+    this.stopButton = button("stop", t("pane.stopTheProcess"), () => this.call("stop"));
     this.stopButton.classList.add("nb-danger");
-    this.earlier = button("earlier", "Earlier output", () => this.pageBack());
+    this.earlier = button("earlier", t("pane.earlierOutput"), () => this.pageBack());
     this.bar = h(
       "div.nb-bar.nb-pane-bar",
       {},
@@ -66,30 +67,31 @@ export class Pane {
       this.facts,
       h(
         "span.nb-tools",
-        { role: "toolbar", "aria-label": "Output" },
+        { role: "toolbar", "aria-label": t("pane.output") },
         this.find,
         this.found,
         this.matches,
         this.earlier,
         this.wrapButton,
         this.followButton,
-        (this.typeButton = button("keyboard", "Type into the program; Shift+Esc ends it", () => this.setTyping(!this.typing), {
+        (this.typeButton = button("keyboard", t("pane.typeIntoTheProgramShift"), () => this.setTyping(!this.typing), {
           "aria-pressed": "false",
           hidden: true,
         })),
         this.menu(),
-        button("download", "Download the whole log", () => this.download()),
+        (this.bellButton = button("bell", t("bell.off"), () => this.call("bell", { on: !this.head.told }), { "aria-pressed": "false" })),
+        button("download", t("pane.downloadTheWholeLog"), () => this.download()),
         this.stopButton,
-        onclose && button("close", "Close", onclose),
+        onclose && button("close", t("pane.close"), onclose),
       ),
     );
-    this.screen = h("div.nb-screen", { role: "log", "aria-label": "Process output" });
+    this.screen = h("div.nb-screen", { role: "log", "aria-label": t("pane.processOutput") });
     this.setHeight(FEWEST * 16 + 8);
-    this.note = h("button.nb-note", { type: "button", hidden: true, onclick: () => this.setFollow(true) }, "New output below ↓");
+    this.note = h("button.nb-note", { type: "button", hidden: true, onclick: () => this.setFollow(true) }, t("pane.newOutputBelow"));
     this.input = h("input.nb-input", {
       type: "text",
-      "aria-label": "Send a line to the process",
-      placeholder: "stdin: a line, enter sends",
+      "aria-label": t("pane.sendALineToThe"),
+      placeholder: t("pane.stdinALineEnterSends"),
       autocomplete: "off",
       spellcheck: "false",
       onkeydown: (event) => this.inputKey(event),
@@ -99,22 +101,27 @@ export class Pane {
       { hidden: true },
       h("span", { "aria-hidden": "true" }, "›"),
       this.input,
-      h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: "Close stdin (end of input)" }, "EOF"),
+      h("button.nb-button.nb-text", { type: "button", onclick: () => this.call("close_stdin"), title: t("pane.closeStdinEndOfInput") }, t("pane.eof")),
     );
     this.sent = [];
     this.sentAt = 0;
-    this.root = h("section.nb-pane", { role: "group", "aria-label": "Output pane" }, this.bar, h("div.nb-frame", {}, this.screen, this.note), this.stdin);
+    this.root = h(
+      "section.nb-pane",
+      { role: "group", "aria-label": t("pane.outputPane") },
+      this.bar,
+      h("div.nb-frame", {}, this.screen, this.note),
+      this.stdin,
+    );
     this.timer = setInterval(() => this.root.isConnected && this.drawFacts(), 1000);
   }
 
   menu() {
     const acts = {
-      "Copy the output": () => this.copied(this.text()),
-      "Copy the command": () => this.copied(this.head.cmd),
-      "Copy the same in Python": () =>
-        this.head.py ? this.copied(this.head.py) : this.context.notice("The command holds a secret, which is not written into a line of Python."),
-      "Show or hide times": () => this.gutter?.toggle(),
-      "For screen readers": () => this.term && (this.term.options.screenReaderMode = !this.term.options.screenReaderMode),
+      [t("pane.copyTheOutput")]: () => this.copied(this.text()),
+      [t("pane.copyTheCommand")]: () => this.copied(this.head.cmd),
+      [t("pane.copyTheSameInPython")]: () => (this.head.py ? this.copied(this.head.py) : this.context.notice(t("pane.theCommandHoldsASecret"))),
+      [t("pane.showOrHideTimes")]: () => this.gutter?.toggle(),
+      [t("pane.forScreenReaders")]: () => this.term && (this.term.options.screenReaderMode = !this.term.options.screenReaderMode),
     };
     const choose = () => {
       const act = acts[menu.value];
@@ -123,7 +130,7 @@ export class Pane {
     };
     const menu = h(
       "select.nb-input.nb-menu",
-      { "aria-label": "More", title: "More", onchange: choose },
+      { "aria-label": t("pane.more"), title: t("pane.more"), onchange: choose },
       h("option", { value: "" }, "⋯"),
       ...Object.keys(acts).map((name) => h("option", { value: name }, name)),
     );
@@ -131,7 +138,7 @@ export class Pane {
   }
 
   async copied(text) {
-    this.context.notice((await copy(text)) ? "Copied." : "This page may not use the clipboard.");
+    this.context.notice((await copy(text)) ? t("pane.copied") : t("pane.thisPageMayNotUse"));
   }
 
   /** What the terminal holds, wrapped lines joined. */
@@ -167,7 +174,7 @@ export class Pane {
       if (this.gone) return;
       this.open(Terminal, FitAddon, SearchAddon);
     } catch (error) {
-      this.screen.append(h("div.nb-empty", {}, `The terminal could not be loaded: ${error.message}`));
+      this.screen.append(h("div.nb-empty", {}, t("pane.failed", { why: error.message })));
     }
   }
 
@@ -196,7 +203,7 @@ export class Pane {
     term.loadAddon(this.finder);
     this.finder.onDidChangeResults?.(({ resultIndex, resultCount }) => {
       this.match = resultIndex;
-      say(this.found, this.find.value ? (resultCount ? `${resultIndex + 1}/${resultCount}` : "none here; ⏎ searches the log") : "");
+      say(this.found, this.find.value ? (resultCount ? `${resultIndex + 1}/${resultCount}` : t("pane.noneHereSearchesTheLog")) : "");
     });
     term.open(this.screen);
     term.attachCustomKeyEventHandler((event) => this.terminalKey(event));
@@ -261,7 +268,7 @@ export class Pane {
     this.whenOpen(() => {
       this.term.reset();
       this.streams = new Streams();
-      if (content.more) this.term.write("\x1b[2m… earlier output: page back with the arrow above, or download the log\x1b[22m\r\n");
+      if (content.more) this.term.write(`\x1b[2m… ${t("pane.earlier")}\x1b[22m\r\n`);
       this.gutter.reset();
       this.write(content.out, buffers, true);
       this.setFollow(true);
@@ -279,7 +286,7 @@ export class Pane {
     if (!content.out) return;
     this.whenOpen(() => {
       if (this.paged !== undefined) return this.offerNew();
-      if (content.skip) this.mark(`${bytes(content.skip)} skipped here: faster than a screen; the log has them`);
+      if (content.skip) this.mark(t("pane.skipped", { size: bytes(content.skip) }));
       this.write(content.out, buffers);
     });
   }
@@ -292,7 +299,7 @@ export class Pane {
     const data = buffers.length ? octets(buffers[0]) : new Uint8Array();
     let at = 0;
     for (const [stream, size, lost] of segments) {
-      if (lost) this.mark(`${bytes(lost)} no longer in the log`);
+      if (lost) this.mark(t("pane.lost", { size: bytes(lost) }));
       const chunk = data.subarray(at, at + size);
       at += size;
       if (this.behind > QUEUE) {
@@ -300,7 +307,7 @@ export class Pane {
         continue;
       }
       if (this.behindSkipped) {
-        this.mark(`${bytes(this.behindSkipped)} skipped here: this tab was behind; the log has them`);
+        this.mark(t("pane.behind", { size: bytes(this.behindSkipped) }));
         this.behindSkipped = 0;
       }
       this.behind += size;
@@ -321,10 +328,13 @@ export class Pane {
     this.command.title = head.cmd;
     this.stdin.hidden = !head.stdin;
     this.stopButton.disabled = head.took !== null;
+    this.bellButton.disabled = head.took !== null;
+    set(this.bellButton, { "aria-pressed": String(Boolean(head.told)), title: t(head.told ? "bell.on" : "bell.off") });
     this.typeButton.hidden = !head.pty || !head.stdin;
     if (this.typing && head.took !== null) this.setTyping(false);
     if (this.term) this.term.options.convertEol = !head.pty;
     this.grow();
+    if (this.term && this.screen.clientWidth) this.tellSize(); // the terminal may have been there before it was known to be on one
     this.drawFacts();
   }
 
@@ -333,7 +343,13 @@ export class Pane {
     if (!head.status) return;
     const live = head.took === null;
     const time = live ? clock(Date.now() / 1000 + (this.offset ?? 0) - head.start) : seconds(head.took);
-    const facts = [head.status, head.end, live && head.pid ? `pid ${head.pid}` : "", time, head.dropped ? `${bytes(head.dropped)} dropped` : ""];
+    const facts = [
+      head.status,
+      head.end,
+      live && head.pid ? t("pane.pid", head) : "",
+      time,
+      head.dropped ? t("pane.dropped", { size: bytes(head.dropped) }) : "",
+    ];
     say(this.facts, facts.filter(Boolean).join(" · "));
   }
 
@@ -379,7 +395,7 @@ export class Pane {
   /** The kernel is gone. A closed manager's output can still be read, paged and searched. */
   close() {
     this.stdin.hidden = true;
-    this.stopButton.disabled = true;
+    this.stopButton.disabled = this.bellButton.disabled = true;
   }
 
   terminalKey(event) {
@@ -441,7 +457,7 @@ export class Pane {
           return;
         }
       }
-      say(this.found, before === undefined ? "not in the log" : "no earlier match");
+      say(this.found, before === undefined ? t("pane.notInTheLog") : t("pane.noEarlierMatch"));
     } catch (error) {
       this.context.notice(error.message, "error");
     }
@@ -463,7 +479,7 @@ export class Pane {
     const before = this.paged ?? Math.max(0, (this.ends?.[stream] ?? 0) - 256_000);
     try {
       const { data, buffers } = await this.context.connection.call(this.part, "page", { stream, before });
-      if (!buffers.length || data.at >= data.end) return this.context.notice("This is the beginning of the log.");
+      if (!buffers.length || data.at >= data.end) return this.context.notice(t("pane.thisIsTheBeginningOf"));
       this.showPage(stream, data, buffers);
     } catch (error) {
       this.context.notice(error.message, "error");
@@ -476,7 +492,7 @@ export class Pane {
     this.pagedOf = stream;
     this.term.reset();
     this.streams = new Streams();
-    this.mark(`bytes ${data.at.toLocaleString()} to ${data.end.toLocaleString()} of ${stream}; the arrow pages further back, follow returns`);
+    this.mark(t("pane.page", { from: data.at.toLocaleString(), to: data.end.toLocaleString(), stream }));
     this.term.write(this.streams.text(stream, octets(buffers[0])), then);
   }
 

@@ -1,5 +1,7 @@
 // The browser's side of the wire (see widgets/wire.py): hello → snapshot → numbered deltas, resync when a number is missing, calls with replies.
 
+import { t } from "./texts.js";
+
 const REPLY_TIMEOUT = 60_000; // ms; stopping a stubborn tree may take its grace
 const HELLO_AGAIN = 3_000; // ms without a snapshot
 
@@ -52,7 +54,7 @@ export class Connection {
     clearTimeout(this.retry);
     this.model.send({ do: "hello", view: this.view });
     this.retry = setTimeout(() => {
-      this.handlers.state?.("waiting for the kernel…");
+      this.handlers.state?.(t("protocol.waitingForTheKernel"));
       this.patience = Math.min(2 * this.patience, 60_000); // a kernel that is busy for long gets few hellos to answer
       this.hello();
     }, this.patience);
@@ -63,7 +65,7 @@ export class Connection {
     this.model.off("msg:custom", this.receive);
     for (const { reject, timer } of this.calls.values()) {
       clearTimeout(timer);
-      reject(new CallFailed("the view was closed"));
+      reject(new CallFailed(t("protocol.theViewWasClosed")));
     }
     this.calls.clear();
     try {
@@ -85,7 +87,7 @@ export class Connection {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.calls.delete(id);
-        reject(new CallFailed("no answer from the kernel: it may be busy with a cell (background=True helps) or gone"));
+        reject(new CallFailed(t("protocol.noAnswerFromTheKernel")));
       }, REPLY_TIMEOUT);
       this.calls.set(id, { resolve, reject, timer });
       this.model.send({ do: "call", view: this.view, id, part, op, args });

@@ -7,6 +7,7 @@ import { Form } from "./form.js";
 import { Pane } from "./pane.js";
 import { Connection } from "./protocol.js";
 import { Table } from "./table.js";
+import { t } from "./texts.js";
 
 const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue };
 
@@ -27,7 +28,7 @@ export class Root {
       "div.nb-notice",
       { hidden: true, role: "status", "aria-live": "polite" },
       this.text,
-      button("close", "Dismiss", () => this.notice("")),
+      button("close", t("root.dismiss"), () => this.notice("")),
     );
     this.top = h("div.nb-state", { hidden: true, role: "status" });
     this.node = h("div.nb-view", { "data-jp-suppress-context-menu": "true", onkeydown: keepPlainKeys });
@@ -52,7 +53,7 @@ export class Root {
     this.node.addEventListener("focusout", (event) => this.node.isConnected && !this.node.contains(event.relatedTarget) && this.focused(null));
     this.scrolled = new Map(); // element → where it was scrolled to; a node that is taken out forgets it
     this.node.addEventListener("scroll", ({ target }) => target.isConnected && this.scrolled.set(target, target.scrollTop), true);
-    this.lost = () => this.over("The kernel of this view is gone. Run the cell again.");
+    this.lost = () => this.over(t("root.theKernelOfThisView"));
     channel.on("comm_live_update", this.lost);
     this.connection.hello();
   }

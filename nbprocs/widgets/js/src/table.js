@@ -4,20 +4,11 @@ import { button, clock, h, icon, mebibytes, say, seconds, set, short, sparkline,
 import { Columns, HEADS } from "./columns.js";
 import { Pane } from "./pane.js";
 import { Rows, STATUS_ORDER } from "./rows.js";
+import { t } from "./texts.js";
 
 const ROW = 30; // px; the style sheet has the same
 const SPARE = 6; // rows kept above and below what is in sight
-const KEYS = [
-  ["↑ ↓ Home End", "move"],
-  ["Space, Shift+↑ ↓", "select, select a range"],
-  ["Enter", "show or hide the output"],
-  ["→ ←", "unfold, fold the earlier runs of a name"],
-  ["s  k  r  p", "stop, kill, restart, pause or resume"],
-  ["c", "clear the rows of what has ended"],
-  ["/", "filter: words, or status:failed, pid:123, name:web"],
-  ["Esc", "withdraw a question, clear the selection"],
-  ["Shift+← →", "on a head: narrower, wider"],
-];
+const KEYS = ["move", "select", "enter", "unfold", "act", "clear", "bell", "filter", "escape", "wider"]; // each a key and what it does, in the table of texts
 const FIRST_DOWN = new Set(["cpu", "mem", "restarts", "uptime"]);
 
 export class Table {
@@ -40,29 +31,30 @@ export class Table {
   build() {
     this.filter = h("input.nb-input.nb-filter", {
       type: "search",
-      placeholder: "Filter  ( / )",
-      "aria-label": "Filter processes",
+      placeholder: t("table.filter"),
+      "aria-label": t("table.filterProcesses"),
       spellcheck: "false",
       oninput: () => this.ask({ filter: this.filter.value }),
       onkeydown: (event) => event.key === "Escape" && (this.filter.value ? this.clearFilter() : this.body.focus()),
     });
-    this.chips = h("div.nb-chips", { role: "group", "aria-label": "Show by status" });
-    this.actions = h("div.nb-actions", { role: "toolbar", "aria-label": "Actions on the selected processes" });
+    this.chips = h("div.nb-chips", { role: "group", "aria-label": t("table.showByStatus") });
+    this.actions = h("div.nb-actions", { role: "toolbar", "aria-label": t("table.actionsOnTheSelectedProcesses") });
     this.buildActions();
-    this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1" });
-    this.all = h("input", { type: "checkbox", "aria-label": "Select all", onchange: () => this.selectAll(this.all.checked) });
+    this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1", id: this.rowId("head") });
+    this.all = h("input", { type: "checkbox", "aria-label": t("table.selectAll"), onchange: () => this.selectAll(this.all.checked) });
     this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
-    for (const [key, label, , , long] of HEADS) this.head.append(this.heading(key, label, long));
-    this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader", "aria-label": "Actions" }));
+    for (const [key, , , long] of HEADS) this.head.append(this.heading(key, t(`columns.${key}`), long));
+    this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader" }, h("span.nb-hidden", {}, t("table.actions"))));
     this.space = h("div.nb-space", { role: "presentation" });
     this.empty = h("div.nb-empty", { hidden: true });
     this.body = h(
       "div.nb-body",
       {
-        role: "rowgroup",
+        role: "grid", // the head is its own by id: only what may have the focus may point to its active row
+        "aria-owns": this.head.id,
+        "aria-multiselectable": "true",
         tabindex: "0",
-        "aria-label":
-          "Processes. Arrows move, space selects, enter shows output, s stops, k kills, p pauses, r restarts, slash filters, question mark shows all keys",
+        "aria-label": t("table.processesArrowsMoveSpaceSelects"),
         onscroll: () => this.draw(),
         onkeydown: (event) => this.key(event),
         onfocus: () => this.activate(this.active ?? this.shown[0]?.key ?? null, false),
@@ -72,19 +64,19 @@ export class Table {
     );
     this.tall = 3; // rows that the body is high; grows with them, never shrinks: what is below must not jump
     this.body.style.height = `${ROW * this.tall}px`;
-    this.grid = h("div.nb-grid", { role: "grid", "aria-multiselectable": "true", "aria-label": "Processes" }, this.head, this.body);
+    this.grid = h("div.nb-grid", {}, this.head, this.body);
     this.columns = new Columns(this.grid);
     for (const cell of this.head.querySelectorAll("[data-key]")) this.columns.handle(cell, cell.dataset.key);
     this.columns.lay();
     this.detail = h("div.nb-detail", { hidden: true });
-    this.keys = h("dl.nb-keys", { hidden: true }, ...KEYS.flatMap(([keys, what]) => [h("dt", {}, keys), h("dd", {}, what)]));
+    this.keys = h("dl.nb-keys", { hidden: true }, ...KEYS.flatMap((name) => [h("dt", {}, t(`key.${name}`)), h("dd", {}, t(`keyDoes.${name}`))]));
     this.asked = h("span.nb-asked", {});
     this.question = h(
       "div.nb-ask",
-      { hidden: true, role: "alertdialog", "aria-label": "Please confirm" },
+      { hidden: true, role: "alertdialog", "aria-label": t("table.pleaseConfirm") },
       this.asked,
-      h("button.nb-button.nb-text.nb-yes", { type: "button", onclick: () => this.answer(true) }, "Yes"),
-      h("button.nb-button.nb-text", { type: "button", onclick: () => this.answer(false) }, "No (Esc)"),
+      h("button.nb-button.nb-text.nb-yes", { type: "button", onclick: () => this.answer(true) }, t("table.yes")),
+      h("button.nb-button.nb-text", { type: "button", onclick: () => this.answer(false) }, t("table.noEsc")),
     );
     this.root = h(
       "div.nb-table",
@@ -102,7 +94,11 @@ export class Table {
   }
 
   heading(key, label, long) {
-    const sort = h("button.nb-sort", { type: "button", title: `Sort by ${(long ?? label).toLowerCase()}`, onclick: () => this.sortBy(key) }, label);
+    const sort = h(
+      "button.nb-sort",
+      { type: "button", title: t("table.sortBy", { column: t(`columns.${long ?? key}`).toLowerCase() }), onclick: () => this.sortBy(key) },
+      label,
+    );
     return h(`span.nb-cell.nb-c-${key}`, { role: "columnheader", "aria-sort": "none", "data-key": key }, sort);
   }
 
@@ -114,8 +110,8 @@ export class Table {
       return node;
     };
     this.signalMenu = h("select.nb-input.nb-signal", {
-      "aria-label": "Send a signal",
-      title: "Send a signal",
+      "aria-label": t("table.sendASignal"),
+      title: t("table.sendASignal"),
       onchange: () => {
         const signal = this.signalMenu.value;
         this.signalMenu.value = "";
@@ -124,14 +120,14 @@ export class Table {
     });
     this.actions.append(
       this.count,
-      act("pause", "Pause the selected (p)", "pause"),
-      act("resume", "Resume the selected (p)", "resume"),
-      act("restart", "Restart the selected (r)", "restart"),
+      act("pause", t("table.pauseTheSelectedP"), "pause"),
+      act("resume", t("table.resumeTheSelectedP"), "resume"),
+      act("restart", t("table.restartTheSelectedR"), "restart"),
       this.signalMenu,
-      act("stop", "Stop the selected (s)", "stop", true),
-      act("kill", "Kill the selected (k)", "kill", true),
-      (this.clearButton = button("clear", "Clear the rows of what has ended (c)", () => this.clear())),
-      button("help", "Keys (?)", () => this.help()),
+      act("stop", t("table.stopTheSelectedS"), "stop", true),
+      act("kill", t("table.killTheSelectedK"), "kill", true),
+      (this.clearButton = button("clear", t("table.clearTheRowsOfWhat"), () => this.clear())),
+      button("help", t("table.keys"), () => this.help()),
     );
   }
 
@@ -139,8 +135,8 @@ export class Table {
 
   snapshot(content) {
     this.rows.reset(content);
-    if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
-    this.signalMenu.replaceChildren(h("option", { value: "" }, "Signal…"), ...content.signals.map((name) => h("option", { value: name }, name)));
+    if (content.closed) this.context.closed(t("table.theManagerIsClosedIts"));
+    this.signalMenu.replaceChildren(h("option", { value: "" }, t("table.signal")), ...content.signals.map((name) => h("option", { value: name }, name)));
     const ids = new Set([...this.rows.byKey.values()].map((row) => this.id(row)));
     for (const id of this.selected) if (!ids.has(id)) this.selected.delete(id);
     this.arrange();
@@ -148,7 +144,7 @@ export class Table {
 
   delta(content) {
     const { structure } = this.rows.apply(content);
-    if (content.closed) this.context.closed("The manager is closed: its processes have ended, their output is still here.");
+    if (content.closed) this.context.closed(t("table.theManagerIsClosedIts"));
     if (structure || content.closed) this.arrange();
     else {
       if (content.k) this.measureColumns();
@@ -232,7 +228,7 @@ export class Table {
     this.space.style.height = `${this.shown.length * ROW}px`;
     const tall = Math.max(this.tall, Math.min(this.shown.length, Math.floor(this.height / ROW)));
     if (tall !== this.tall) this.body.style.height = `${ROW * (this.tall = tall)}px`;
-    set(this.grid, { "aria-rowcount": String(this.shown.length + 1) });
+    set(this.body, { "aria-rowcount": String(this.shown.length + 1) });
     this.drawChips();
     this.drawEmpty();
     this.drawActions();
@@ -242,18 +238,14 @@ export class Table {
   drawEmpty() {
     this.empty.hidden = this.shown.length > 0;
     if (this.empty.hidden) return;
-    const text = this.rows.byKey.size
-      ? "No process matches the filter."
-      : this.closed
-        ? "The manager is closed."
-        : 'No processes yet. Start one with: await pm.spawn("python", "-c", "print(\'hello\')")';
+    const text = this.rows.byKey.size ? t("table.noProcessMatchesTheFilter") : this.closed ? t("table.theManagerIsClosed") : t("table.noProcessesYet");
     say(this.empty, text);
   }
 
   drawChips() {
     const counts = this.rows.counts();
     const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
-    const entries = [["", "all", total], ...STATUS_ORDER.filter((s) => counts[s] || s === this.query.status).map((s) => [s, s, counts[s] ?? 0])];
+    const entries = [["", t("table.all"), total], ...STATUS_ORDER.filter((s) => counts[s] || s === this.query.status).map((s) => [s, s, counts[s] ?? 0])];
     const key = entries.map(([s, , n]) => `${s}${n}`).join() + this.query.status;
     if (key === this.chipKey) return;
     this.chipKey = key;
@@ -314,7 +306,7 @@ export class Table {
     const known = [...this.rows.byKey.values()].filter((row) => this.selected.has(this.id(row)));
     const live = known.filter((row) => this.rows.live(row));
     const statuses = new Set(known.map((row) => this.rows.get(row, "status")));
-    say(this.count, chosen ? `${chosen} selected` : "");
+    say(this.count, chosen ? t("boards.selected", { n: chosen }) : "");
     set(this.actions, { "data-some": chosen > 0 });
     const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
     for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = this.closed || !usable[node.dataset.op];
@@ -352,6 +344,7 @@ export class Table {
     else if (event.key === "k" && plain) this.act("kill", this.targets());
     else if (event.key === "r" && plain) this.act("restart", this.targets());
     else if (event.key === "p" && plain) this.pauseOrResume();
+    else if (event.key === "b" && plain) this.bell(this.targets());
     else used = false;
     if (used) {
       event.preventDefault();
@@ -363,6 +356,17 @@ export class Table {
     const ids = new Set(this.targets());
     const rows = [...this.rows.byKey.values()].filter((row) => ids.has(this.id(row)));
     this.act(rows.some((row) => this.rows.get(row, "status") === "running") ? "pause" : "resume", [...ids]);
+  }
+
+  /** Be told when they are done, or, where that holds for all of them, not. */
+  bell(ids, node = null) {
+    const live = [...this.rows.byKey.values()].filter((row) => ids.includes(this.id(row)) && this.rows.live(row));
+    this.act(
+      "bell",
+      live.map((row) => this.id(row)),
+      node,
+      { on: !live.every((row) => this.rows.get(row, "told")) },
+    );
   }
 
   activate(key, scroll) {
@@ -393,7 +397,7 @@ export class Table {
     this.answer(false);
     if (again || ids.length < 2 || !["stop", "kill", "restart"].includes(op)) return true;
     this.pending = { key, go: () => this.act(op, ids, node) };
-    say(this.asked, `${op} ${ids.length} processes?`);
+    say(this.asked, t("table.ask", { op, n: ids.length }));
     this.question.hidden = false;
     this.chips.hidden = true;
     return false;
@@ -516,11 +520,11 @@ export class Table {
       type: "button",
       tabindex: "-1",
       hidden: true,
-      "aria-label": "Earlier runs",
+      "aria-label": t("table.earlierRuns"),
       onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(this.rows.get(this.rows.byKey.get(key), "name")))),
     });
     line.name = h("b", {});
-    line.mark = h("span.nb-mark", { hidden: true, title: "It outlives the kernel; nbprocs.adopt(name) takes it up again" }, "detached");
+    line.mark = h("span.nb-mark", { hidden: true, title: t("table.itOutlivesTheKernelNbprocs") }, t("table.detached"));
     line.cmd = h("span.nb-cmd", {});
     line.dot = h("i.nb-dot", { "aria-hidden": "true" });
     line.status = h("span", {});
@@ -535,16 +539,21 @@ export class Table {
     line.restarts = cell("restarts");
     line.ports = cell("ports");
     line.line = cell("line");
-    line.pause = act("pause", "Pause", () => (this.rows.get(this.rows.byKey.get(key), "status") === "paused" ? "resume" : "pause"));
-    line.stop = act("stop", "Stop", () => "stop");
+    line.pause = act("pause", t("table.pause"), () => (this.rows.get(this.rows.byKey.get(key), "status") === "paused" ? "resume" : "pause"));
+    line.stop = act("stop", t("table.stop"), () => "stop");
     line.stop.classList.add("nb-danger");
-    line.restart = act("restart", "Restart", () => "restart");
-    line.output = button("output", "Show output", (event) => (event.stopPropagation(), this.show(this.rows.byKey.get(key))), { tabindex: "-1" });
+    line.restart = act("restart", t("table.restart"), () => "restart");
+    line.bell = button("bell", t("bell.off"), (event) => (event.stopPropagation(), this.bell([this.id(this.rows.byKey.get(key))], event.currentTarget)), {
+      tabindex: "-1",
+      "aria-pressed": "false",
+    });
+    line.told = h("span.nb-told", { hidden: true, role: "img", "aria-label": t("bell.on"), title: t("bell.on") }, icon("bell"));
+    line.output = button("output", t("table.showOutput"), (event) => (event.stopPropagation(), this.show(this.rows.byKey.get(key))), { tabindex: "-1" });
     line.root = h(
       "div.nb-row",
       { role: "row", id: this.rowId(key), onclick: (event) => this.click(key, event), ondblclick: () => this.show(this.rows.byKey.get(key)) },
       cell("sel", line.check),
-      cell("name", line.fold, line.name, line.mark, line.cmd),
+      cell("name", line.fold, line.name, line.told, line.mark, line.cmd),
       cell("status", line.dot, line.status, line.end),
       line.pid,
       line.uptime,
@@ -553,7 +562,7 @@ export class Table {
       line.restarts,
       line.ports,
       line.line,
-      cell("do", line.output, line.pause, line.restart, line.stop),
+      cell("do", line.output, line.bell, line.pause, line.restart, line.stop),
     );
     return line;
   }
@@ -569,18 +578,25 @@ export class Table {
     const status = get("status");
     const selected = this.selected.has(this.id(row));
     line.check.checked = selected;
-    set(line.check, { "aria-label": `Select ${get("name")}` });
+    set(line.check, { "aria-label": t("grid.select", { name: get("name") }) });
     set(line.root, { "aria-selected": String(selected), "data-active": row.key === this.active, "data-live": live, "data-open": row.key === this.paneKey });
     const folded = this.rows.folded.get(row.key);
     line.fold.hidden = !folded;
     if (folded) {
       const open = this.query.unfolded.has(get("name"));
       say(line.fold, `${open ? "▾" : "▸"} ${folded + 1}`);
-      set(line.fold, { "aria-expanded": String(open), title: `${folded} earlier of this name`, "aria-label": `${folded} earlier runs of ${get("name")}` });
+      set(line.fold, {
+        "aria-expanded": String(open),
+        title: t("table.folded", { n: folded }),
+        "aria-label": t("table.earlierOf", { n: folded, name: get("name") }),
+      });
     }
     set(line.root, { "data-earlier": this.rows.earlier.has(row.key) });
     say(line.name, get("name"));
     line.mark.hidden = !get("detached");
+    line.told.hidden = !get("told");
+    line.bell.disabled = this.closed || !live;
+    set(line.bell, { "aria-pressed": String(Boolean(get("told"))), title: t(get("told") ? "bell.on" : "bell.off") });
     say(line.cmd, short(get("cmd")));
     line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
     line.dot.dataset.status = status;
@@ -600,7 +616,10 @@ export class Table {
     if (line.pausedShown !== (status === "paused")) {
       line.pausedShown = status === "paused";
       line.pause.replaceChildren(icon(line.pausedShown ? "resume" : "pause"));
-      set(line.pause, { title: line.pausedShown ? "Resume" : "Pause", "aria-label": line.pausedShown ? "Resume" : "Pause" });
+      set(line.pause, {
+        title: line.pausedShown ? t("table.resume") : t("table.pause"),
+        "aria-label": line.pausedShown ? t("table.resume") : t("table.pause"),
+      });
     }
     set(line.output, { "aria-pressed": String(row.key === this.paneKey) });
   }

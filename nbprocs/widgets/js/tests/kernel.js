@@ -33,7 +33,7 @@ export class Model {
   }
 }
 
-export const COLUMNS = ["id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin", "detached"];
+export const COLUMNS = ["id", "name", "cmd", "status", "pid", "start", "took", "end", "restarts", "ports", "line", "cpu", "mem", "stdin", "detached", "told"];
 
 export function cells(fields = {}) {
   const all = {
@@ -52,6 +52,7 @@ export function cells(fields = {}) {
     mem: null,
     stdin: false,
     detached: false,
+    told: false,
     ...fields,
   };
   return COLUMNS.map((name) => all[name]);

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import views from "../src/index.js";
-import { frame, Model, tableSnapshot } from "./kernel.js";
+import { COLUMNS, frame, Model, tableSnapshot } from "./kernel.js";
 
 const HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>";
 let clean = [];
@@ -55,6 +55,41 @@ describe("the table", () => {
     ]) {
       el.querySelector(`.nb-space [aria-label="${label}"]`).click();
       expect(model.last(op).args).toEqual({ ids: ["id1"] });
+    }
+  });
+
+  it("has a bell in each row, which is set, shown and taken back", async () => {
+    const { el, model, delta } = show("table", tableSnapshot([{ name: "a" }, { name: "b", status: "completed", took: 1 }]));
+    await frame();
+    const [bell, ended] = el.querySelectorAll('.nb-space [aria-label="Tell me when it is done"]');
+    expect([bell.getAttribute("aria-pressed"), ended.disabled]).toEqual(["false", true]);
+    bell.click();
+    expect(model.last("bell").args).toEqual({ ids: ["id1"], on: true });
+    delta(1, { u: [[1, COLUMNS.indexOf("told"), true]] });
+    await frame();
+    expect(bell.getAttribute("aria-pressed")).toBe("true");
+    expect(el.querySelector(".nb-told").hidden).toBe(false);
+    const body = el.querySelector(".nb-body");
+    body.dispatchEvent(new Event("focus"));
+    press(body, "Home");
+    press(body, "b");
+    expect(model.last("bell").args).toEqual({ ids: ["id1"], on: false });
+  });
+
+  it("speaks the page's language where the page has words of its own", async () => {
+    globalThis.__nbprocs_texts = { "table.stop": "Beenden", "table.ask": "{n} × {op}?" };
+    try {
+      const { el } = show("table", tableSnapshot([{ name: "a" }, { name: "b" }]));
+      await frame();
+      expect(el.querySelector('.nb-space [aria-label="Beenden"]')).toBeTruthy();
+      expect(el.querySelector('.nb-space [aria-label="Restart"]')).toBeTruthy();
+      const body = el.querySelector(".nb-body");
+      body.dispatchEvent(new Event("focus"));
+      press(body, "a", { ctrlKey: true });
+      press(body, "k");
+      expect(el.querySelector(".nb-ask").textContent).toContain("2 × kill?");
+    } finally {
+      delete globalThis.__nbprocs_texts;
     }
   });
 
