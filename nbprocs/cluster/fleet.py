@@ -81,6 +81,7 @@ class Fleet:
         self._ends: OrderedDict[str, Ended] = OrderedDict()  # the last ones of those that were looked at
         self._paths: dict[str, str] = {}  # hash -> a file that has it
         self._placing = False
+        self._closing = False
         self._idle: Waiters[None] = Waiters()
 
     # -- jobs
@@ -235,6 +236,8 @@ class Fleet:
 
     def arrived(self, address: str, link: Callable[[], PeerLink]) -> None:
         """A worker has a carrier of ours."""
+        if self._closing:
+            return
         if address in self.peers:
             self.peers[address].anew = link
             return
@@ -413,6 +416,7 @@ class Fleet:
                     await self._idle.wait()
         for job_id in list(self._jobs):
             self._end(job_id, Ended(stopped=True))
+        self._closing = True  # a worker that has been told goodbye knows this kernel no more: that is no new beginning
         peers = [self._tasks.start(self._leave(peer), name=f"leave {peer.address}") for peer in self.peers.values()]
         if peers:
             await asyncio.wait(peers)

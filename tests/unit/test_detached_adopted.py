@@ -55,7 +55,7 @@ async def test_recovery_restarts_an_adopted_process(adopt):
     async with ErrorHandler(pm, settle=0.05) as handler:
         handler.set_recovery_strategy("job", RecoveryStrategy.RESTART_PROCESS)
         os.kill(job.pid, signal.SIGKILL)
-        await until(lambda: pm.get("job").pid not in {None, job.pid} and pm.get("job").status is ProcessStatus.RUNNING, seconds=60)
+        await until(lambda: pm.get("job").pid not in {None, job.pid} and pm.get("job").status is ProcessStatus.RUNNING, within=60)
         again = pm.get("job")
         assert again.config.detach, "the new one outlives the kernel, too"
         assert {record.id for record in records.records() if record.live} == {again.id}
@@ -65,9 +65,9 @@ async def test_recovery_restarts_an_adopted_process(adopt):
 async def test_a_pane_shows_an_adopted_process_from_its_first_byte_in_order_and_sends(adopt):
     _, job = await adopt("sh", "-c", TALKS, stdin=True)
     for stream in ("out", "err"):
-        await until(lambda stream=stream: f"{stream} 1" in job.tail(100), seconds=60)
+        await until(lambda stream=stream: f"{stream} 1" in job.tail(100), within=60)
         await job.send_line("")
-    await until(lambda: "out 2" in job.tail(100), seconds=60)
+    await until(lambda: "out 2" in job.tail(100), within=60)
     async with ProcessManager() as other:
         same = await other.adopt("job")
         with shown(OutputPane(same)) as tab:
@@ -105,7 +105,7 @@ async def test_kernel_and_shim_killed_at_once(first):
         pids = [kernel.pid, record.shim_pid]
         for pid in pids if first == "kernel" else reversed(pids):
             os.kill(pid, signal.SIGKILL)
-    await until(lambda: records.records()[0].state == "unguarded", seconds=60)
+    await until(lambda: records.records()[0].state == "unguarded", within=60)
     async with ProcessManager() as pm:
         job = await pm.adopt("job")
         assert job.status is ProcessStatus.RUNNING
