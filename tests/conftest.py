@@ -35,8 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="nbprocs-tests-")
     os.environ["NBPROCS_STATE_DIR"] = folder.name
     config.add_cleanup(folder.cleanup)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts its background jobs; children of ours would inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGQUIT", signal.SIG_DFL), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # so nohup, and a shell its background jobs, start us; children of ours would inherit it
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
