@@ -305,7 +305,9 @@ export class Queue {
         ? t("boards.ofAbout", { took: clock(took), all: seconds(data.expected) })
         : clock(took)
       : took !== null && FINAL.has(data.state)
-        ? seconds(took)
+        ? data.expected
+          ? t("boards.insteadOf", { took: seconds(took), all: seconds(data.expected) })
+          : seconds(took)
         : wait;
     say(cell.lastChild, text);
     cell.title = text;

@@ -30,6 +30,7 @@ export const TEXTS = {
   "boards.left": "{left} left ({least} to {most})",
   "boards.noWorkersYetTheyStart": "No workers yet: they start with the first task.",
   "boards.notDue": "{n} not due yet, the next in {wait}",
+  "boards.insteadOf": "{took}, about {all} expected",
   "boards.ofAbout": "{took} of about {all}",
   "boards.pauseTheQueue": "Pause the queue",
   "boards.paused": "paused",

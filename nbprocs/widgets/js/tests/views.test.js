@@ -317,6 +317,14 @@ describe("the boards", () => {
     expect(el.querySelector('.nb-timeline [data-state="succeeded"]')).not.toBeNull();
   });
 
+  it("show what a task was expected to take beside what it takes and what it took", () => {
+    const end = queue.bars[0][1] + 7;
+    const done = [["t1", queue.rows[0][1].with(2, "succeeded")]];
+    expect(show("queue", queue).el.querySelector(".nb-list .nb-row").textContent).toContain("of about 10.0 s");
+    const { el } = show("queue", { ...queue, rows: done, bars: [["t1", queue.bars[0][1], end, "succeeded"]] });
+    expect(el.querySelector(".nb-list .nb-row").textContent).toContain("7.0 s, about 10.0 s expected");
+  });
+
   it("say how much work is left, and what is not due yet", () => {
     const next = Date.now() / 1000 + 3601;
     const { el } = show("queue", { ...queue, status: { ...status, counts: { running: 1, scheduled: 2 }, eta: [1, 90, 120], next } });
