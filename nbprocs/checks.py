@@ -93,9 +93,7 @@ def number(
 def seconds(argument: str, value: object, *, zero: bool = False) -> float | None:
     """A time in seconds, or as a timedelta; None and infinity mean that there is no limit, and give None."""
     what = f"{'0 or more' if zero else 'a positive number of'} seconds or None"
-    total = getattr(value, "total_seconds", None)
-    if callable(total):
-        value = total()
+    value = _bare(value)
     if value is None or (isinstance(value, float) and value == math.inf):
         return None
     return number(argument, value, least=0 if zero else None, above=None if zero else 0, most=LONGEST, what=what)
@@ -103,9 +101,13 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float | None
 
 def grace(argument: str, value: object) -> float:
     """A time in seconds, or as a timedelta, that has an end: between asking and killing."""
-    what = "0 or more seconds"
+    return number(argument, _bare(value), least=0, most=LONGEST, what="0 or more seconds")
+
+
+def _bare(value: object) -> object:
+    """A timedelta as seconds; anything else as it is."""
     total = getattr(value, "total_seconds", None)
-    return number(argument, total() if callable(total) else value, least=0, most=LONGEST, what=what)
+    return total() if callable(total) else value
 
 
 def text(argument: str, value: object) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from nbprocs.display import bytes_text, duration
 from nbprocs.engine.asking import VERSION, ask, ask_all, connect
 from nbprocs.engine.both import BothStreams
+from nbprocs.engine.child import Exit
 from nbprocs.engine.places import runtime_folder
 from nbprocs.engine.records import DetachedRecord, records
 from nbprocs.engine.shimlib.record import looked_at
@@ -39,6 +40,7 @@ _LEAVE = b"\x1d"  # Ctrl-], as telnet has it
 _SIGNALLED = 128  # a shell's way to say that a signal ended it
 _USUAL_LINES = 10
 _SCREEN = 200  # lines that are shown again to who attaches
+_SCREEN_BYTES = 64 << 10  # of them: one line may be a gigabyte
 
 Row = dict[str, Any]
 
@@ -205,8 +207,10 @@ def _wait(options: argparse.Namespace) -> int:
             said = json.loads(answers.readline() or "{}")  # nothing: it was killed
     if "error" in said:
         raise ProcessError(f"{row['name']} has just ended: {said['error']}")
-    code = None if said.get("status") is None else os.waitstatus_to_exitcode(said["status"])
-    return _code(code if code is None or code >= 0 else None, -code if code is not None and code < 0 else None)
+    if said.get("status") is None:
+        return _code(None, None)
+    how = Exit.from_code(os.waitstatus_to_exitcode(said["status"]), at=0.0)
+    return _code(how.exit_code, how.signal)
 
 
 def _code(exit_code: int | None, signal: int | None) -> int:
@@ -229,7 +233,7 @@ async def _attached(record: DetachedRecord) -> int:
     from nbprocs.engine.terminal_modes import raw  # noqa: PLC0415
 
     both, outs, keys = _both(record), (sys.stdout.buffer, sys.stderr.buffer), sys.stdin.fileno()
-    _copy(both.take_lines(_SCREEN), outs)
+    _copy(both.take_lines(_SCREEN, most=_SCREEN_BYTES), outs)
     child = DetachedChild(record, _Listener(lambda ends: _grown(both, ends, outs)))
     typed: asyncio.Queue[bytes] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -238,7 +242,13 @@ async def _attached(record: DetachedRecord) -> int:
             columns, rows = os.get_terminal_size()
             child.resize(rows, columns)
         print(f"[attached to {record.name}; Ctrl-] leaves it running]\r", file=sys.stderr)  # only now: what was typed before is discarded
-        loop.add_reader(keys, lambda: typed.put_nowait(os.read(keys, 4096)))
+
+        def read() -> None:
+            typed.put_nowait(data := os.read(keys, 4096))
+            if not data:  # its end is reported for ever
+                loop.remove_reader(keys)
+
+        loop.add_reader(keys, read)
         async with _together(child.follow(), _type(child, typed)) as either:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         loop.remove_reader(keys)

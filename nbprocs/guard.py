@@ -113,7 +113,7 @@ def repr_of(thing: object) -> str:
     try:
         return repr(thing)
     except BaseException as error:  # noqa: BLE001 - the user's __repr__
-        return f"<{type(thing).__name__} whose repr raises {type(error).__name__}>"
+        return f"<{_kind(thing)} whose repr raises {_kind(error)}>"
 
 
 def name_of(thing: object) -> str:
@@ -138,7 +138,7 @@ def message_of(error: BaseException) -> str:
     ('no', 'ValueError')
     """
     message, problem = attempt(str, error)
-    return text_of(error) if problem is not None else message or type(error).__name__
+    return text_of(error) if problem is not None else message or _kind(error)
 
 
 def text_of(error: BaseException) -> str:
@@ -147,12 +147,17 @@ def text_of(error: BaseException) -> str:
     >>> text_of(ValueError("no"))
     'ValueError: no'
     """
-    name = type(error).__name__
+    name = _kind(error)
     try:
         message = str(error)
     except BaseException as problem:  # noqa: BLE001 - the user's __str__
-        return f"{name} (its text can't be shown: {type(problem).__name__})"
+        return f"{name} (its text can't be shown: {_kind(problem)})"
     return f"{name}: {message}" if message else name
+
+
+def _kind(thing: object) -> str:
+    """The name of its class, past what a metaclass of the user's answers."""
+    return str(vars(type)["__name__"].__get__(type(thing)))
 
 
 def add_note(error: BaseException, note: str) -> None:

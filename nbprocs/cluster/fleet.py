@@ -204,7 +204,10 @@ class Fleet:
         looks = [self._tasks.start(self._look(peer), name=f"look at {peer.address}") for peer in self.peers.values()]
         if looks:
             await asyncio.wait(looks)
-        return [(running.job, running.process) for running in self._jobs.values() if running.process is not None]
+        found = [running for running in self._jobs.values() if running.process is not None]
+        for running in found:  # measured or not: it was told of
+            running.looked_at = True
+        return [(running.job, running.process) for running in found if running.process is not None]
 
     async def trees(self) -> list[RemoteTree]:
         """What look() found, for a monitor."""
@@ -230,7 +233,7 @@ class Fleet:
         for job_id, row in answer.get("trees", {}).items():
             running = self._jobs.get(job_id)
             if running is not None and running.process is not None:
-                running.process.row, running.looked_at = row, True
+                running.process.row = row
 
     # -- workers
 

@@ -20,6 +20,7 @@ class Usage:
         self._sampler: Sampler | None = None
         self._codes: dict[str, int] = {}
         self._next = 0
+        self._closed = False
 
     def look(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         """The metrics of each job's tree by their names, as a monitor there would see them. Blocks: one scan of the process table."""
@@ -27,6 +28,8 @@ class Usage:
         from nbprocs.monitor.sampler import Ask, Sampler  # noqa: PLC0415 - as above
 
         with self._lock:
+            if self._closed:  # it was asked for before
+                return {}
             if self._sampler is None:
                 self._sampler = Sampler(members=False)
             asks = [
@@ -49,6 +52,7 @@ class Usage:
     def close(self) -> None:
         """Give back the descriptors. Blocks while a look goes on."""
         with self._lock:
+            self._closed = True
             if self._sampler is not None:
                 self._sampler.close()
                 self._sampler = None

@@ -34,10 +34,10 @@ class BothStreams:
         for piece in self._new():
             yield from self._data(piece)
 
-    def take_lines(self, count: int | None) -> Iterator[tuple[int, bytes]]:
-        """The same, but only the last lines of it."""
+    def take_lines(self, count: int | None, *, most: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """The same, but only the last lines of it, and of these the last ``most`` bytes."""
         found = self._new()
-        for piece in found if count is None else self._last(count, found):
+        for piece in _last_bytes(most, found if count is None else self._last(count, found)):
             yield from self._data(piece)
 
     def _new(self) -> list[Piece]:
@@ -73,3 +73,15 @@ class BothStreams:
                 at = first
             kept.insert(0, (stream, begin, end))
         return kept
+
+
+def _last_bytes(most: int | None, found: list[Piece]) -> list[Piece]:
+    if most is None:
+        return found
+    kept: list[Piece] = []
+    for stream, begin, end in reversed(found):
+        if most <= 0:
+            break
+        kept.insert(0, (stream, max(begin, end - most), end))
+        most -= end - begin
+    return kept

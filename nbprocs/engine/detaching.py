@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import marshal
 import os
@@ -42,7 +43,7 @@ __all__ = ["DETACHED_LOG", "DetachedChild", "DetachedListener", "launch"]
 
 DETACHED_LOG = 1 << 30  # bytes of each stream that are kept on disk
 _MAIN = os.path.join(os.path.dirname(__file__), "shim_main.py")
-_START_WITHIN = 30.0  # seconds; a start takes some twenty milliseconds
+_AGAIN = 0.5  # seconds between two tries to reach a shim that lives, or to watch a process: too few descriptors, say
 
 
 class DetachedListener(Listener, Protocol):
@@ -105,7 +106,6 @@ def _order(spec: Spec, about: dict[str, Any], folder: Path, *, limit: int) -> di
         "environment": {os.fsencode(name): os.fsencode(value) for name, value in spec.env.items()},
         "folder": str(folder),
         "socket": str(socket),
-        "remove": [str(folder / name) for name in ("record.json", "record.json.new", "stdout." + "0" * 16, "stderr." + "0" * 16)],
         "limit": limit,
         "token": token,
         "kernel": os.getpid(),
@@ -145,9 +145,13 @@ async def _in_thread(talk: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     said: Waiters[dict[str, Any]] = Waiters()
 
     def work() -> None:
-        answer = talk()
+        tell: Callable[[], None]
+        try:
+            tell = functools.partial(said.wake, talk())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            tell = functools.partial(said.fail, error)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-            loop.call_soon_threadsafe(said.wake, answer)
+            loop.call_soon_threadsafe(tell)
 
     threading.Thread(target=work, name="nbprocs-detach", daemon=True).start()
     return await said.wait()
@@ -157,7 +161,8 @@ def _talk(pid: int, ours: int, answers: int, data: bytes) -> dict[str, Any]:
     """In a thread: the launcher reads at once, and a cancelled start must not leave a zombie."""
     with open(ours, "wb") as orders, contextlib.suppress(BrokenPipeError):
         orders.write(data)
-    os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored, or somebody else waits for every child
+        os.waitpid(pid, 0)
     with open(answers, "rb") as said:
         answer = said.read()
     if not answer:
@@ -201,22 +206,31 @@ class DetachedChild:
     async def follow(self) -> None:
         """Tell the listener what happens, until its end or until ``leave``; then return. What happened before is told first.
 
-        A shim that is killed meanwhile is noticed at once: then the record says what is known.
+        A shim that is killed meanwhile is noticed at once: then the record says what is known. One that lives and can't be reached,
+        for want of a descriptor or since its socket was cleared away, is tried again.
         """
+        while True:
+            with contextlib.suppress(OSError):  # a shim that is killed closes nothing by itself
+                await self._listen()
+            if self._over:
+                return
+            record = read_record(self._record.folder)
+            if record is None or record.state not in {"running", "starting"}:
+                break
+            self._listener.grown({stream: record.size(stream) for stream in ("stdout", "stderr")})
+            self._met.set()
+            await asyncio.sleep(_AGAIN)
+        await self._without_shim()
+
+    async def _listen(self) -> None:
+        reader = await self._connect()
         try:
-            reader = await self._connect()
-        except OSError:
-            await self._without_shim()
-            return
-        try:
-            with contextlib.suppress(ConnectionError):  # a shim that is killed closes nothing by itself
-                while line := await reader.readline():
-                    self._hear(json.loads(line))
-                    if self._over:
-                        return
+            while line := await reader.readline():
+                self._hear(json.loads(line))
+                if self._over:
+                    return
         finally:
             self.leave()
-        await self._without_shim()
 
     async def _connect(self) -> asyncio.StreamReader:
         if self._record.socket is None or self._record.state not in {"running", "starting"}:
@@ -290,6 +304,7 @@ class DetachedChild:
         try:
             fd = os.pidfd_open(self.pid)
         except (AttributeError, OSError):
+            await asyncio.sleep(_AGAIN)
             return
         gone: Waiters[None] = Waiters()
         self._loop.add_reader(fd, gone.wake, None)

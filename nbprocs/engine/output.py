@@ -244,7 +244,7 @@ class LineReader:
 
     def take(self, size: int = 256 << 10) -> list[str] | None:
         """The complete lines among the next bytes: an empty list if there are none yet, None at the end."""
-        position, data = self.source.read(self.position, min(size, self.limit - self._carried))  # so no line is longer
+        position, data = self.source.read(self.position, min(size, max(1, self.limit - self._carried)))  # so no line is longer
         lost = position - self.position
         self.position = position + len(data)
         if lost:

@@ -109,16 +109,24 @@ def _read(folder: Path, boot: str) -> DetachedRecord | None:
         text = (folder / NAME).read_bytes()
     except OSError:
         return None
-    seen = 0.0
-    with contextlib.suppress(OSError):  # nobody has looked since it was started
-        seen = (folder / SEEN).stat().st_mtime
+    seen = _changed(folder / SEEN)  # 0: nobody has looked since it was started
     try:
         fields = json.loads(text)
         if fields["v"] > VERSION:
-            return DetachedRecord(id=folder.name, folder=folder, name=str(fields.get("name", "")), state="newer", seen=seen)
+            return DetachedRecord(
+                id=folder.name, folder=folder, name=str(fields.get("name", "")), state="newer", seen=seen or _changed(folder)
+            )
         return _judged(folder, fields, seen=seen, boot=boot)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return DetachedRecord(id=folder.name, folder=folder, state="broken", seen=seen)
+        return DetachedRecord(id=folder.name, folder=folder, state="broken", seen=seen or _changed(folder))
+
+
+def _changed(path: Path) -> float:
+    """When it was written last, unix time; 0 where it isn't there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> DetachedRecord:

@@ -12,7 +12,7 @@ A remote pid is nothing that this machine's process table knows: it is told, and
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -142,9 +142,8 @@ class RemoteWatches:
 
     async def look(self) -> None:
         """Look at all, now."""
-        looks: Iterable[Awaitable[list[Transition]]] = [watch.look() for watch in self._watches.values()]
-        for look in looks:
-            self._done(await look)
+        for watch in list(self._watches.values()):
+            self._done(await watch.look())
 
     def _done(self, changes: list[Transition]) -> None:
         self._tell(changes)

@@ -159,6 +159,7 @@ class MonitorPlace:
 def known_home(thing: object) -> Home | None:
     """The home of one of our objects; None for others."""
     try:
-        return home_of(thing)
+        found: object = home_of(thing)
     except AttributeError:
         return None
+    return found if isinstance(found, Home) else None

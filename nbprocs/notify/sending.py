@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import inspect
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from nbprocs.guard import attempt, finish, told
+from nbprocs.guard import attempt, awaitable, finish, told
 from nbprocs.notify.channel import publish
 from nbprocs.notify.model import Notice, Notify, masked
 
@@ -43,7 +42,7 @@ def tell(notice: Notice, notify: Notify | None, *, start: Start) -> None:
         answer, error = attempt(target, notice)
         if error is not None:
             told(f"notify= of {notice.name or notice.process_id}", error)
-        elif inspect.isawaitable(answer):
+        elif awaitable(answer):
             start(_await(answer, notice))
 
 

@@ -149,7 +149,7 @@ class CommandConnection:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the user's ``end`` raises is this question's alone
-            answer = (ERROR, error if isinstance(error, Exception) else CommunicationError(f"the end of an answer: {text_of(error)}"))
+            answer = (ERROR, error if issubclass(type(error), Exception) else CommunicationError(f"the end of an answer: {text_of(error)}"))
         if answer is not None:
             self._events.answers([(answer[0], number, time.monotonic_ns() - began, answer[1])])
 

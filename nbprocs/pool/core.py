@@ -197,11 +197,9 @@ class PoolCore:
     def _judge(self, task: Task, message: Message) -> None:
         """An answer that needs unpickling, or is an error."""
         outcome, problem = attempt(read, message, title=task.title, worker=task.worker)
-        if problem is not None or outcome is None:  # whatever the user's object did: its task must not be lost
-            outcome = (
-                None,
-                CommunicationError(f"the answer of {task.title} can't be taken: {problem and text_of(problem)}", name=task.worker),
-            )
+        if outcome is None:  # whatever the user's object did: its task must not be lost
+            said = "" if problem is None else text_of(problem)
+            outcome = None, CommunicationError(f"the answer of {task.title} can't be taken: {said}", name=task.worker)
         if outcome[1] is not None:
             self.table.fail(task, outcome[1])
         elif message[0] in (MANY, STOPPED) and outcome[0][1] is not None and task.policy is not None:

@@ -3,6 +3,7 @@
 sys.path, logging levels, warning filters, the key of multiprocessing's managers; the folder and the environment where that was asked for.
 """
 
+import contextlib
 import itertools
 import logging
 import os
@@ -52,7 +53,9 @@ class KernelFollower:
 
     def _moved(self) -> tuple[str | None, dict[str, str | None]] | None:
         """(the new folder or None, changed variables; None for those that are gone), or None."""
-        folder, environment = os.getcwd(), dict(os.environ)  # noqa: PTH109 - a text
+        folder, environment = self._folder, dict(os.environ)
+        with contextlib.suppress(FileNotFoundError):  # a folder that was removed is no news
+            folder = os.getcwd()  # noqa: PTH109 - a text
         if (folder, environment) == (self._folder, self._environment):
             return None
         changes: dict[str, str | None] = {name: value for name, value in environment.items() if self._environment.get(name) != value}

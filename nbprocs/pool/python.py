@@ -62,14 +62,14 @@ class PythonConnection:
                 name=name,
                 **{"output_limit": _OUTPUT, **(self._kind.process or {})},  # type: ignore[dict-item]  # a mapping since it was made
             )
+            speak = self._kind.output != "log"
+            options = {**self._settings.news(), "preload": list(self._kind.preload), "initializer": self._setup, "speak": speak}
             process = await manager.spawn(config, inherit=ends, wait=False)
         except BaseException:
             self.close()
             raise
         for end in (self._data, self._control, self._page):
             end.release_child()
-        speak = self._kind.output != "log"
-        options = {**self._settings.news(), "preload": list(self._kind.preload), "initializer": self._setup, "speak": speak}
         self._data.send(frame([(child.SETUP, options)]))
         return process
 

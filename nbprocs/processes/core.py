@@ -159,7 +159,8 @@ class ProcessCore:
     def failed_to_start(self) -> None:
         """The manager's word that there will be no child."""
         self._move(ProcessStatus.FAILED)
-        self._launched.wake(None)
+        for waiters in (self._launched, self._waiters, self._output_waiters):
+            waiters.wake(None)
         self.stdout.close()
         self.stderr.close()
 
@@ -258,7 +259,6 @@ class ProcessCore:
         call(f"a done callback of {self.name}", callback, self)
 
     # -- waiting
-
     @hops
     async def wait(self, timeout: float | None = None) -> ProcessResult:
         """Wait for the end of the process (not of its pipes) and return its result; never raises for how it ended.
@@ -268,11 +268,13 @@ class ProcessCore:
         """
         if self.result is None:
             async with contextlib.nullcontext() if timeout is None else asyncio.timeout(timeout):
-                await self._ending()
-        assert self.result is not None  # noqa: S101 - for the type checker
+                await self.over()
+        if self.result is None:
+            raise self.broken("was not started")
         return self.result
 
-    async def _ending(self) -> None:
+    async def over(self) -> None:
+        """Wait until it has ended, or could not be started. On the home loop."""
         if self.status.live:
             await self._waiters.wait()
 
@@ -280,7 +282,7 @@ class ProcessCore:
         """Wait at most so long; True if the process has ended by then. For code on the home loop."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._ending()
+                await self.over()
         return not self.status.live
 
     async def more_output(self, seen: int) -> None:
@@ -332,9 +334,7 @@ class ProcessCore:
         finally:
             self._one_ending_less()
         check_ended(left, name=self.name, process_id=self.id)
-        await self._ending()
-        assert self.result is not None  # noqa: S101 - for the type checker
-        return self.result
+        return await self.wait()
 
     def _one_ending_less(self) -> None:
         self._endings -= 1

@@ -341,8 +341,11 @@ def cells_folder() -> Path:
 
 
 def _forget_cells() -> None:
-    """Remove those that no record names any more."""
-    named = {word for record in records() for word in record.config.get("args", ())}
+    """Remove those that no record names any more; none while there is a record that can't be read."""
+    known = records()
+    if any(record.state in {"newer", "broken"} for record in known):
+        return
+    named = {word for record in known for word in record.config.get("args", ())}
     with contextlib.suppress(OSError):  # another kernel forgets at the same time
         for cell in cells_folder().glob("*.cell"):
             if str(cell) not in named and time.time() - cell.stat().st_mtime > _CELL_KEPT:

@@ -364,7 +364,7 @@ class ManagerCore:
         started = [process.child for process in self.registry if process.child is not None and not process.config.detach]
         left = await self.launcher.end_all(started, grace=grace)  # also what ended ones left behind
         for process in () if left else live:
-            await process.wait()
+            await process.over()
         for process in detached:
             self._leave(process)
         await self.tasks.aclose()

@@ -18,7 +18,7 @@ from nbprocs.checks import name, refuse, text, whole
 from nbprocs.engine.handles import listening_inodes, listing, open_handle, user_of
 from nbprocs.engine.output import LineReader
 from nbprocs.errors import CommunicationError
-from nbprocs.guard import repr_of, text_of
+from nbprocs.guard import awaitable, repr_of, text_of
 from nbprocs.model import Stream
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.process import ManagedProcess, face_of, process_core
@@ -198,7 +198,7 @@ class _Call:
 
     async def check(self, process: ManagedProcess) -> bool:
         answer = self.function(process) if _takes_argument(self.function) else self.function()
-        if inspect.isawaitable(answer):
+        if awaitable(answer):
             answer = await answer
         return bool(answer)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbprocs.errors import WorkerLost
+from nbprocs.guard import guarded
 from nbprocs.model import EventKind, ProcessConfig, ProcessResult, ProcessStatus
 from nbprocs.runs.rows import KernelSide, Note
 from nbprocs.runs.writer import RunWriter
@@ -69,10 +70,11 @@ class JobRecorder:
         seen: list[JobRun] = []
 
         def heard(event: Any) -> None:
-            if hasattr(event, "worker"):
-                seen.append(self._started(job, event))
-            else:
-                self._ended(seen[0] if seen else self._run(job), event, started=bool(seen))
+            with guarded(f"recording the run of {job.name}"):
+                if hasattr(event, "worker"):
+                    seen.append(self._started(job, event))
+                else:
+                    self._ended(seen[0] if seen else self._run(job), event, started=bool(seen))
             report(event)
 
         return heard
@@ -96,7 +98,8 @@ class JobRecorder:
         return run
 
     def _ended(self, run: JobRun, event: Any, *, started: bool) -> None:
-        result = event.result if isinstance(event.result, ProcessResult) else getattr(event.error, "result", None)
+        told = (event.result, getattr(event.error, "result", None))
+        result = next((one for one in told if isinstance(one, ProcessResult)), None)
         status: ProcessStatus | str = ProcessStatus.FAILED if event.error is not None else ProcessStatus.COMPLETED
         if isinstance(event.error, WorkerLost):
             status = "lost"

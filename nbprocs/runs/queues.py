@@ -27,7 +27,7 @@ from nbprocs.model import EventKind, ProcessResult, ProcessStatus
 from nbprocs.runs.errors import IsQueue, RunsError
 from nbprocs.runs.jobs import JobRun
 from nbprocs.runs.rows import Note, RowMaker
-from nbprocs.runs.schema import fresh, readable
+from nbprocs.runs.schema import fresh, readable, whole_path
 from nbprocs.scheduler.core import SchedulerCore
 from nbprocs.scheduler.entry import TaskOptions
 from nbprocs.scheduler.options import decode
@@ -63,9 +63,9 @@ Query = Callable[[str], list[tuple[Any, ...]]]
 
 def opened(path: Path) -> sqlite3.Connection:
     """A run history, or a queue as one, for reading only. Raises RunsError; it blocks."""
-    core = SchedulerCore.of(str(path.resolve()))
+    core = SchedulerCore.of(str(whole_path(path).resolve()))
     if core is not None and core.store is not None and not core.runner.closed:
-        return _as_history(path.resolve(), core.store.rows, os.getpid())
+        return _as_history(path.resolve(), core.store.rows, (socket.gethostname(), os.getpid()))
     try:
         if not Path(f"{path}-owner").exists():
             return readable(path)
@@ -78,41 +78,50 @@ def opened(path: Path) -> sqlite3.Connection:
         raise RunsError(f"the queue {path} can't be read: {error}", hint="try again; if that does not help, restore a copy") from error
 
 
-def _owner(path: Path) -> int | None:
-    """The pid of the living kernel that has the queue; None where nobody has, as far as this host knows."""
+def _owner(path: Path) -> tuple[str, int]:
+    """Host and pid of the living kernel that has the queue; pid 0 where nobody has, as far as this host knows."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
         told = json.loads(Path(f"{path}-owner").read_text())
         if told["host"] != socket.gethostname() or abs(psutil.Process(told["pid"]).create_time() - told["start"]) < 1:
-            return int(told["pid"])
-    return None
+            return str(told["host"]), int(told["pid"])
+    return socket.gethostname(), 0
 
 
 @contextlib.contextmanager
 def _unlocked(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(_read_only(path)) as db, tempfile.TemporaryDirectory(prefix="nbprocs-") as folder:
-        if _is_free(db):
-            yield db
-            return
+    """A copy of the queue: who holds the file itself open, if only to read it, keeps its next scheduler from locking it."""
+    with tempfile.TemporaryDirectory(prefix="nbprocs-") as folder:
         copy = Path(folder, "queue")
-        for _ in range(_TRIES):
-            before = path.stat()
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(f"{path}-wal", f"{copy}-wal")
-            shutil.copyfile(path, copy)
-            after = path.stat()
-            if (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size):
-                break
-        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as other:
-            yield other
+        if not _copy_if_free(path, copy):
+            _copy_files(path, copy)
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as db:
+            yield db
 
 
-def _is_free(db: sqlite3.Connection) -> bool:
-    """Whether it can be read: it is not in use by another kernel, nor in a read-only folder."""
-    try:
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        return False
+def _copy_if_free(path: Path, to: Path) -> bool:
+    """Whether it could be read: it is not in use by another kernel, nor in a read-only folder."""
+    with contextlib.closing(_read_only(path)) as db, contextlib.closing(sqlite3.connect(to)) as copy:
+        try:
+            db.execute("BEGIN")
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # from here on nobody can lock it: a backup would wait for ever
+        except sqlite3.OperationalError:
+            return False
+        db.backup(copy)
     return True
+
+
+def _copy_files(path: Path, to: Path) -> None:
+    """Of a queue that another kernel has locked. Raises OSError where it is written to all the time."""
+    for _ in range(_TRIES):
+        before = path.stat()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}-wal", f"{to}-wal")
+        shutil.copyfile(path, to)
+        after = path.stat()
+        if (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size):
+            return
+    message = "it is being written to all the time"
+    raise OSError(message)
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
@@ -135,7 +144,7 @@ _read: OrderedDict[Path, _Read] = OrderedDict()  # the latest few
 _reading = threading.Lock()
 
 
-def _as_history(path: Path, query: Query, owner: int | None) -> sqlite3.Connection:
+def _as_history(path: Path, query: Query, owner: tuple[str, int]) -> sqlite3.Connection:
     """The attempts as the rows of a history in memory. The first look at a queue takes a quarter of a millisecond an attempt."""
     prefix = str(query("SELECT value FROM meta WHERE name = 'prefix'")[0][0])
     with _reading:
@@ -145,17 +154,18 @@ def _as_history(path: Path, query: Query, owner: int | None) -> sqlite3.Connecti
             known = None
         if known is None:
             known = _Read(prefix, fresh(), RowMaker(past=True), itertools.count(1))
-        _read[path] = known
-        if len(_read) > _KEPT:
-            _read.popitem(last=False)[1].db.close()
         last = int(query("SELECT coalesce(max(rowid), 0) FROM attempts")[0][0])
         _put(known.db, known.maker, known.numbers, _notes(query(_ATTEMPTS.format(known.last, last)), prefix))
         known.last, known.count = last, int(query(_COUNT.format(last))[0][0])
+        _read[path] = known  # only now: half of a look is no beginning for the next one
+        if len(_read) > _KEPT:
+            _read.popitem(last=False)[1].db.close()
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         known.db.backup(db)
-    me = None if owner is None else identify(owner)
+    host, pid = owner
+    alive = identify(pid) if pid and host == socket.gethostname() else None
     session = "INSERT INTO sessions (key, host, pid, start, began) VALUES (1, ?, ?, ?, 0)"
-    db.execute(session, (socket.gethostname(), owner or 0, 0.0 if me is None else me.start))
+    db.execute(session, (host, pid, 0.0 if alive is None else alive.start))
     _put(db, RowMaker(past=True), itertools.count(1 << 31), _notes(query(_RUNNING), prefix))
     return db
 

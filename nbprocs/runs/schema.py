@@ -116,7 +116,8 @@ def _migrate(db: sqlite3.Connection, migrations: Mapping[int, str]) -> None:
         db.execute(f"PRAGMA application_id = {APPLICATION}")
         db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # of a full disk SQLite has rolled back by itself
+            db.execute("ROLLBACK")
         raise
 
 
@@ -148,6 +149,17 @@ def check(db: sqlite3.Connection, path: Path, *, newest: int = VERSION) -> int:
             hint="update nbprocs; the file is unchanged",
         )
     return int(version) if tables else 0
+
+
+def whole_path(path: str | os.PathLike[str]) -> Path:
+    """The file of a history, absolute. Raises RunsError for what can be no path of one: too long, a circle of links, with a NUL."""
+    try:
+        found = Path(path).expanduser().absolute()
+        found.resolve()
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunsError(f"the run history {path} can't be opened: {error}", hint="give the path of a file") from error
+    return found
 
 
 def readable(path: Path) -> sqlite3.Connection:

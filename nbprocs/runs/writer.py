@@ -30,7 +30,7 @@ from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
 from nbprocs.runs.errors import RunsError
 from nbprocs.runs.rows import Note, RowMaker, Scheduled
-from nbprocs.runs.schema import connect
+from nbprocs.runs.schema import connect, whole_path
 
 __all__ = ["RunWriter", "writer_for", "writing"]
 
@@ -239,7 +239,7 @@ _registry_lock = threading.Lock()
 
 def writer_for(path: Path) -> RunWriter:
     """The writer of this file in this interpreter, with one user more. Raises RunsError for a place that can't be written."""
-    path = path.expanduser().absolute()
+    path = whole_path(path)
     place = path if path.exists() else path.parent
     if not os.access(place, os.W_OK):
         why = "the folder is not there" if not place.exists() else f"{place} can't be written"

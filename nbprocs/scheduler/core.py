@@ -62,6 +62,7 @@ class SchedulerCore:
         self.lock: threading.Lock = threading.Lock()  # around what decides by a key whether a task is new
         self._last = 0.0  # the time of the last task, so that a clock set back does not put later tasks before earlier ones
         self._leaving: Tasks | None = None
+        self._closing: asyncio.Task[None] | None = None
         last = 0
         if self.store is not None:
             try:
@@ -277,11 +278,20 @@ class SchedulerCore:
                     bar.update()
 
     async def aclose(self) -> None:
-        """See TaskScheduler.aclose. On the home loop."""
-        if not self.runner.closed:
+        """See TaskScheduler.aclose. On the home loop. It goes on when a waiting caller is cancelled, and all callers wait for one end."""
+        if self._closing is None:
+            self._closing = Tasks(self.home).start(self._close(), name="close the scheduler")
+        await asyncio.wait({self._closing})
+        self._closing.result()
+
+    async def _close(self) -> None:
+        if self.runner.closed:  # nobody held it any more
+            return
+        try:
             await self.runner.close()
             if self.runner.recorder is not None:
                 await self.runner.recorder.aclose()
+        finally:
             if self.store is not None:
                 self.store.close()
 

@@ -74,15 +74,15 @@ class Store:
                 )
             _open_here.add(self._identity)
         try:
-            self._db = self._connect()
-            self.prefix: str = str(self._db.execute("SELECT value FROM meta WHERE name = 'prefix'").fetchone()[0])
+            self._db, self.prefix = self._connect()
         except BaseException:
             with _registry:
                 _open_here.discard(self._identity)
             raise
         self._write_owner()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> tuple[sqlite3.Connection, str]:
+        """The open queue, locked, and its prefix."""
         try:
             inspect(self.path)
         except StoreInUse as error:
@@ -95,6 +95,7 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             upgrade(db, self.path)
             db.execute("COMMIT")
+            return db, str(db.execute("SELECT value FROM meta WHERE name = 'prefix'").fetchone()[0])
         except sqlite3.Error as error:
             db.close()
             if "locked" in str(error) or "busy" in str(error):
@@ -102,7 +103,9 @@ class Store:
             raise StoreError(
                 f"could not open the queue {self.path}: {error}", hint="check the folder and the file's permissions"
             ) from error
-        return db
+        except BaseException:
+            db.close()
+            raise
 
     # -- who has it
 
@@ -134,16 +137,14 @@ class Store:
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
+                yield self._db
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
+            except BaseException as error:
+                if self._db.in_transaction:  # of a full disk SQLite has rolled back by itself
                     self._db.execute("ROLLBACK")
-                raise self._failed(error) from error
+                if isinstance(error, sqlite3.Error):
+                    raise self._failed(error) from error
+                raise
 
     def _failed(self, error: sqlite3.Error) -> StoreError:
         return StoreError(

@@ -6,12 +6,14 @@ A bell belongs to a process, not to a view: the table and every pane, in all win
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from typing import Any, Protocol
 
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.home import Tasks
+from nbprocs.errors import Closed
 from nbprocs.model import ProcessInfo
 from nbprocs.notify import Notify
 from nbprocs.processes.core import ProcessCore
@@ -67,7 +69,8 @@ def ring(process: Any, *, on: bool) -> None:
     with _lock:
         parts = list(_hearing)
     for part in parts:
-        part.bell_changed(core.id)
+        with contextlib.suppress(Closed):  # a view that outlived its loop
+            part.bell_changed(core.id)
 
 
 class Hears(Protocol):

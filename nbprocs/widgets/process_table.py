@@ -281,7 +281,7 @@ class TablePart(Part):
                 done = act(process)
                 if done is not None:
                     started.append(self.host.tasks.start(_attempt(process.name, done), name="table action"))
-            except ProcessError as error:
+            except (ProcessError, Refused) as error:
                 problems.append(plain(error, limit=300))
         problems += [problem for task in started if (problem := await task)]
         if problems:
@@ -319,14 +319,13 @@ class TablePart(Part):
         return await self._each(ids, lambda process: process.send_signal(signals.Signals[signal]))
 
     @op(ids=texts(_SELECTED, 100), on=flag)
-    def bell(self, ids: list[str], *, on: bool) -> str:
+    async def bell(self, ids: list[str], *, on: bool) -> str:
         """Tell of the end of each that still lives, or not."""
-        live = [process for process in map(self._manager.get, ids) if process.status.live]
+        wanted = set(ids)
+        live = [process.id for process in self._manager.list() if process.id in wanted and process.status.live]
         if not live:
             raise Refused("what has ended is told already")
-        for process in live:
-            ring(process, on=on)
-        return f"{len(live)} done"
+        return await self._each(live, lambda process: ring(process, on=on))
 
     @op(id=text(100))
     def show(self, id: str) -> str:  # noqa: A002 - the name on the wire

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbprocs import AlertThresholds, ProcessMonitor
-from nbprocs.cluster.link import Sign
+from nbprocs.cluster.link import LinkDown, Sign
 from nbprocs.errors import WorkerLost
+from nbprocs.monitor.metrics import State
 from nbprocs.scheduler.backend import Ended, Job
 from nbprocs.testing.conformance import check_backend
 from tests.unit.cluster_kit import Faults, LoopbackBackend, loopback
@@ -319,3 +320,25 @@ async def test_a_stop_may_overtake_its_job(tmp_path):
     await reports.ended.wait()
     assert reports.events[-1].stopped and len(reports.events) == 1
     await backend.aclose()
+
+
+async def test_how_a_job_ended_that_was_told_of_and_never_measured_is_known(tmp_path):
+    """Its worker was silent at every look."""
+    backend = loopback(tmp_path, workers=1, slots=1)
+    quiet = await start(backend, "sh", "-c", "read x; exit 3", number=2, options={"stdin": True})
+    (session,) = backend.bays["w0"].sessions.values()
+    backend.fleet.peers["w0"].link.call = unanswered(backend.fleet.peers["w0"].link.call, "usage")
+    assert [(tree.id, dict(tree.row)) for tree in await backend.fleet.trees()] == [("q-2.1", {})]
+    await next(iter(session.running)).process.close_stdin()
+    await quiet.ended.wait()
+    assert backend.fleet.how_ended("q-2.1") is State.FAILED
+    await backend.aclose()
+
+
+def unanswered(call, what):
+    async def called(op, **given):
+        if op == what:
+            raise LinkDown
+        return await call(op, **given)
+
+    return called

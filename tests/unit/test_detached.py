@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -22,8 +24,8 @@ from hypothesis import strategies as st
 
 import nbprocs
 from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
-from nbprocs.engine import asking, both, recorded, records, shim
-from nbprocs.engine.shimlib import order, segments
+from nbprocs.engine import asking, both, detaching, recorded, records, shim
+from nbprocs.engine.shimlib import keeper, order, segments
 from tests.waiting import until
 
 ROOT = Path(nbprocs.__file__).parents[1]
@@ -370,6 +372,7 @@ async def test_records_of_a_newer_version_and_broken_ones_are_shown_and_left_alo
     await until(lambda: records.records()[0].state == "ended")
     rewritten(home, v=99)
     assert nbprocs.detached().loc[0, "state"] == "newer"
+    assert nbprocs.detached(stale=True).empty, "its folder was written to a moment ago"
     with pytest.raises(StartupFailed, match="later version"):
         await other.adopt("job")
     assert nbprocs.forget() == 0
@@ -625,6 +628,7 @@ def test_the_order_of_both_streams_is_that_of_their_runs(runs, size, full):
             assert given_back == came
         read: list[int] = []
         while data := order.read_both(folder, len(read), size, tuple(ends), lambda which, at, most: (at, bytes([which]) * most))[1]:
+            assert len(data) == min(size, len(came) - len(read)), "one answer holds as much as was asked for, of however many runs"
             read += data
         assert read == [stream for stream, _ in given_back]
 
@@ -740,3 +744,77 @@ async def test_what_ends_other_processes_does_not_end_its_shim(home, pm):
         os.kill(shim_pid, number)
     await job.send_line("6")
     assert (await job.wait()).exit_code == 6
+
+
+def test_what_was_dropped_ends_an_answer(tmp_path):
+    """The bytes behind it have another place: they begin the next one."""
+    (tmp_path / "order").write_bytes(struct.pack("<3Q", 4 << 1, 3 << 1 | 1, 9 << 1))  # four, three of stderr, five
+
+    def read(which, at, most):
+        return (max(at, 2), b"e" * 1) if which else (at, b"o" * most)
+
+    ends = (9, 3)
+    assert order.read_both(str(tmp_path), 0, 100, ends, read) == (0, b"oooo")
+    assert order.read_both(str(tmp_path), 4, 100, ends, read) == (6, b"eooooo")
+
+
+def test_who_has_an_answer_of_the_shim_finds_that_it_was_looked_at(tmp_path):
+    seen = []
+    reply = SimpleNamespace(open=True, say=lambda _: seen.append((tmp_path / "seen").exists()))
+    shim = SimpleNamespace(
+        _followers=[],
+        kids=SimpleNamespace(by_number={}),
+        _ends=dict,
+        _order_given={"folder": str(tmp_path)},
+        _exit=None,
+        _over=False,
+        _readers={},
+    )
+    keeper.Keeper._op_follow(shim, {}, reply)
+    assert seen == [True]
+
+
+async def test_a_shim_that_can_not_be_reached_for_a_moment_is_not_taken_for_gone(home, pm, other, monkeypatch):
+    """For want of a descriptor, say: the process runs, is adopted, and its end is known."""
+    await pm.spawn("sh", "-c", "echo up; read x; exit 5", name="job", detach=True, stdin=True)
+    usual, failed = detaching.connect, []
+
+    def connect(path):
+        if len(failed) < 2:
+            failed.append(path)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return usual(path)
+
+    monkeypatch.setattr(detaching, "connect", connect)
+    monkeypatch.setattr(detaching, "_AGAIN", 0.01)
+    job = await other.adopt("job")
+    assert job.status is ProcessStatus.RUNNING
+    await until(lambda: len(failed) == 2 and job.stdout.end == 3)
+    await job.send_line("")
+    assert (await job.wait(60)).exit_code == 5
+
+
+def test_attach_with_a_pipe_as_its_terminal_reads_the_end_once(home, monkeypatch):
+    command("run", "--detach", "--name", "job", "--stdin", "--", "sh", "-c", "cat; exit 6")
+    reads, usual = [], os.read
+
+    def read(fd, size):
+        if fd == keys:
+            reads.append(fd)
+        return usual(fd, size)
+
+    keys, writer = os.pipe()
+    os.write(writer, b"typed\n")
+    os.close(writer)
+    with open(keys, closefd=True) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(os, "read", read)
+        assert cli.main(["attach", "job"]) == 6
+    assert len(reads) <= 3
+
+
+def test_who_attaches_is_not_shown_a_line_of_megabytes_again(tmp_path):
+    (tmp_path / "stdout.0000000000000000").write_bytes(b"x" * 100_000)
+    shown_again = both.BothStreams(tmp_path)
+    shown_again.grown({"stdout": 100_000})
+    assert sum(len(data) for _, data in shown_again.take_lines(200, most=1000)) == 1000

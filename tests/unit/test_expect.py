@@ -191,3 +191,13 @@ async def test_no_piece_of_a_line_is_longer_than_asked(longest):
     assert "".join(pieces) == text
     assert max(len(piece.encode()) for piece in pieces) <= max(longest, 8)
     assert all(pieces)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-le"])
+async def test_what_is_carried_over_may_be_longer_than_a_line_may_be(encoding):
+    """It is kept as UTF-8, which can take half as much again as what was read; reading goes on by the byte then, and does not stop."""
+    text = "\n" + "漢字仮名" * 50
+    code = f"sys.stdout.buffer.write({text!r}.encode({encoding!r}))"
+    async with ProcessManager() as pm, asyncio.timeout(60):
+        process = await pm.spawn(*python_child(code), encoding=encoding)
+        assert "".join([piece async for piece in process.lines(longest=8)]) == text.strip()

@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from nbprocs import DoNothing, ErrorHandler, FirstOf, ProcessManager, RecoveryStrategy
-from nbprocs.guard import attempt, call, finish, text_of
+from nbprocs.guard import attempt, call, finish, message_of, repr_of, text_of
 from nbprocs.monitor import ProcessMonitor
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.probes import as_question, ask
@@ -23,6 +23,21 @@ class Unshowable(Exception):
         raise RuntimeError("no text")
 
     __repr__ = __str__
+
+
+class Nameless(type):
+    @property
+    def __name__(cls):
+        raise RuntimeError("no name")
+
+
+class OfANamelessKind(Unshowable, metaclass=Nameless):
+    pass
+
+
+def test_what_a_metaclass_answers_is_not_asked():
+    error = OfANamelessKind()
+    assert all("OfANamelessKind" in say(error) for say in (text_of, message_of, repr_of))
 
 
 ENDS = [SystemExit, KeyboardInterrupt, Unshowable, StopIteration, asyncio.CancelledError, GeneratorExit]

@@ -4,13 +4,16 @@ import asyncio
 import dataclasses
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 import nbprocs
+from nbprocs.cluster.usage import Usage
 from nbprocs.monitor.history import Series
 from nbprocs.monitor.metrics import METRICS, Scope, State
 from nbprocs.monitor.prometheus import exposition
+from nbprocs.monitor.targets import known_home
 from nbprocs.recovery.strategies import NotifyAdmin
 
 
@@ -221,3 +224,32 @@ def test_a_label_can_not_leave_its_quotes():
     text = exposition([(series, row)])
     assert all(line.startswith(("#", "nbprocs_")) for line in text.splitlines())
     assert 'name="x\\"} 1\\nevil{a=\\"\\\\"' in text
+
+
+class Unreachable:
+    async def trees(self):
+        raise OSError("nobody answers")
+
+    def how_ended(self, _tree_id):
+        return State.GONE
+
+
+async def test_two_sources_that_can_not_be_reached_are_told_by_the_first():
+    """Of the second nothing is left that was never awaited."""
+    async with nbprocs.ProcessMonitor(interval=None) as mon:
+        sources = [Unreachable(), Unreachable()]
+        for source in sources:
+            mon.watch(source)
+        with pytest.raises(OSError, match="nobody answers"):
+            await mon.sample()
+
+
+def test_what_merely_has_something_called_home_is_no_home():
+    assert known_home(Path("x")) is None
+
+
+def test_a_look_that_comes_after_the_session_leaves_nothing_open():
+    usage = Usage()
+    usage.close()
+    assert usage.look([]) == {}
+    assert usage._sampler is None

@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 from contextlib import aclosing
+from typing import Any
 
 import psutil
 import pytest
 
 import nbprocs
-from nbprocs import EventKind, ProcessManager, ProcessStatus, Stream
+from nbprocs import CommunicationError, EventKind, ProcessManager, ProcessStatus, StartupFailed, Stream
 from nbprocs.processes.manager import manager_core
 from tests.children import ECHO, SLEEPER, STUBBORN, python_child, until_line
 
@@ -524,3 +525,16 @@ async def test_stop_while_it_is_being_started_ends_it(pm: ProcessManager) -> Non
         assert (await pm.get("web").stop()).status is ProcessStatus.TERMINATED
         await starting
     assert pm.live == 0
+
+
+@pytest.mark.parametrize("ask", [lambda process: process.stop(), lambda process: process.wait()], ids=["stop", "wait"])
+async def test_who_asks_for_the_end_of_a_start_that_fails_is_told_so(pm: ProcessManager, ask: Any) -> None:
+    starting = asyncio.ensure_future(pm.spawn("no-such-program-at-all", name="web"))
+    while not pm.list() and not starting.done():  # where the loop starts it, it is over before anybody can ask
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        for process in pm.list():
+            with pytest.raises(CommunicationError, match="was not started"):
+                await ask(pm.get(process.id))
+        with pytest.raises(StartupFailed):
+            await starting

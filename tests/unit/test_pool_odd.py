@@ -91,6 +91,17 @@ class Classless(Exception):
         raise RuntimeError("no class")
 
 
+class Nameless(type):
+    @property
+    def __name__(cls):
+        raise RuntimeError("no name")
+
+
+class OfANamelessKind(Exception, metaclass=Nameless):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
 class Own(ProcessError):
     def __setattr__(self, name, value):
         if name == "attempts" and name in vars(self):
@@ -129,6 +140,7 @@ ODD = {
     "all its attributes raise": (lambda: (_ for _ in ()).throw(Secretive()), Secretive),
     "its traceback raises": (lambda: (_ for _ in ()).throw(Rootless()), Rootless),
     "its class raises": (lambda: (_ for _ in ()).throw(Classless()), Classless),
+    "the name of its class raises": (lambda: (_ for _ in ()).throw(OfANamelessKind()), RemoteError),
     "a result that exits when it is rebuilt": (ExitsWhenRebuilt, CommunicationError),
 }
 

@@ -278,3 +278,12 @@ async def test_a_folder_that_is_gone_fails_the_call_instead_of_another_folder(mo
             await pool.run(int)
         monkeypatch.undo()
         assert await pool.run(int) == 0
+
+
+async def test_a_kernel_whose_own_folder_is_gone_goes_on_calling(monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    async with ProcessPool(ONE, worker=PythonWorker(follow=True, working_dir=str(tmp_path))) as pool, asyncio.timeout(60):
+        await pool.run(int)
+        (tmp_path / "gone").rmdir()
+        assert await pool.run(abs, -3) == 3

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -16,6 +18,7 @@ from nbprocs.model import ProcessResult, ProcessStatus
 from nbprocs.runs import queues
 from nbprocs.runs.errors import RunsError
 from nbprocs.scheduler.backend import Capacity, Ended, Started
+from nbprocs.scheduler.store import Store
 
 
 @pytest.fixture
@@ -36,8 +39,8 @@ async def test_the_tasks_of_a_queue_are_rows_while_it_is_open_and_after(store, m
     config = nbprocs.SchedulerConfig(max_retries=1, retry_delay=0)
     async with nbprocs.TaskScheduler(config, store=store, runs=False) as sch:
         good = sch.schedule("echo", "hello", name="greeting", env_vars={"MODE": "fast"})
-        bad = sch.schedule("sh", "-c", "echo $API_TOKEN; exit 3", name="bad")
         await good
+        bad = sch.schedule("sh", "-c", "echo $API_TOKEN; exit 3", name="bad")
         with contextlib.suppress(nbprocs.ProcessFailed):
             await bad
         running = sch.schedule("sleep", "100", name="long")
@@ -136,6 +139,10 @@ async def test_runs_are_not_recorded_into_a_queue(store, caplog):
 # --- elsewhere ----------------------------------------------------------------------------------------------------------------
 
 
+class Odd(Exception):
+    result = "x"
+
+
 class Elsewhere:
     """A backend with one machine of its own, which does what a job's first argument says."""
 
@@ -159,6 +166,7 @@ class Elsewhere:
             "lost": WorkerLost("the worker is gone"),
             "unstarted": StartupFailed("no such program"),
             "bad": nbprocs.ProcessFailed("exit 3"),
+            "odd": Odd("its result is none of ours"),
         }
         self.home.post(report, Ended(result=result if what in ("good", "bad") else None, error=errors.get(what)))
 
@@ -201,3 +209,82 @@ async def test_what_a_cluster_ran_teaches_its_durations(path):
         waiting = sch.schedule("job", "good", hold=True, timeout="p95*3")
         assert waiting.task.estimated_duration == 2.0
         assert sch._core.find(waiting.id).options.timeout == 6.0
+
+
+async def test_an_error_of_a_backends_own_ends_its_task_and_is_recorded(path):
+    async with nbprocs.TaskScheduler(backend=Elsewhere(), runs=path) as sch:
+        task = sch.schedule("program", "odd")
+        async with asyncio.timeout(20):
+            with contextlib.suppress(Exception):
+                await task
+        assert task.state == "failed"
+    assert [run.state for run in nbprocs.runs(path)] == ["failed"]
+
+
+async def test_what_fails_while_a_run_is_recorded_does_not_keep_its_task_from_ending(path, monkeypatch):
+    monkeypatch.setattr("nbprocs.runs.jobs.JobRecorder._note", lambda *_: 1 / 0)
+    async with nbprocs.TaskScheduler(backend=Elsewhere(), runs=path) as sch, asyncio.timeout(20):
+        assert (await sch.schedule("program", "good")).ok
+
+
+async def test_a_queue_that_is_looked_at_can_be_opened(store, monkeypatch):
+    async with nbprocs.TaskScheduler(store=store, runs=False) as sch:
+        await sch.schedule("true")
+    usual, opened_meanwhile = queues._notes, []
+
+    def notes(rows, prefix):
+        if not opened_meanwhile:
+            Store(store, prefix="x-").close()
+            opened_meanwhile.append(True)
+        return usual(rows, prefix)
+
+    monkeypatch.setattr(queues, "_notes", notes)
+    assert len(nbprocs.runs(store)) == 1
+    assert opened_meanwhile
+
+
+async def test_a_queue_that_another_host_has_is_running_there(store, tmp_path):
+    async with nbprocs.TaskScheduler(store=store, runs=False) as sch:
+        running = sch.schedule("sleep", "100", name="long")
+        while running.state != "running":
+            await asyncio.sleep(0.01)
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{store}{suffix}", f"{tmp_path / 'copy'}{suffix}")
+        (tmp_path / "copy-owner").write_text(json.dumps({"pid": 1 << 22, "start": 1.0, "host": "another", "since": 1.0}))
+        assert [(run.state, run.host) for run in nbprocs.runs(tmp_path / "copy")] == [("running", "another")]
+
+
+async def test_a_copy_of_a_queue_that_changes_all_the_time_is_not_taken_for_whole(store, monkeypatch):
+    async with nbprocs.TaskScheduler(store=store, runs=False) as sch:
+        await sch.schedule("true")
+        usual = shutil.copyfile
+
+        def copyfile(source, to):
+            usual(source, to)
+            os.utime(store)
+
+        monkeypatch.setattr(shutil, "copyfile", copyfile)
+        monkeypatch.setattr(queues.SchedulerCore, "of", lambda _: None)
+        with pytest.raises(RunsError, match="all the time"):
+            len(nbprocs.runs(store))
+
+
+async def test_a_look_that_failed_half_way_is_no_beginning_for_the_next(store, monkeypatch):
+    async with nbprocs.TaskScheduler(store=store, runs=False) as sch:
+        for _ in range(3):
+            await sch.schedule("true")
+    usual = queues._put
+    monkeypatch.setattr(queues, "_put", lambda *given: (usual(*given), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        len(nbprocs.runs(store))
+    monkeypatch.setattr(queues, "_put", usual)
+    assert len(nbprocs.runs(store)) == 3
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "circle"])
+def test_what_can_be_no_path_of_a_history_is_told_in_one_line(tmp_path, name):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(RunsError, match=r"can't be opened|there is no run history"):
+        len(nbprocs.runs(tmp_path / name))
+    with pytest.raises(RunsError):
+        nbprocs.ProcessManager(runs=tmp_path / name)

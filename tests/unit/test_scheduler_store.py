@@ -1,5 +1,6 @@
 """The durable queue: what is on disk, what the next scheduler makes of it, which files are refused and left alone."""
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -25,6 +26,7 @@ from nbprocs.scheduler import (
     TaskScheduler,
     TaskState,
 )
+from nbprocs.scheduler.store import Store
 from nbprocs.testing.conformance import FakeBackend
 from tests.unit.test_scheduler import FAILED, Clock, World
 
@@ -380,3 +382,30 @@ async def test_a_full_disk_does_not_lift_a_halt(path: Path) -> None:
         await w.advance(3)
         assert w.started == ["a"]
         assert "1 of 1" in (w.sch.status().halted or "")
+
+
+async def test_a_close_that_was_interrupted_goes_on_and_lets_go_of_the_queue(path: Path) -> None:
+    """An interrupted cell: whoever closes it again waits for the same end, and the next scheduler gets the file."""
+    sch = TaskScheduler(store=path)
+    task = sch.schedule("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done")
+    assert await anext(aiter(task.lines())) == "up"
+    closing = asyncio.ensure_future(sch.aclose())
+    while not sch.closed:
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing})
+    await sch.aclose()
+    async with TaskScheduler(store=path) as again:
+        assert len(again.tasks()) + len(again.ended()) == 1
+
+
+def test_what_a_full_disk_said_is_what_is_raised(path: Path) -> None:
+    """SQLite has rolled back by itself then, and a second time is an error of its own."""
+    store = Store(path, prefix="p-")
+    try:
+        store._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(StoreError, match="full"), store._transaction() as db:
+            for number in range(200):
+                db.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (f"name-{number}", "x" * 5000))
+    finally:
+        store.close()

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from nbprocs import Notify, ProcessManager
+from nbprocs.errors import Closed
 from nbprocs.notify import listen
 from nbprocs.widgets import OutputPane, ProcessTable
+from nbprocs.widgets.bell import hear
 from nbprocs.widgets.process_table import COLUMNS
 from tests.unit.widgets_kit import shown
 
@@ -73,3 +75,29 @@ async def test_what_notify_tells_already_is_not_told_twice(told: list[str]) -> N
                 await each.close_stdin()
                 await each.wait()
     assert sorted(title.split(" after")[0] for title in told) == ["failures completed", "given completed"]
+
+
+async def test_one_that_refuses_keeps_no_other_from_its_bell(told: list[str]) -> None:
+    async with ProcessManager() as pm:
+        given = await pm.spawn("cat", stdin=True, name="given", notify=True)
+        plain = await pm.spawn("cat", stdin=True, name="plain")
+        with shown(ProcessTable(pm)) as tab:
+            ids = [given.id, plain.id, "cleared-meanwhile"]
+            assert (await tab.call("table", "bell", ids=ids, on=True))["ok"]
+            assert "notify=" in (await tab.call("table", "bell", ids=ids, on=False))["error"]
+            assert await rows(tab) == [True, False]
+
+
+async def test_a_view_that_outlived_its_loop_keeps_no_bell_from_being_set(told: list[str]) -> None:
+    class Late:
+        def bell_changed(self, _process_id: str) -> None:
+            raise Closed("its loop is closed")
+
+    late = Late()
+    hear(late, on=True)
+    async with ProcessManager() as pm:
+        proc = await pm.spawn("cat", stdin=True, name="job")
+        with shown(ProcessTable(pm)) as table:
+            assert (await table.call("table", "bell", ids=[proc.id], on=True))["ok"]
+            assert await rows(table) == [True]
+    hear(late, on=False)

@@ -161,11 +161,11 @@ class Keeper(Server):
         if self.status is not None:
             self.status.close()
             self.status: Any = None
-        for path in (*self._order_given["remove"],):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        folder = self._order_given["folder"]
         with contextlib.suppress(OSError):
-            os.rmdir(self._order_given["folder"])
+            for name in os.listdir(folder):
+                os.unlink(os.path.join(folder, name))
+            os.rmdir(folder)
         self._reply({"refused": (step, number, text)})
         self._done = True
 
@@ -343,11 +343,11 @@ class Keeper(Server):
     # -- other operations
 
     def _op_follow(self, _: dict[str, Any], reply: Any) -> None:
+        looked_at(self._order_given["folder"])  # before the answer: who has it may look
         self._followers = [asker for asker in self._followers if asker.open]
         kid = self.kids.by_number.get(NUMBER)
         reply.say({**_OK, **self._ends(), "paused": kid is not None and kid.paused})
         self._followers.append(reply)
-        looked_at(self._order_given["folder"])
         if self._exit is not None and not self._readers:
             reply.say(self._exit_event())
         if self._over:

@@ -5,8 +5,7 @@
     <folder>/order        8 bytes for each change from one stream to the other: where the run that ended there ends, and whose it was
              order.old    the ones before, when the file was full; those before them are gone: all of stdout comes first there
 
-What came between two looks of the shim at its pipes comes in the order stdout, stderr: nobody can tell more. A process that writes to
-one stream only has no such file.
+What came between two looks of the shim at its pipes comes in the order stdout, stderr: nobody can tell more.
 """
 
 from __future__ import annotations
@@ -116,14 +115,21 @@ def read_both(
     """Up to ``size`` bytes of both streams in the order of their coming, with the offset that they begin at; it counts both.
 
     ``read`` is called with (stream, offset, size), and answers with the offset where it found something, past dropped bytes a later one.
+    What was dropped ends an answer: the bytes behind it begin the next one.
     """
-    begin = 0
+    begin, found, data = 0, offset, bytearray()
     for stream, first, last in pieces(OrderReader(folder).changes(ends), (0, 0), ends):
         end = begin + last - first
         if offset < end:
-            at, data = read(stream, first + offset - begin, min(size, end - offset))
-            if data and at < last:
-                return begin + at - first, data[: last - at]
-            offset = end  # all of it was dropped
+            at, part = read(stream, first + offset - begin, min(size - len(data), end - offset))
+            part, place = part[: max(0, last - at)], begin + at - first
+            if data and (not part or place != offset):
+                break
+            if part:
+                found = found if data else place
+                data += part
+            offset = place + len(part) if part else end  # else all of it was dropped
+            if len(data) == size or (data and offset < end):
+                break
         begin = end
-    return offset, b""
+    return (found, bytes(data)) if data else (offset, b"")
