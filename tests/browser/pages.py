@@ -4,6 +4,7 @@ JupyterLab is loaded once for all tests, since that takes longer than most of th
 closed in it. A test that leaves something behind in the page's scripts sets ``page.window.spoiled``.
 """
 
+import asyncio
 import itertools
 import re
 import shutil
@@ -20,6 +21,7 @@ from tests.browser.server import ROOT, Kind, Server
 
 expect.set_options(timeout=30_000)  # a loaded machine with two cores; only a failure waits that long
 KEY_TRIES = 5
+START_LIMIT = 60  # seconds for all of them: a test has 120
 SAVE_LOOKS = 400  # every 50 ms
 CELL = ".jp-Notebook .jp-Cell"
 EXECUTED = re.compile(r"\[\d+\]")
@@ -76,17 +78,27 @@ class NotebookPage:
         """Run a cell, and return when the kernel has it."""
         cell = self.cell(number)
         prompt = cell.locator(".jp-InputPrompt").first
-        before = await prompt.text_content() or ""
-        for _ in range(KEY_TRIES):  # a page that is still settling takes the focus away between click and key
-            with suppress(AssertionError, PlaywrightError):
-                await cell.scroll_into_view_if_needed()
-                await prompt.click(timeout=8000)
-                await self.page.keyboard.press("Control+Enter")
-                await expect(prompt).not_to_have_text(before, timeout=4000)
-                return
-        dialogs = await self.page.locator(".jp-Dialog").all_inner_texts()
-        message = f"cell {number} of {self.notebook} did not start; dialogs: {dialogs}; the window is in {await self.shot('not-started')}"
-        raise AssertionError(message)
+        wrong = f"the page did not answer within {START_LIMIT} s"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_LIMIT):
+                before = await prompt.text_content() or ""
+                for _ in range(KEY_TRIES):  # a page that is still settling takes the focus away between click and key
+                    try:
+                        await cell.scroll_into_view_if_needed(timeout=8000)
+                        await prompt.click(timeout=8000)
+                        await self.page.keyboard.press("Control+Enter")
+                        await expect(prompt).not_to_have_text(before, timeout=4000)
+                    except (AssertionError, PlaywrightError) as error:
+                        wrong = str(error)  # names what lies over it
+                    else:
+                        return
+        self.window.spoiled = True  # whatever it was, the next test does not inherit it
+        left = f"cell {number} of {self.notebook} did not start: {wrong}"
+        with suppress(TimeoutError, PlaywrightError):
+            async with asyncio.timeout(10):
+                left += f"; dialogs: {await self.page.locator('.jp-Dialog').all_inner_texts()}"
+                left += f"; the window is in {await self.shot('not-started')}"
+        raise AssertionError(left)
 
     async def run(self, number: int, *, timeout: float = 60, check: bool = True) -> None:
         """Run a cell to its end; fails if it raised, unless ``check=False``."""
@@ -122,6 +134,7 @@ class NotebookPage:
 
     async def reload(self) -> None:
         """Reload the tab; the kernel lives on."""
+        self.window.spoiled = True  # a while later JupyterLab opens the notebook of its address once more, over that of the next test
         await self.page.reload(wait_until="domcontentloaded")
         await self.ready()
 

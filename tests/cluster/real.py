@@ -14,17 +14,9 @@ import psutil
 
 from nbprocs import DaskBackend, TaskScheduler
 from nbprocs.testing.leaks import spare
+from tests.waiting import until_blocking
 
 QUIET = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
-
-
-def until(look, *, limit=20.0, what="it did not happen"):
-    """Look until the answer is true, and return it."""
-    deadline = time.monotonic() + limit
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what} within {limit:g} s"
-        time.sleep(0.02)
-    return found
 
 
 class RealCluster:
@@ -54,7 +46,7 @@ class RealCluster:
             )
 
     def _until_ready(self, name, ready):
-        return until(lambda: self._ready(name, ready), limit=60, what=f"{name} was not ready")
+        return until_blocking(lambda: self._ready(name, ready), within=60, what=f"{name} is ready")
 
     def _ready(self, name, pattern):
         text = self.logs[name].read_text(errors="replace")

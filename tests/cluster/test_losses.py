@@ -12,7 +12,8 @@ import time
 import pytest
 
 from nbprocs import DaskBackend, SchedulerConfig, StartupFailed, TaskScheduler, WorkerLost
-from tests.cluster.real import marked, until
+from tests.cluster.real import marked
+from tests.waiting import until_blocking
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ def worker_of(task):
 
 async def gone(mark, limit=20.0):
     """Nothing carries the mark. On a quiet machine within 0.2 s; the issue asks for 3."""
-    await asyncio.to_thread(until, lambda: not marked(mark), limit=limit, what="not everything ended")
+    await asyncio.to_thread(until_blocking, lambda: not marked(mark), within=limit, what="everything ended")
 
 
 async def fails(task, limit=30.0):
@@ -194,7 +195,7 @@ def kernel(address, *, store="", tasks=2, runs, mark):
         text=True,
     )
     assert process.stdout.readline() == "scheduled\n"
-    until(lambda: runs.exists() and len(runs.read_text().split("\n")) > tasks, limit=20)
+    until_blocking(lambda: runs.exists() and len(runs.read_text().split("\n")) > tasks)
     return process
 
 

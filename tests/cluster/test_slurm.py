@@ -12,7 +12,7 @@ import time
 import pytest
 
 from nbprocs import DaskBackend, SchedulerConfig, TaskScheduler
-from tests.cluster.real import until
+from tests.waiting import until_blocking
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -84,13 +84,13 @@ def slurm(tmp_path_factory):
 
     try:
         start(*munged)
-        until((folder / "munge.socket").exists, what="munged did not come up")
+        until_blocking((folder / "munge.socket").exists, what="munged is up")
         start("slurmctld", "-D", "-f", env["SLURM_CONF"])
         start("slurmd", "-D", "-f", env["SLURM_CONF"])
-        until(
+        until_blocking(
             lambda: "idle" in subprocess.run(["sinfo", "-h", "-o", "%t"], env=env, capture_output=True, text=True, check=False).stdout,
-            limit=60,
-            what=f"no idle node: see {folder}",
+            within=60,
+            what=f"an idle node: see {folder}",
         )
         yield env
     except AssertionError as error:

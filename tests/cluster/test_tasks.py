@@ -25,7 +25,8 @@ from nbprocs.engine.home import Home
 from nbprocs.monitor import State
 from nbprocs.scheduler.backend import Ended, Job
 from nbprocs.widgets.queue_view import COLUMNS, QueueView
-from tests.cluster.real import marked, until
+from tests.cluster.real import marked
+from tests.waiting import until_blocking
 
 
 @pytest.fixture(params=[None, True], ids=["direct", "proxy"])
@@ -152,9 +153,9 @@ async def test_pause_and_resume_travel(direct):
             return stat.read().rpartition(")")[2].split()[0]
 
     task.pause()
-    await asyncio.to_thread(until, lambda: state() == "T")
+    await asyncio.to_thread(until_blocking, lambda: state() == "T")
     task.resume()
-    await asyncio.to_thread(until, lambda: state() != "T")
+    await asyncio.to_thread(until_blocking, lambda: state() != "T")
     task.process.interrupt()
     with pytest.raises(ProcessCrashed, match="SIGINT"):
         await task
@@ -233,13 +234,13 @@ async def test_cancelling_a_function_kills_it(direct, tmp_path):
         time.sleep(1000)
 
     task = direct.schedule(forever)
-    await asyncio.to_thread(until, lambda: told.exists() and told.read_text())
+    await asyncio.to_thread(until_blocking, lambda: told.exists() and told.read_text())
     with pytest.raises(CommunicationError, match="no process"):
         task.pause()
     task.cancel()
     with pytest.raises(TaskCancelled):
         await task
-    await asyncio.to_thread(until, lambda: not os.path.exists(f"/proc/{told.read_text()}"), limit=3)
+    await asyncio.to_thread(until_blocking, lambda: not os.path.exists(f"/proc/{told.read_text()}"), within=3)
 
 
 # -- files and secrets

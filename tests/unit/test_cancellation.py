@@ -5,11 +5,9 @@ delivered must not be lost. Each scenario runs once for each of its awaits, on t
 """
 
 import asyncio
-import time
 import types
 from contextlib import aclosing
 
-import psutil
 import pytest
 
 from nbprocs import LogLine, ProcessManager, ProcessStatus
@@ -104,25 +102,6 @@ async def test_spawn(background, moment):
             await sound(pm, slots=2)
 
     assert await cancelled_everywhere(scenario, moment=moment) >= (1 if background else 0)
-
-
-async def test_a_start_that_nobody_waits_for_any_more_is_undone_at_once():
-    """Not only when the manager closes. The second start goes the same way as the first and its undoing: they have arrived before it runs."""
-    mark = f"mark-{time.monotonic_ns()}"
-    async with ProcessManager() as pm:
-        await pm.run("true")
-        for turns in range(4):
-            starting = asyncio.ensure_future(pm.spawn(*python_child("forever()", mark)))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            starting.cancel()
-            await asyncio.wait({starting})
-            if not starting.cancelled():
-                await starting.result().stop()
-        await pm.run("true")
-        async with asyncio.timeout(30):
-            while any(mark in one.info["cmdline"] for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"]):
-                await asyncio.sleep(0.01)
 
 
 @MODES

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import weakref
 
 import pytest
@@ -23,27 +24,21 @@ ONE = PoolConfig(max_processes=1)
 TWO = PoolConfig(min_processes=2, max_processes=2)
 
 
-@pytest.fixture
-def executor():
-    pool = ProcessPool(TWO, background=True)
-    with pool.executor() as made:
-        yield made
-    asyncio.run(pool.aclose())
-
-
 # --- futures ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_helpers_of_the_standard_library(executor):
+def test_the_helpers_of_the_standard_library(executor, tmp_path):
     """wait and as_completed: none, twice the same, none done in no time; who has been given a future holds it alone."""
     assert cf.wait([]) == (set(), set())
     assert list(cf.as_completed([])) == []
     first = executor.submit(int)
     assert list(cf.as_completed([first, first], timeout=20)) == [first]
-    slow = executor.submit(time.sleep, 0.2)
+    os.mkfifo(tmp_path / "gate")
+    slow = executor.submit((tmp_path / "gate").read_bytes)
     with pytest.raises(TimeoutError):
         list(cf.as_completed([slow], timeout=0))
     assert cf.wait([slow, first], timeout=0).done >= {first}
+    (tmp_path / "gate").write_bytes(b"open")
     futures = [executor.submit(dict, n=n) for n in range(5)]
     refs = []
     for future in cf.as_completed(futures, timeout=20):
@@ -88,7 +83,7 @@ def test_what_an_iterable_raises_is_the_callers(executor):
     assert list(executor.map(abs, [-1])) == [1]
 
 
-def test_an_error_in_the_with_block_comes_through(executor):
+def test_an_error_in_the_with_block_comes_through():
     pool = ProcessPool(ONE, background=True)
     with pytest.raises(ZeroDivisionError), pool.executor() as made:
         future = made.submit(int, 7)
@@ -104,14 +99,18 @@ def test_results_come_after_a_shutdown_that_does_not_wait(executor):
 
 
 def test_a_cancelled_task_of_asyncio_cancels_its_call(executor, tmp_path):
-    mark = tmp_path / "ran"
+    mark, gates = tmp_path / "ran", [tmp_path / "one", tmp_path / "two"]
+    for gate in gates:
+        os.mkfifo(gate)
 
     async def main():
         loop = asyncio.get_running_loop()
-        busy = [loop.run_in_executor(executor, time.sleep, 0.3) for _ in range(2)]
+        busy = [loop.run_in_executor(executor, gate.read_bytes) for gate in gates]
         waiting = loop.run_in_executor(executor, mark.touch)
         await asyncio.sleep(0)
         waiting.cancel()
+        for gate in gates:
+            await asyncio.to_thread(gate.write_bytes, b"open")
         await asyncio.gather(*busy)
         await loop.run_in_executor(executor, int)
 
@@ -128,24 +127,19 @@ def test_a_pool_and_an_executor_do_not_travel(executor):
 # --- what tasks do ----------------------------------------------------------------------------------------------------------------
 
 
-def leave(how):
-    import asyncio
-    import sys
-
-    if how == "exit":
-        sys.exit(3)
-    raise {"interrupt": KeyboardInterrupt, "cancel": asyncio.CancelledError, "generator": GeneratorExit, "stop": StopIteration}[how]
-
-
 @pytest.mark.parametrize("how", ["exit", "interrupt", "cancel", "generator", "stop"])
 async def test_a_task_that_leaves_leaves_the_worker_alone(how):
     """None of it ends the worker, the loop, or the caller as if the caller had been told to end."""
-    space = {"__name__": "__main__"}
-    exec(textwrap.dedent(__import__("inspect").getsource(leave)), space)  # noqa: S102
+
+    def leave(how):
+        if how == "exit":
+            sys.exit(3)
+        raise {"interrupt": KeyboardInterrupt, "cancel": asyncio.CancelledError, "generator": GeneratorExit, "stop": StopIteration}[how]
+
     async with ProcessPool(ONE) as pool:
         pid = await pool.run(os.getpid)
         try:
-            await pool.run(space["leave"], how)
+            await pool.run(leave, how)
         except BaseException as error:  # noqa: BLE001
             assert isinstance(error, Exception), repr(error)
         assert await pool.run(os.getpid) == pid
@@ -169,7 +163,7 @@ async def test_chains_and_groups_of_errors_come_over():
     async with ProcessPool(ONE) as pool:
         with pytest.raises(ValueError, match="second") as caught:
             await pool.run(chain)
-        shown = "".join(__import__("traceback").format_exception(caught.value))
+        shown = "".join(traceback.format_exception(caught.value))
         assert "first" in shown
         assert "chain" in shown
         with pytest.raises(ExceptionGroup) as caught:

@@ -18,15 +18,11 @@ from pathlib import Path
 import pytest
 
 from nbprocs import CommunicationError, ExecutionTimeout, ProcessManager, StartupFailed
-from tests.children import python_child
+from tests.children import python_child as python
 
 BIG = bytes(range(256)) * (1 << 13)  # 2 MiB, many times what a pipe holds
 OURS = {"cwd": "working_dir"}  # what subprocess calls otherwise; env= is translated below, since ours is a difference
 ARGS = ("printf", "[%s]")
-
-
-def python(code, *args):
-    return python_child(code, *args)
 
 
 def both_ways(size):
@@ -335,7 +331,7 @@ def test_a_parent_without_its_standard_descriptors(closed, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))"])
-def test_a_parent_with_odd_signals(how):
+def test_a_parent_with_odd_signals(how, tmp_path):
     """Exit codes are known though the parent ignores SIGCHLD; a child can be stopped though the parent blocks every signal."""
     code = f"""
     import asyncio, signal
@@ -350,10 +346,13 @@ def test_a_parent_with_odd_signals(how):
             p = await pm.spawn("sleep", "1000", timeout=0.05)
             print((await p.wait(30)).status.value)
             print((await pm.run("grep", "-E", "SigBlk", "/proc/self/status")).text.split()[1].strip("0") or 0)
+            p = await pm.spawn("sh", "-c", "exit 4", detach=True)
+            print((await p.wait(30)).exit_code)
     asyncio.run(main())
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.split() == ["3", "15", "terminated", "0"], done.stderr
+    env = {**os.environ, "NBPROCS_STATE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["3", "15", "terminated", "0", "4"], done.stderr
 
 
 # --- text ----------------------------------------------------------------------------------------------------------------------
@@ -408,7 +407,7 @@ async def test_text_goes_there_and_back_in_its_encoding(encoding):
 async def test_a_timeout_keeps_what_was_written():
     async with ProcessManager() as pm:
         with pytest.raises(ExecutionTimeout) as caught:
-            await pm.run("sh", "-c", "echo out; echo err >&2; exec sleep 1000", timeout=1.0)
+            await pm.run("sh", "-c", "echo out; echo err >&2; exec sleep 1000", timeout=5.0)
         assert (caught.value.stdout, caught.value.stderr) == (b"out\n", b"err\n")
         assert isinstance(caught.value, TimeoutError)
 

@@ -478,10 +478,9 @@ def test_an_idle_process_costs_one_read_and_what_changes_is_seen_at_once(start, 
             [os.close(fd) for fd in held]; del extra; ready('less')
     """)
     )
-    while psutil.Process(child.pid).status() != psutil.STATUS_SLEEPING:  # between its word and its reading
-        time.sleep(0.001)
     sampler, asks = sampling(child.pid)
-    look(sampler, asks)
+    while not row(look(sampler, asks))["idle_seconds"] > 0.05:  # it may still be on its way from its word to its reading
+        time.sleep(0.001)
     idle = [row(look(sampler, asks)) for _ in range(25)]
     assert {found["cpu_percent"] for found in idle} == {0}
     assert all(a["age_seconds"] < b["age_seconds"] and a["idle_seconds"] < b["idle_seconds"] for a, b in itertools.pairwise(idle))

@@ -91,14 +91,6 @@ async def test_a_mishap_on_the_way_is_its_calls_alone(kit, what, when, how, erro
 # -- the executor
 
 
-@pytest.fixture
-def executor():
-    pool = ProcessPool(TWO, background=True)
-    with pool.executor() as made:
-        yield made
-    asyncio.run(pool.aclose())
-
-
 def echo(*args, **kwargs):
     return args, kwargs
 
