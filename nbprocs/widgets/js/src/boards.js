@@ -218,7 +218,7 @@ export class Queue {
           fill: (cell, { data }) => {
             say(cell.firstChild, data.name);
             say(cell.lastChild, data.cmd === data.name ? "" : short(data.cmd));
-            cell.title = data.cmd;
+            cell.title = data.worker ? t("boards.placed", { cmd: data.cmd, worker: data.worker, host: data.host }) : data.cmd;
           },
         },
         {
@@ -233,6 +233,8 @@ export class Queue {
         { name: "ports", label: t("boards.priority"), fill: (cell, { data }) => say(cell, data.level.toLowerCase()) },
         { name: "ports", label: t("boards.group"), fill: (cell, { data }) => say(cell, data.group) },
         { name: "pid", label: t("boards.retries"), fill: (cell, { data }) => say(cell, data.tries) },
+        { name: "worker", label: t("boards.worker"), fill: (cell, { data }) => ((cell.title = data.worker), say(cell, data.worker)) },
+        { name: "host", label: t("boards.host"), fill: (cell, { data }) => ((cell.title = data.host), say(cell, data.host)) },
         {
           name: "line",
           label: t("boards.progress"),
@@ -319,7 +321,7 @@ export class Queue {
     for (const bar of content.bars) this.addBar(bar);
     this.grid.clear();
     this.named = named(content.columns);
-    for (const [key, row] of content.rows) this.grid.put(key, this.named(row));
+    for (const [key, row] of content.rows) this.put(key, this.named(row));
     this.grid.arrange();
     this.priority.replaceChildren(
       h("option", { value: "" }, t("boards.priority2")),
@@ -328,6 +330,12 @@ export class Queue {
     this.status(content.status);
     this.drawTimeline();
     this.drawActions();
+  }
+
+  /** A row; the columns of where a task runs come with the first that runs on a worker, and stay. */
+  put(key, data) {
+    if (data.worker) this.grid.root.classList.add("nb-far");
+    this.grid.put(key, data);
   }
 
   addBar(bar) {
@@ -341,7 +349,7 @@ export class Queue {
   delta(content) {
     for (const bar of content.b ?? []) this.addBar(bar);
     for (const key of content["-"] ?? []) this.grid.remove(key);
-    for (const [key, row] of content.u ?? []) this.grid.put(key, this.named(row));
+    for (const [key, row] of content.u ?? []) this.put(key, this.named(row));
     if (content.u) this.grid.arrange();
     if (content.status) this.status(content.status);
     if (content.b) this.drawTimeline();
