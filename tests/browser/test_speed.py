@@ -37,5 +37,7 @@ async def test_five_panes_leave_the_main_thread_free(lab: Any) -> None:
     shares = sorted([await share() for _ in range(LOOKS)])
     await session.detach()
     await page.shot("five-panes")
-    print(f"{PANES} panes of {RATE} rows a second: {', '.join(f'{100 * s:.1f}' for s in shares)} % of the main thread; idle {100 * idle:.1f} %")
+    print(
+        f"{PANES} panes of {RATE} rows a second: {', '.join(f'{100 * s:.1f}' for s in shares)} % of the main thread; idle {100 * idle:.1f} %"
+    )
     assert shares[0] < LIMIT  # what another program takes away only adds to it
