@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -174,6 +175,95 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await page.output(0).get_by_role("button", name=re.compile("^Type into the program")).click()
     await page.page.keyboard.press("q")
     await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text("left the screen")
+
+
+TERM = "[...globalThis.__nbprocs_made.values()].at(-1).root.parts.get('pane').term"
+
+
+class Editor:
+    """A file is opened, typed into, and written."""
+
+    command = ("vim", "-u", "NONE", "-i", "NONE", "-N", "-n", "text.txt")
+    shows = "line 1"
+
+    @staticmethod
+    async def use(keys: Any, expected: Any, size: str) -> None:
+        await keys.type(":echo &lines.'x'.&columns")
+        await keys.press("Enter")
+        await expected(size)
+        for key in ("Shift+G", "o"):
+            await keys.press(key)
+        await keys.type("typed here")
+        await expected("typed here")
+        await keys.press("Escape")
+        await keys.type(":wq")
+        await keys.press("Enter")
+
+
+class Pager:
+    """A long file is paged, searched, and left."""
+
+    command = ("less", "text.txt")
+    shows = "line 1"
+
+    @staticmethod
+    async def use(keys: Any, expected: Any, size: str) -> None:
+        await keys.press("Space")
+        await expected(f"line {size.split('x', maxsplit=1)[0]}")  # the second page's first or second row: it knows how many rows there are
+        await keys.press("Shift+G")
+        await expected("line 300")
+        await keys.type("?line 123")
+        await keys.press("Enter")
+        await expected("line 123")
+        await keys.press("q")
+
+
+class Monitor:
+    """It paints by itself, shows its help, and is left."""
+
+    command = ("top", "-d", "1")
+    shows = "load average"
+
+    @staticmethod
+    async def use(keys: Any, expected: Any, size: str) -> None:
+        await keys.press("h")
+        await expected("Type 'q' or <Esc> to continue")
+        await keys.press("Escape")
+        await expected("load average")
+        await keys.press("q")
+
+
+@pytest.mark.parametrize("program", [Editor, Pager, Monitor], ids=lambda program: program.command[0])
+async def test_programs_that_take_all_of_the_screen(lab: Any, program: Any) -> None:
+    command = program.command
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    text = lab.server.folder / "text.txt"
+    text.write_text("".join(f"line {i}\n" for i in range(1, 301)))
+    options = "pty=True, stdin=True, name='full', env_vars={'TERM': 'xterm-256color', 'LESS': ''}"
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn(*{command!r}, {options})\nproc"])
+    await page.run(0)
+    view = page.output(0).locator(".nb-view")
+
+    async def expected(words: str) -> None:
+        await expect(screen(view)).to_contain_text(words)
+
+    await expected(program.shows)
+    assert await page.page.evaluate(f"{TERM}.buffer.active.type") == ("normal" if program is Monitor else "alternate")
+    await page.shot(f"full-{command[0]}")
+    await view.get_by_role("button", name=re.compile("^Type into the program")).click()
+    await program.use(page.page.keyboard, expected, await page.page.evaluate(f"{TERM}.rows + 'x' + {TERM}.cols"))
+    await expect(view.locator(".nb-facts")).to_contain_text("completed")
+    assert await page.page.evaluate(f"[{TERM}.buffer.active.type, document.activeElement.tagName]") == [
+        "normal",
+        "BODY",
+    ]  # keys that come late
+    assert (text.read_text().splitlines()[-1] == "typed here") is (program is Editor)
+    await page.shot(f"full-{command[0]}-left")
+    await expect(page.output(0).locator("[class^=nb-rec-]")).to_contain_text("completed")
+    record = await page.output(0).locator("[class^=nb-rec-]").inner_html()
+    assert "exit 0" in record
+    assert "\x1b" not in record
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")
