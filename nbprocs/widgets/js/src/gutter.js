@@ -20,6 +20,9 @@ export class Gutter {
     screen.append(this.node);
     /** @type {HTMLElement[]} */
     this.rows = [];
+    this.height = 0; // of each, in pixels
+    /** @type {HTMLElement | null} */
+    this.inner = screen.querySelector(".xterm-screen");
     this.timed = false;
     this.gone = false;
     this.ends = [term.onRender(() => this.draw()), term.onResize(() => this.draw())];
@@ -71,11 +74,16 @@ export class Gutter {
     return this.marks[low];
   }
 
+  /** Pixels of a row, from what the terminal gave its screen: to ask the page would make it lay itself out, for each piece of output. */
+  rowHeight() {
+    return parseFloat(this.inner?.style.height ?? "") / this.term.rows || 0;
+  }
+
   draw() {
-    const height = (this.screen.querySelector(".xterm-screen")?.clientHeight ?? 0) / this.term.rows;
+    const height = this.rowHeight();
     if (!height || this.gone) return;
     const { viewportY, type } = this.term.buffer.active;
-    while (this.rows.length < this.term.rows) this.rows.push(this.node.appendChild(h("i", {})));
+    while (this.rows.length < this.term.rows) this.rows.push(this.node.appendChild(h("i", { style: { height: `${height}px` } })));
     let before = "";
     this.rows.forEach((node, i) => {
       const mark = i < this.term.rows && type === "normal" ? this.of(viewportY + i) : undefined;
@@ -83,8 +91,9 @@ export class Gutter {
       before = mark?.time ?? before;
       if (node.dataset.stream !== (mark?.stream ?? "")) node.dataset.stream = mark?.stream ?? "";
       if (node.textContent !== time) node.textContent = time;
-      node.style.height = `${height}px`;
+      if (height !== this.height) node.style.height = `${height}px`;
     });
+    this.height = height;
   }
 
   destroy() {

@@ -79,7 +79,9 @@ export function hub(model, signal) {
   const made = new Map(); // by output
   const holes = document.getElementsByClassName("nb-hole");
   const style = h("style", {});
-  const observer = new MutationObserver(fit);
+  const observer = new MutationObserver((changes) => {
+    if (!changes.every(({ target }) => target instanceof Element && target.closest(".nb-view"))) fit(); // a view has no holes, but changes all the time
+  });
 
   /** The notebook was closed: its widget manager tells no model of it, and may be followed by another one in the same page. */
   function left() {
