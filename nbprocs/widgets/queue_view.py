@@ -21,7 +21,7 @@ ENDED = 50  # rows of tasks that have ended, the latest
 BARS = 200  # in the timeline
 STATUS_EVERY = 0.5  # seconds: figures of a busy queue change at most this often
 _SELECTED = 2000
-COLUMNS = ("name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why")  # of a row
+COLUMNS = ("name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why", "worker", "host")  # of a row
 _FINAL = {state.value for state in TaskState if state.final}
 
 
@@ -76,10 +76,9 @@ class QueuePart(Part):
         """The row of a task, as the front ends get it: the cells of COLUMNS."""
         if task.state.final and task.id not in self._ended:
             self._ended.append(task.id)
-        place = f"on {task.worker}, {task.host}" if task.worker else ""
         row = [
             plain(task.name or task.display, limit=160),
-            plain(", ".join(filter(None, (task.display if task.name or not place else "", place))), limit=300),
+            plain(task.display, limit=300),
             task.state.value,
             task.priority,
             priority_name(task.priority),
@@ -88,6 +87,8 @@ class QueuePart(Part):
             round(task.scheduled_time.timestamp(), 1),
             None if task.estimated_duration is None else round(task.estimated_duration, 2),
             self._why(task),
+            plain(task.worker, limit=120),
+            plain(task.host, limit=120) if task.worker else "",  # of a task here, it goes without saying
         ]
         self._rows[task.id] = row
         return row

@@ -30,10 +30,12 @@ export const TEXTS = {
   "boards.left": "{left} left ({least} to {most})",
   "boards.noWorkersYetTheyStart": "No workers yet: they start with the first task.",
   "boards.notDue": "{n} not due yet, the next in {wait}",
+  "boards.host": "Host",
   "boards.insteadOf": "{took}, about {all} expected",
   "boards.ofAbout": "{took} of about {all}",
   "boards.pauseTheQueue": "Pause the queue",
   "boards.paused": "paused",
+  "boards.placed": "{cmd}\non {worker}, {host}",
   "boards.pool": "Pool",
   "boards.priority": "Priority",
   "boards.priority2": "Priority…",
@@ -238,12 +240,10 @@ export const TEXTS = {
 /**
  * The text of a key, in the page's own words where it has some.
  * @param {string} key
- * @param {Record<string, any>} values
+ * @param {Record<string, unknown>} values
  * @returns {string}
  */
 export function t(key, values = {}) {
-  /** @type {any} */
-  const page = globalThis;
-  const text = page.__nbprocs_texts?.[key] ?? TEXTS[key] ?? key;
+  const text = globalThis.__nbprocs_texts?.[key] ?? TEXTS[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (/** @type {string} */ whole, /** @type {string} */ name) => String(values[name] ?? whole));
 }

@@ -209,6 +209,20 @@ describe("the table", () => {
   });
 });
 
+it("is as high as the caller says; among several parts that is the table's height", () => {
+  for (const [kind, spec, high] of [
+    ["pool", { height: 400 }, "370px"],
+    ["queue", { height: 400 }, "370px"],
+    ["charts", { height: 400 }, "380px"],
+    ["pool", { height: 400, arranged: "dashboard" }, "180px"],
+  ]) {
+    const el = document.createElement("div");
+    clean.push(views.render({ model: new Model({ parts: [{ name: kind, kind }], ...spec }), el }));
+    const { style } = el.querySelector(".nb-list, .nb-plot");
+    expect([kind, style.maxHeight || style.height]).toEqual([kind, high]);
+  }
+});
+
 describe("the form", () => {
   const form = () => show("form", { history: ["ls -l"], cwd: "/home", ready: [] });
 
@@ -231,6 +245,12 @@ describe("the form", () => {
     expect(el.querySelector('[data-field="name"] .nb-error').textContent).toBe("that name is taken");
     expect(el.querySelector('[data-field="name"] input').getAttribute("aria-invalid")).toBe("true");
     expect(el.querySelector("details").open).toBe(true);
+    for (const field of ["cwd", "env"]) {
+      el.querySelector("form").dispatchEvent(new Event("submit", { cancelable: true }));
+      model.refuse(model.last("run"), "not that", field);
+      await frame();
+      expect(el.querySelector(`[data-field="${field}"] > .nb-error`).textContent).toBe("not that");
+    }
   });
 
   it("goes through its history with the arrows", () => {
@@ -289,10 +309,10 @@ describe("the boards", () => {
     resources: [["gpu", 1, 2]],
   };
   const queue = {
-    columns: ["name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why"],
+    columns: ["name", "cmd", "state", "priority", "level", "group", "tries", "due", "expected", "why", "worker", "host"],
     rows: [
-      ["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, ""]],
-      ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE]],
+      ["t1", ["train", "python train.py", "running", 2, "HIGH", "", "", 0, 10, "", "", ""]],
+      ["t2", [HOSTILE, HOSTILE, "queued", 1, "NORMAL", "g", "", 1, null, HOSTILE, "", ""]],
     ],
     bars: [["t1", Date.now() / 1000 - 4, null, "running"]],
     status,
@@ -323,6 +343,24 @@ describe("the boards", () => {
     expect(show("queue", queue).el.querySelector(".nb-list .nb-row").textContent).toContain("of about 10.0 s");
     const { el } = show("queue", { ...queue, rows: done, bars: [["t1", queue.bars[0][1], end, "succeeded"]] });
     expect(el.querySelector(".nb-list .nb-row").textContent).toContain("7.0 s, about 10.0 s expected");
+  });
+
+  it("have columns of where tasks run once one runs on a worker, and keep them", () => {
+    const { el, delta } = show("queue", queue);
+    const grid = el.querySelector(".nb-g-queue");
+    expect(grid.classList.contains("nb-far")).toBe(false);
+    const row = ["t1", queue.rows[0][1].toSpliced(-2, 2, `alice ${HOSTILE}`, "node-7")];
+    delta(1, { u: [row] });
+    expect(grid.classList.contains("nb-far")).toBe(true);
+    const cells = ["worker", "host"].map((name) => el.querySelector(`.nb-list .nb-c-${name}`));
+    expect(cells.map((cell) => [cell.textContent, cell.title])).toEqual([
+      [`alice ${HOSTILE}`, `alice ${HOSTILE}`],
+      ["node-7", "node-7"],
+    ]);
+    expect(el.querySelector(".nb-list .nb-c-name").title).toBe(`python train.py\non alice ${HOSTILE}, node-7`);
+    expect(el.querySelector("script, img")).toBeNull();
+    delta(2, { "-": ["t1"] });
+    expect(grid.classList.contains("nb-far")).toBe(true);
   });
 
   it("say how much work is left, and what is not due yet", () => {
