@@ -8,8 +8,9 @@ import { Pane } from "./pane.js";
 import { Connection } from "./protocol.js";
 import { Table } from "./table.js";
 import { t } from "./texts.js";
+import { Workers } from "./workers.js";
 
-const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue };
+const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue, workers: Workers };
 
 /** `channel` is a model as anywidget gives it, or the hub's line to one view. */
 export class Root {
