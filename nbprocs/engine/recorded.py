@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nbprocs.engine.output import DEFAULT_SPILL, OutputLog
-from nbprocs.engine.shimlib.segments import segments_of
+from nbprocs.engine.shimlib.segments import read_segment, segments_of, size_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ class RecordedLog(OutputLog):
         super().__init__()
         self._folder = Path()
         self.stream = stream
-        self._open: tuple[int, int, int] | None = None  # offset, descriptor, size when it was opened
+        self._open: tuple[tuple[int, str], int] | None = None  # a segment, and its descriptor
 
     def lie_in(self, folder: Path) -> None:
         """Say where the files are."""
@@ -62,9 +62,9 @@ class RecordedLog(OutputLog):
 
     def _pieces(self) -> list[tuple[int, int]]:
         found = []
-        for begin, name in self._segments():
+        for segment in self._segments():
             try:
-                found.append((begin, min((self._folder / name).stat().st_size, max(0, self.end - begin))))
+                found.append((segment[0], min(size_of(self._folder, segment), max(0, self.end - segment[0]))))
             except OSError:  # it was the oldest, and went just now
                 continue
         return found
@@ -81,8 +81,8 @@ class RecordedLog(OutputLog):
         if size <= 0:
             return max(position, 0), b""
         with self._lock:
-            if self._open is not None and self._open[0] <= position:
-                data = os.pread(self._open[1], size, position - self._open[0])
+            if self._open is not None and self._open[0][0] <= position:
+                data = read_segment(self._open[1], self._open[0], position, size)
                 if data:
                     return position, data
             return self._read_elsewhere(position, size)
@@ -91,17 +91,17 @@ class RecordedLog(OutputLog):
         """From another segment than the open one: the one that holds the place, or the next behind a gap."""
         segments = self._segments()
         fitting = [found for found in segments if found[0] <= position][-1:] + [found for found in segments if found[0] > position]
-        for begin, name in fitting:
-            at = max(position, begin)
+        for segment in fitting:
+            at = max(position, segment[0])
             if at >= self.end:
                 break
             try:
-                fd = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(self._folder / segment[1], os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
             self._let_go()
-            self._open = (begin, fd, 0)
-            data = os.pread(fd, min(size, self.end - at), at - begin)
+            self._open = (segment, fd)
+            data = read_segment(fd, segment, at, min(size, self.end - at))
             if data:
                 return at, data
         return self.end, b""  # nothing is left of it: dropped, or somebody forgot the record

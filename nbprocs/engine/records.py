@@ -13,7 +13,7 @@ from typing import Any
 
 from nbprocs.engine.places import state_folder
 from nbprocs.engine.shimlib.record import NAME, SEEN, VERSION, boot_id
-from nbprocs.engine.shimlib.segments import segments_of
+from nbprocs.engine.shimlib.segments import segments_of, size_of
 from nbprocs.engine.table import read_row
 
 __all__ = ["DetachedRecord", "detached_folder", "forget_record", "records"]
@@ -72,8 +72,8 @@ class DetachedRecord:
     def size(self, stream: str) -> int:
         """How many bytes a stream's log goes up to."""
         with contextlib.suppress(OSError, IndexError):
-            begin, name = segments_of(self.folder, stream)[-1]
-            return begin + (self.folder / name).stat().st_size
+            last = segments_of(self.folder, stream)[-1]
+            return last[0] + size_of(self.folder, last)
         return 0
 
 

@@ -187,5 +187,5 @@ class WorkersView(View):
     ...     WorkersView(backend).close()
     """
 
-    def __init__(self, backend: "DaskBackend", *, height: int = 180) -> None:
-        super().__init__({"workers": WorkersPart(backend)}, model=backend, home=home_of(backend), board=height)
+    def __init__(self, backend: "DaskBackend", *, height: int = 210) -> None:
+        super().__init__({"workers": WorkersPart(backend)}, model=backend, home=home_of(backend), height=height)

@@ -21,7 +21,7 @@ MIB = 1 << 20
 BIG = sized(1024, quick=256) * MIB
 LOG = sized(256, quick=64) * MIB
 LINES = f"yes {'x' * 79} | head -c {LOG}"
-FLAT_OUT = sized(2048, quick=256) * MIB
+FLAT_OUT = sized(8192, quick=256) * MIB  # the log keeps a GiB: seven eighths are written over what is older
 PROCESSES = sized(200, quick=40)
 
 

@@ -92,21 +92,21 @@ async def test_views_move_while_a_cell_blocks(kernel):
 
 
 async def test_a_blocked_kernel_loop_is_reported_once_with_the_cure(kernel):
-    await kernel.run(SETUP)
+    await kernel.run(SETUP + "import nbprocs.engine.home as home; home.LATE = 0.5")
     await kernel.run("pm = nbprocs.ProcessManager(); sleeper = await pm.spawn('sleep', '1000')")
     for _ in range(2):
-        await kernel.run("time.sleep(2.6)")
-        await kernel.run("await asyncio.sleep(0.5)")
+        await kernel.run("time.sleep(0.8)")
+        await kernel.run("await asyncio.sleep(0.3)")
     said = "".join(m["content"]["text"] for _, m in kernel.messages if m["msg_type"] == "stream")
     assert said.count("background=True") == 1, said
     assert await kernel.run("await pm.aclose(); print('closed')") == "closed\n"
 
 
 async def test_no_report_with_a_background_manager(kernel):
-    await kernel.run(SETUP)
+    await kernel.run(SETUP + "import nbprocs.engine.home as home; home.LATE = 0.5")
     await kernel.run("pm = nbprocs.ProcessManager(background=True); sleeper = await pm.spawn('sleep', '1000')")
-    await kernel.run("time.sleep(2.6)")
-    await kernel.run("await asyncio.sleep(0.5); await pm.aclose()")
+    await kernel.run("time.sleep(0.8)")
+    await kernel.run("await asyncio.sleep(0.3); await pm.aclose()")
     said = "".join(m["content"]["text"] for _, m in kernel.messages if m["msg_type"] == "stream")
     assert "blocked" not in said
 

@@ -435,6 +435,7 @@ def filled(folder, size, *, limit, stream="stdout"):
 
 def test_what_was_reserved_for_a_log_and_not_written_is_given_back(tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT", 1 << 20)
+    monkeypatch.setattr(segments, "_FAST", 0.0)
     filled(tmp_path, (1 << 20) + 4096, limit=1 << 30)
     last = max(tmp_path.iterdir()).stat()
     assert (last.st_size, last.st_blocks * 512 < 1 << 18) == (4096, True)
@@ -444,6 +445,7 @@ def test_what_was_reserved_for_a_log_and_not_written_is_given_back(tmp_path, mon
 def test_the_head_and_the_youngest_part_of_the_tail_are_kept(tmp_path, monkeypatch, spliced):
     monkeypatch.setattr(segments, "SEGMENT", 8192)
     monkeypatch.setattr(segments, "_HAS_SPLICE", spliced)
+    monkeypatch.setattr(segments, "_FAST", 0.0)
     log = filled(tmp_path, 100 * 4096, limit=4 * 8192)
     assert log.end == 100 * 4096
     kept = sum(path.stat().st_size for path in tmp_path.iterdir())

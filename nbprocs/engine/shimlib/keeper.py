@@ -38,7 +38,7 @@ from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.links import ShimLink
 from nbprocs.engine.shimlib.order import OrderWriter, read_both
 from nbprocs.engine.shimlib.record import Record, looked_at
-from nbprocs.engine.shimlib.segments import Segments, segments_of
+from nbprocs.engine.shimlib.segments import Segments, read_segment, segments_of
 from nbprocs.engine.shimlib.server import Server
 
 __all__ = ["Keeper"]
@@ -428,24 +428,13 @@ def _start_of(pid: int) -> float:
 
 def read_segments(folder: str, stream: str, offset: int, size: int) -> tuple[int, bytes]:
     """Up to ``size`` bytes of a stream's log from an offset on, with the offset where they really begin: past dropped ones a later one."""
-    for begin, name in reversed(segments_of(folder, stream)):
-        if begin <= offset:
-            data = _read(os.path.join(folder, name), offset - begin, size)
-            if data:
-                return offset, data
-            break
-    for begin, name in segments_of(folder, stream):
-        if begin > offset:
-            return begin, _read(os.path.join(folder, name), 0, size)
+    found = segments_of(folder, stream)
+    for segment in [one for one in found if one[0] <= offset][-1:] + [one for one in found if one[0] > offset]:
+        at = max(offset, segment[0])
+        with contextlib.suppress(OSError), open(os.path.join(folder, segment[1]), "rb", buffering=0) as file:
+            if data := read_segment(file.fileno(), segment, at, size):
+                return at, data
     return offset, b""
-
-
-def _read(path: str, position: int, size: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return os.pread(file.fileno(), size, position)
-    except OSError:  # it was the oldest, and went just now
-        return b""
 
 
 def main(become_subreaper: Callable[[], None]) -> None:

@@ -6,24 +6,39 @@
              stdout.0000000002000000   ┐
              stdout.0000000004000000   ┘ the tail: the oldest goes when all together are over the limit
 
+             stdout.0000000006000000~BOOT   a tail that is written flat out
+
 A segment is named by the absolute offset of its first byte, in hexadecimal, so that a reader needs nothing but the folder: what lies
 between the end of one and the beginning of the next was dropped. The bytes go from the pipe to the page cache by splice(2) where the
 system has it: the shim never sees them.
+
+Half of what writing flat out costs is making the pages of new files and freeing those of old ones. So a segment that begins while bytes
+come fast is made to be used again: when it is the oldest, it gets a new name and is written over. Behind its SEGMENT bytes stands the
+offset up to which they are valid; it is set to 0 before a byte is written over, and to the end after each that was written, so a reader
+that looks at it before and after knows what it has read, though the file may be another by now, or its shim be killed. In which
+order name, offset and bytes reach the disk itself nobody knows: the name tells the boot in which it was made, and in a later one it
+counts as dropped. What comes slowly never lies in such a segment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
+import time
 
-__all__ = ["SEGMENT", "Segments", "segments_of"]
+from nbprocs.engine.shimlib.record import boot_id
+
+__all__ = ["SEGMENT", "Segments", "read_segment", "segments_of", "size_of"]
 
 SEGMENT = 32 << 20  # bytes of one file
 _SPLICE = 1 << 20  # bytes at once
 _READ = 64 << 10
 _AGAIN = 1 << 20  # bytes that are dropped before a full disk is tried again
+_FAST = 0.2  # seconds in which a segment is filled by who writes flat out
 _HAS_SPLICE = hasattr(os, "splice")
+_this_boot = functools.cache(boot_id)
 
 
 def segments_of(folder: str | bytes | os.PathLike[str], stream: str) -> list[tuple[int, str]]:
@@ -33,8 +48,33 @@ def segments_of(folder: str | bytes | os.PathLike[str], stream: str) -> list[tup
         head, _, offset = name.rpartition(".")
         if head == stream:
             with contextlib.suppress(ValueError):
-                found.append((int(offset, 16), name))
+                found.append((int(offset.partition("~")[0], 16), name))
     return sorted(found)
+
+
+def read_segment(fd: int, segment: tuple[int, str], offset: int, size: int) -> bytes:
+    """Up to ``size`` bytes from an offset of the stream on, of an open segment; ``b""`` where it has none, or holds others by now."""
+    begin, name = segment
+    if "~" not in name:
+        return os.pread(fd, size, offset - begin)
+    data = os.pread(fd, max(0, min(size, _end_of(fd, segment) - offset)), offset - begin)
+    return data if offset < _end_of(fd, segment) else b""
+
+
+def size_of(folder: str | os.PathLike[str], segment: tuple[int, str]) -> int:
+    """How many valid bytes are in it. Raises OSError where it is not there any more."""
+    path = os.path.join(folder, segment[1])
+    if "~" not in path:
+        return os.stat(path).st_size
+    with open(path, "rb", buffering=0) as file:
+        return _end_of(file.fileno(), segment) - segment[0]
+
+
+def _end_of(fd: int, segment: tuple[int, str]) -> int:
+    """Up to which offset a segment that is used again is valid; its begin where nothing of it is."""
+    begin, name = segment
+    end = int.from_bytes(os.pread(fd, 8, SEGMENT), "little")
+    return end if begin < end <= begin + SEGMENT and name.partition("~")[2] == _this_boot() else begin
 
 
 class Segments:
@@ -51,8 +91,11 @@ class Segments:
         self._file = -1
         self._room = 0
         self._begin = 0
+        self._name = ""
         self._lost = 0  # bytes since the disk was found full
         self._pipes = _HAS_SPLICE
+        self._fast = False  # the segment is one that is used again
+        self._since = 0.0  # when it was begun
 
     def take(self, fd: int) -> int:
         """Move what a pipe or terminal holds, a MiB at most; returns how much that was, 0 at its end. Raises BlockingIOError."""
@@ -68,8 +111,7 @@ class Segments:
                 return self.take(fd)
             self._full(error)
             return self._take_first(fd)
-        self.end += moved
-        self._room -= moved
+        self._took(moved)
         return moved
 
     def _take_first(self, fd: int) -> int:
@@ -78,11 +120,11 @@ class Segments:
         if data and not self._lost:
             self._next_segment()
         if self._file >= 0:
-            self._room -= self._write(data)
+            self._write(data)
         else:
             self.dropped += len(data)
             self._lost = 0 if self._lost > _AGAIN else self._lost + len(data)
-        self.end += len(data)
+        self._took(len(data))
         return len(data)
 
     def _copy(self, fd: int) -> int:
@@ -95,9 +137,23 @@ class Segments:
                 view = view[os.write(self._file, view) :]
             except OSError as error:
                 self._full(error)
-                self.dropped += len(view)
+                self.dropped += len(data) if self._fast else len(view)
                 break
         return len(data)
+
+    def _took(self, size: int) -> None:
+        """Bytes came, and were written if they could be: a segment that is used again must say that it is valid up to here."""
+        self.end += size
+        if self._file < 0:
+            return
+        try:
+            if self._fast:
+                os.pwrite(self._file, self.end.to_bytes(8, "little"), SEGMENT)
+        except OSError as error:
+            self.dropped += size
+            self._full(error)
+        else:
+            self._room -= size
 
     def _full(self, error: OSError) -> None:
         """Nothing can be written at the moment; what comes is counted."""
@@ -108,33 +164,56 @@ class Segments:
 
     def _next_segment(self) -> None:
         self._close_segment()
-        name = f"{self._stream}.{self.end:016x}"
+        now = time.monotonic()
+        self._fast = bool(self.end) and now - self._since < _FAST and bool(_this_boot())
+        self._since = now
+        path = os.path.join(self._folder, f"{self._stream}.{self.end:016x}" + (f"~{_this_boot()}" if self._fast else ""))
+        self._name, self._begin, self._room = os.path.basename(path), self.end, SEGMENT
         try:
-            while len(self._sizes) >= self._most - 1:
-                oldest, size = self._sizes[0]
-                os.unlink(os.path.join(self._folder, oldest))
-                del self._sizes[0]
-                self.dropped += size
-            self._file = os.open(os.path.join(self._folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._file = self._used_again(path)
+            if self._file < 0:
+                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                if self.end:  # most logs are small, and have no second one
+                    _reserve(self._file, SEGMENT)
+                if self._fast:
+                    os.pwrite(self._file, bytes(8), SEGMENT)
         except OSError as error:
             self._full(error)
             return
         self.error = None
-        self._begin = self.end
-        self._room = SEGMENT
-        if self._begin:  # most logs are small, and have no second one
-            _reserve(self._file, SEGMENT)
+
+    def _used_again(self, path: str) -> int:
+        """Give up the oldest ones if there are too many; the descriptor of one of them, under its new name, or -1. Raises OSError."""
+        while len(self._sizes) >= self._most - 1:
+            name, size = self._sizes[0]
+            oldest = os.path.join(self._folder, name)
+            file = -1
+            if self._fast and "~" in name:
+                file = os.open(oldest, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.pwrite(file, bytes(8), SEGMENT)  # who reads it knows from now on that it is given up
+                    os.rename(oldest, path)
+                except OSError:
+                    os.close(file)
+                    raise
+            else:
+                os.unlink(oldest)
+            del self._sizes[0]
+            self.dropped += size
+            if file >= 0:
+                return file
+        return -1
 
     def _close_segment(self) -> None:
         if self._file < 0:
             return
-        size = os.fstat(self._file).st_size
-        if size < SEGMENT and self._begin:
+        size = SEGMENT - self._room if self._fast else os.fstat(self._file).st_size
+        if size < SEGMENT and self._begin and not self._fast:
             os.ftruncate(self._file, size)  # gives back what was reserved beyond
         os.close(self._file)
         self._file = -1
         if self._begin:  # the head is kept
-            self._sizes.append((f"{self._stream}.{self._begin:016x}", size))
+            self._sizes.append((self._name, size))
 
     def close(self) -> None:
         """No more will come."""

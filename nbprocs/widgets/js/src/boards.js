@@ -1,32 +1,56 @@
 // The pool view and the queue view.
 
-import { button, clock, h, icon, say, seconds, set, short, sparkline, svg } from "./dom.js";
+import { button, clock, controls, h, icon, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Grid } from "./grid.js";
+import { reason } from "./protocol.js";
 import { named } from "./rows.js";
 import { t } from "./texts.js";
 
+/** @import {Icon} from "./dom.js" */
+/** @import {Line} from "./grid.js" */
+/** @import {Context} from "./root.js" */
+/** @typedef {[name: string, cells: unknown[]]} Row as it travels; its columns are named once, in the snapshot */
+/** @typedef {{state: string, pid: number | null, born: number, done: number, held: number, titles: string, why: string}} Worker */
+/**
+ * @typedef {{workers: number, starting: number, busy: number, most: number, queued: number, running: number, completed: number, failed: number,
+ *   retries: number, crashed: number, average: number, closed: boolean}} Figures of a pool
+ */
+/**
+ * @typedef {{name: string, cmd: string, state: string, priority: number, level: string, group: string, tries: string, due: number, expected: number | null,
+ *   why: string, worker: string, host: string}} Task
+ */
+/** @typedef {[task: string, start: number, end: number | null, state: string]} Bar of the timeline, seconds; end: null while it runs */
+/**
+ * @typedef {{running: number, limit: number, waiting: number, counts: Record<string, number>, paused: boolean, halted: string, closed: boolean,
+ *   eta: [low: number, middle: number, high: number] | null, next: number | null, resources: [name: string, used: number, capacity: number][]}} Status
+ */
+
+/** @param {string} label */
 function tile(label) {
   const value = h("b.nb-figure", {}, "–");
   return { value, root: h("div.nb-tile", {}, value, h("span", {}, label)) };
 }
 
-const count = (n) => (n ?? 0).toLocaleString("en");
+const count = (/** @type {number} */ n) => (n ?? 0).toLocaleString("en");
 
 export class Pool {
+  /**
+   * @param {Context} context
+   * @param {string} name of the part
+   */
   constructor(context, name) {
     this.context = context;
     this.part = name;
+    /** @type {number[]} */
     this.rates = [];
-    this.tiles = Object.fromEntries(
-      [
-        ["busy", t("boards.busy")],
-        ["queued", t("boards.queued")],
-        ["completed", t("boards.completed")],
-        ["failed", t("boards.failed")],
-        ["average", t("boards.average")],
-        ["rate", t("boards.tasksASecond")],
-      ].map(([key, label]) => [key, tile(label)]),
-    );
+    this.tiles = {
+      busy: tile(t("boards.busy")),
+      queued: tile(t("boards.queued")),
+      completed: tile(t("boards.completed")),
+      failed: tile(t("boards.failed")),
+      average: tile(t("boards.average")),
+      rate: tile(t("boards.tasksASecond")),
+    };
     this.path = svg("path", {});
     this.tiles.rate.root.append(svg("svg", { class: "nb-spark nb-cpu", width: "90", height: "20", viewBox: "0 0 90 20", "aria-hidden": "true" }, this.path));
     this.size = h("input.nb-input.nb-number", {
@@ -35,8 +59,9 @@ export class Pool {
       max: "1024",
       "aria-label": t("boards.workersAsManyAsThe"),
       title: t("boards.workersAsManyAsThe"),
-      onchange: () => this.call("resize", { workers: Number(this.size.value) }),
+      onchange: ({ currentTarget }) => this.call("resize", { workers: Number(currentTarget.value) }),
     });
+    /** @type {Grid<Worker>} */
     this.grid = new Grid(
       [
         { name: "name", label: t("boards.worker"), fill: (cell, row) => say(cell, row.key) },
@@ -44,9 +69,9 @@ export class Pool {
           name: "status",
           label: t("boards.state"),
           make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
-          fill: (cell, { data }) => {
-            cell.firstChild.dataset.status = data.state;
-            say(cell.lastChild, data.state);
+          fill: (_cell, { data }, [dot, word]) => {
+            dot.dataset.status = data.state;
+            say(word, data.state);
           },
         },
         { name: "pid", label: "PID", fill: (cell, { data }) => say(cell, String(data.pid ?? "")) },
@@ -58,7 +83,7 @@ export class Pool {
       {
         name: "pool",
         label: t("boards.workers"),
-        height: context.spec.board ?? 180,
+        height: (context.height ?? 210) - 30, // less its bar
         order: (a, b) => a.key.localeCompare(b.key, "en", { numeric: true }),
         title: (row) => row.key,
         empty: t("boards.noWorkersYetTheyStart"),
@@ -86,34 +111,42 @@ export class Pool {
       this.grid.root,
     );
     this.offset = 0;
+    this.named = named([]);
     this.timer = setInterval(() => this.root.isConnected && this.grid.rows.forEach((row) => this.grid.fill(row)), 1000);
   }
 
   close() {
-    for (const node of this.root.querySelectorAll(".nb-actions .nb-button, .nb-actions .nb-input")) node.disabled = true;
+    for (const node of controls(this.root, ".nb-actions .nb-button, .nb-actions .nb-input")) node.disabled = true;
   }
 
+  /** @param {{columns: string[], rows: Row[], figures: Figures, rates: number[], now: number}} content */
   snapshot(content) {
     this.offset = content.now - Date.now() / 1000;
     this.grid.clear();
     this.named = named(content.columns);
-    for (const [name, row] of content.rows) this.grid.put(name, this.named(row));
+    for (const [name, row] of content.rows) this.grid.put(name, /** @type {Worker} */ (this.named(row)));
     this.grid.arrange();
     this.rates = content.rates;
     this.figures(content.figures, this.rates.at(-1) ?? 0);
   }
 
+  /** @param {{"-"?: string[], u?: Row[], figures?: Figures, rate?: number}} content */
   delta(content) {
     for (const name of content["-"] ?? []) this.grid.remove(name);
-    for (const [name, row] of content.u ?? []) this.grid.put(name, this.named(row));
+    for (const [name, row] of content.u ?? []) this.grid.put(name, /** @type {Worker} */ (this.named(row)));
     if (content.u) this.grid.arrange();
     if (content.figures) {
-      this.rates.push(content.rate);
+      const rate = content.rate ?? 0;
+      this.rates.push(rate);
       if (this.rates.length > 60) this.rates.shift();
-      this.figures(content.figures, content.rate);
+      this.figures(content.figures, rate);
     }
   }
 
+  /**
+   * @param {Figures} f
+   * @param {number} rate tasks a second
+   */
   figures(f, rate) {
     if (f.closed) say(this.grid.empty, t("boards.thePoolIsClosed"));
     say(
@@ -122,7 +155,7 @@ export class Pool {
         ? t("boards.closed")
         : [
             t("boards.workersOf", { n: f.workers, most: f.most }),
-            ...["starting", "crashed", "retries"].filter((what) => f[what]).map((what) => t(`boards.some.${what}`, { n: f[what] })),
+            .../** @type {const} */ (["starting", "crashed", "retries"]).filter((what) => f[what]).map((what) => t(`boards.some.${what}`, { n: f[what] })),
           ].join(", "),
     );
     say(this.tiles.busy.value, `${count(f.busy)}`);
@@ -134,14 +167,18 @@ export class Pool {
     say(this.tiles.rate.value, rate >= 10 ? count(Math.round(rate)) : rate.toFixed(1));
     sparkline(this.path, this.rates, 90, 20, Math.max(1, ...this.rates), 60);
     if (document.activeElement !== this.size) set(this.size, { placeholder: String(f.workers) });
-    for (const node of this.root.querySelectorAll(".nb-actions .nb-button, .nb-actions .nb-input")) node.disabled = f.closed;
+    for (const node of controls(this.root, ".nb-actions .nb-button, .nb-actions .nb-input")) node.disabled = f.closed;
   }
 
+  /**
+   * @param {string} op
+   * @param {Record<string, unknown>} args
+   */
   async call(op, args = {}) {
     try {
       await this.context.connection.call(this.part, op, args);
     } catch (error) {
-      this.context.notice(error.message, "error");
+      this.context.notice(reason(error), "error");
     }
   }
 
@@ -151,6 +188,7 @@ export class Pool {
 }
 
 const STATES = ["running", "queued", "scheduled", "blocked", "held", "failed", "interrupted", "skipped", "cancelled", "succeeded"];
+/** @type {Record<string, string>} */
 const DOTS = {
   running: "running",
   queued: "queued",
@@ -163,21 +201,25 @@ const DOTS = {
   cancelled: "cancelled",
   succeeded: "completed",
 };
+/** @type {Record<string, string | undefined>} */
+const KEYS = { c: "cancel", h: "hold", r: "release" };
 const FINAL = new Set(["failed", "interrupted", "skipped", "cancelled", "succeeded"]);
 const WINDOW = 120; // seconds shown in the timeline at least
 
 export class Queue {
+  /**
+   * @param {Context} context
+   * @param {string} name of the part
+   */
   constructor(context, name) {
     this.context = context;
     this.part = name;
     this.offset = 0;
+    this.named = named([]);
+    /** @type {Map<string, Bar[]>} */
     this.bars = new Map();
-    this.started = new Map();
-    this.build();
-    this.timer = setInterval(() => this.root.isConnected && this.tick(), 1000);
-  }
-
-  build() {
+    this.paused = false;
+    this.over = false;
     this.pauseButton = button("pause", t("boards.pauseTheQueue"), () => this.call("pause", { on: !this.paused }));
     this.limit = h("input.nb-input.nb-number", {
       type: "number",
@@ -185,14 +227,15 @@ export class Queue {
       max: "10000",
       "aria-label": t("boards.tasksAtATime"),
       title: t("boards.tasksAtATime"),
-      onchange: () => this.call("set_limit", { limit: Number(this.limit.value) }),
+      onchange: ({ currentTarget }) => this.call("set_limit", { limit: Number(currentTarget.value) }),
     });
     this.priority = h("select.nb-input.nb-signal", {
       "aria-label": t("boards.priorityOfTheSelectedTasks"),
       title: t("boards.priorityOfTheSelectedTasks"),
       onchange: () => this.setPriority(),
     });
-    const act = (icons, label, op) => button(icons, label, () => this.act(op), { "data-op": op });
+    const act = (/** @type {Icon} */ icons, /** @type {string} */ label, /** @type {string} */ op) =>
+      button(icons, label, () => this.act(op), { "data-op": op });
     this.cancelButton = act("close", t("boards.cancelTheSelectedTasksC"), "cancel");
     this.cancelButton.classList.add("nb-danger");
     this.picked = h("span.nb-count", {});
@@ -209,15 +252,16 @@ export class Queue {
     this.counts = h("span.nb-chips.nb-tallies", {});
     this.bar = h("div.nb-progress", { role: "progressbar", "aria-label": t("boards.tasksThatHaveEnded"), "aria-valuemin": "0", "aria-valuemax": "100" });
     this.timeline = h("div.nb-timeline", { role: "img", "aria-label": t("boards.timelineOfTheTasks") });
+    /** @type {Grid<Task>} */
     this.grid = new Grid(
       [
         {
           name: "name",
           label: t("boards.task"),
           make: (cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
-          fill: (cell, { data }) => {
-            say(cell.firstChild, data.name);
-            say(cell.lastChild, data.cmd === data.name ? "" : short(data.cmd));
+          fill: (cell, { data }, [name, cmd]) => {
+            say(name, data.name);
+            say(cmd, data.cmd === data.name ? "" : short(data.cmd));
             cell.title = data.worker ? t("boards.placed", { cmd: data.cmd, worker: data.worker, host: data.host }) : data.cmd;
           },
         },
@@ -225,9 +269,9 @@ export class Queue {
           name: "status",
           label: t("boards.state"),
           make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
-          fill: (cell, { data }) => {
-            cell.firstChild.dataset.status = DOTS[data.state] ?? data.state;
-            say(cell.lastChild, data.state);
+          fill: (_cell, { data }, [dot, word]) => {
+            dot.dataset.status = DOTS[data.state] ?? data.state;
+            say(word, data.state);
           },
         },
         { name: "ports", label: t("boards.priority"), fill: (cell, { data }) => say(cell, data.level.toLowerCase()) },
@@ -239,13 +283,13 @@ export class Queue {
           name: "line",
           label: t("boards.progress"),
           make: (cell) => cell.append(h("i.nb-done", { "aria-hidden": "true" }), h("span", {})),
-          fill: (cell, row) => this.fillProgress(cell, row),
+          fill: (cell, row, inside) => this.fillProgress(cell, row, inside),
         },
       ],
       {
         name: "queue",
         label: t("boards.tasks"),
-        height: this.context.spec.board ?? 240,
+        height: (context.height ?? 270) - 30, // less its bar
         select: true,
         title: (row) => row.data.name,
         order: (a, b) => this.order(a, b),
@@ -273,17 +317,23 @@ export class Queue {
       this.grid.root,
     );
     this.drawActions();
+    this.timer = setInterval(() => this.root.isConnected && this.tick(), 1000);
   }
 
+  /**
+   * @param {Line<Task>} a
+   * @param {Line<Task>} b
+   */
   order(a, b) {
-    const rank = (row) => (row.data.state === "running" ? 0 : FINAL.has(row.data.state) ? 2 : 1);
+    const rank = (/** @type {Line<Task>} */ row) => (row.data.state === "running" ? 0 : FINAL.has(row.data.state) ? 2 : 1);
     const difference = rank(a) - rank(b);
     if (difference) return difference;
     if (rank(a) === 2) return (this.ended(b.key) ?? 0) - (this.ended(a.key) ?? 0);
-    const ready = (row) => STATES.indexOf(row.data.state);
+    const ready = (/** @type {Line<Task>} */ row) => STATES.indexOf(row.data.state);
     return ready(a) - ready(b) || b.data.priority - a.data.priority || a.data.due - b.data.due;
   }
 
+  /** @param {string} key */
   ended(key) {
     return this.bars.get(key)?.at(-1)?.[2];
   }
@@ -294,34 +344,42 @@ export class Queue {
     this.pauseButton.disabled = this.limit.disabled = true;
   }
 
-  fillProgress(cell, { key, data }) {
+  /**
+   * @param {HTMLElement} cell
+   * @param {Line<Task>} row
+   * @param {HTMLElement[]} inside
+   */
+  fillProgress(cell, { key, data }, [done, words]) {
     const bar = this.bars.get(key)?.at(-1);
     const running = data.state === "running" && bar;
     const now = Date.now() / 1000 + this.offset;
-    const took = running ? now - bar[1] : bar?.[2] ? bar[2] - bar[1] : null;
+    const took = running ? now - bar[1] : bar?.[2] ? bar[2] - bar[1] : NaN;
     const part = running && data.expected ? Math.min(took / data.expected, 0.98) : 0;
-    cell.firstChild.style.width = `${Math.round(part * 100)}%`;
+    done.style.width = `${Math.round(part * 100)}%`;
     const wait = !running && !FINAL.has(data.state) ? data.why : "";
     const text = running
       ? data.expected
         ? t("boards.ofAbout", { took: clock(took), all: seconds(data.expected) })
         : clock(took)
-      : took !== null && FINAL.has(data.state)
+      : took >= 0 && FINAL.has(data.state)
         ? data.expected
           ? t("boards.insteadOf", { took: seconds(took), all: seconds(data.expected) })
           : seconds(took)
         : wait;
-    say(cell.lastChild, text);
+    say(words, text);
     cell.title = text;
   }
 
+  /**
+   * @param {{columns: string[], rows: Row[], bars: Bar[], status: Status, now: number, priorities: Record<string, number>}} content
+   */
   snapshot(content) {
     this.offset = content.now - Date.now() / 1000;
     this.bars = new Map();
     for (const bar of content.bars) this.addBar(bar);
     this.grid.clear();
     this.named = named(content.columns);
-    for (const [key, row] of content.rows) this.put(key, this.named(row));
+    for (const [key, row] of content.rows) this.put(key, row);
     this.grid.arrange();
     this.priority.replaceChildren(
       h("option", { value: "" }, t("boards.priority2")),
@@ -332,12 +390,18 @@ export class Queue {
     this.drawActions();
   }
 
-  /** A row; the columns of where a task runs come with the first that runs on a worker, and stay. */
-  put(key, data) {
+  /**
+   * A row; the columns of where a task runs come with the first that runs on a worker, and stay.
+   * @param {string} key
+   * @param {unknown[]} cells
+   */
+  put(key, cells) {
+    const data = /** @type {Task} */ (this.named(cells));
     if (data.worker) this.grid.root.classList.add("nb-far");
     this.grid.put(key, data);
   }
 
+  /** @param {Bar} bar */
   addBar(bar) {
     const bars = this.bars.get(bar[0]) ?? [];
     this.bars.set(bar[0], bars);
@@ -346,16 +410,18 @@ export class Queue {
     else bars.push(bar);
   }
 
+  /** @param {{b?: Bar[], "-"?: string[], u?: Row[], status?: Status}} content */
   delta(content) {
     for (const bar of content.b ?? []) this.addBar(bar);
     for (const key of content["-"] ?? []) this.grid.remove(key);
-    for (const [key, row] of content.u ?? []) this.put(key, this.named(row));
+    for (const [key, row] of content.u ?? []) this.put(key, row);
     if (content.u) this.grid.arrange();
     if (content.status) this.status(content.status);
     if (content.b) this.drawTimeline();
     this.drawActions();
   }
 
+  /** @param {Status} s */
   status(s) {
     if (s.closed) this.close();
     this.paused = s.paused || Boolean(s.halted);
@@ -405,7 +471,9 @@ export class Queue {
     const first = bars.find((bar) => (bar[2] ?? now) > now - 600)?.[1] ?? now;
     const from = Math.max(Math.min(first, now - 10), now - 600);
     const span = Math.max(now - from, Math.min(WINDOW, 20));
-    const lanes = [];
+    /** @type {number[]} */
+    const lanes = []; // until when each is taken
+    /** @type {[lane: number, bar: Bar, end: number][]} */
     const shown = [];
     for (const bar of bars) {
       const end = bar[2] ?? now;
@@ -438,19 +506,24 @@ export class Queue {
   }
 
   drawActions() {
-    const chosen = [...this.grid.selected].map((key) => this.grid.rows.get(key)?.data.state).filter(Boolean);
+    const chosen = [...this.grid.selected].flatMap((key) => this.grid.rows.get(key)?.data.state ?? []);
     say(this.picked, chosen.length ? t("boards.selected", { n: chosen.length }) : "");
     const open = !this.over && chosen.some((state) => !FINAL.has(state));
-    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = !open || (node.dataset.op === "release" && !chosen.includes("held"));
+    for (const node of controls(this.actions, "[data-op]")) node.disabled = !open || (node.dataset.op === "release" && !chosen.includes("held"));
     this.priority.disabled = !open;
   }
 
+  /** @param {string} key */
   press(key) {
-    const op = { c: "cancel", h: "hold", r: "release" }[key];
+    const op = KEYS[key];
     if (op) this.act(op);
     return Boolean(op);
   }
 
+  /**
+   * @param {string} op
+   * @param {Record<string, unknown>} args
+   */
   act(op, args = {}) {
     const ids = this.targets();
     if (ids.length) this.call(op, { ids, ...args });
@@ -462,11 +535,15 @@ export class Queue {
     if (value !== "") this.act("reprioritise", { priority: Number(value) });
   }
 
+  /**
+   * @param {string} op
+   * @param {Record<string, unknown>} args
+   */
   async call(op, args = {}) {
     try {
       await this.context.connection.call(this.part, op, args);
     } catch (error) {
-      this.context.notice(error.message, "error");
+      this.context.notice(reason(error), "error");
     }
   }
 

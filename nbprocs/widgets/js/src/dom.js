@@ -2,16 +2,44 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: h("button.nb-x", {title, onclick, "aria-label": …}, "text", child, …). */
+/** @typedef {Node | string | false | null | undefined} Child of an element; what is not there is left out */
+/**
+ * @template {string} Name
+ * @typedef {Name extends keyof HTMLElementTagNameMap ? HTMLElementTagNameMap[Name] : HTMLDivElement} Named
+ */
+/**
+ * @template {string} Tag
+ * @typedef {Named<Tag extends `${infer Name}.${string}` ? Name : Tag>} Made what h() makes of "name.class.class"
+ */
+/**
+ * @template {Element} Of
+ * @typedef {{[Type in keyof HTMLElementEventMap as `on${Type}`]?: (event: HTMLElementEventMap[Type] & {currentTarget: Of}) => unknown} &
+ *   {style?: Partial<CSSStyleDeclaration>} & Record<string, unknown>} Props attributes and "on…" listeners; true is an empty attribute, false or null is none
+ */
+
+/**
+ * An element: h("button.nb-x", {title, onclick, "aria-label": …}, "text", child, …).
+ * @template {string} Tag
+ * @param {Tag} tag
+ * @param {Props<Made<Tag>>} props
+ * @param {(Child | Child[])[]} children
+ * @returns {Made<Tag>}
+ */
 export function h(tag, props = {}, ...children) {
   const [name, ...classes] = tag.split(".");
   const node = document.createElement(name || "div");
   if (classes.length) node.className = classes.join(" ");
   set(node, props);
-  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
-  return node;
+  node.append(.../** @type {(Node | string)[]} */ (children.flat().filter((c) => c !== null && c !== undefined && c !== false)));
+  return /** @type {Made<Tag>} */ (node);
 }
 
+/**
+ * @template {keyof SVGElementTagNameMap} Name
+ * @param {Name} name
+ * @param {Record<string, string>} props
+ * @param {Node[]} children
+ */
 export function svg(name, props = {}, ...children) {
   const node = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
@@ -19,22 +47,41 @@ export function svg(name, props = {}, ...children) {
   return node;
 }
 
+/**
+ * @param {HTMLElement} node
+ * @param {Record<string, unknown>} props
+ */
 export function set(node, props) {
   for (const [key, value] of Object.entries(props)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), /** @type {EventListener} */ (value));
     else if (key === "style") Object.assign(node.style, value);
     else if (value === true) node.setAttribute(key, "");
     else if (value === false || value === null || value === undefined) node.removeAttribute(key);
-    else node.setAttribute(key, value);
+    else node.setAttribute(key, String(value));
   }
 }
 
-/** Change a node's text only if it differs: an untouched node costs no layout. */
+/**
+ * Change a node's text only if it differs: an untouched node costs no layout.
+ * @param {Node} node
+ * @param {string} text
+ */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Put text on the clipboard; false where the page may not. */
+/**
+ * What can be disabled below an element.
+ * @param {Element} root
+ * @param {string} selector
+ * @returns {NodeListOf<HTMLButtonElement | HTMLInputElement | HTMLSelectElement>}
+ */
+export const controls = (root, selector = "button, input, select") => root.querySelectorAll(selector);
+
+/**
+ * Put text on the clipboard; false where the page may not.
+ * @param {string} text
+ */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -76,6 +123,9 @@ const ICONS = {
 };
 const FILLED = new Set(["stop", "resume", "play"]);
 
+/** @typedef {keyof typeof ICONS} Icon */
+
+/** @param {Icon} name */
 export function icon(name) {
   return svg(
     "svg",
@@ -86,15 +136,16 @@ export function icon(name) {
 
 /**
  * A button with an icon; its label is read aloud and shown as a tooltip, or beside the icon with `shown`.
- * @param {string} name of the icon
+ * @param {Icon} name
  * @param {string} label
- * @param {(event: any) => void} onclick
- * @param {Record<string, any>} more properties, and `shown`
+ * @param {(event: MouseEvent & {currentTarget: HTMLButtonElement}) => unknown} onclick
+ * @param {{shown?: boolean} & Record<string, unknown>} more properties, and `shown`
  */
 export function button(name, label, onclick, { shown = false, ...props } = {}) {
   return h("button.nb-button", { type: "button", title: label, "aria-label": label, onclick, ...props }, icon(name), shown && h("span", {}, label));
 }
 
+/** @param {number} value */
 export function seconds(value) {
   if (!(value >= 0)) return "";
   if (value < 1) return `${Math.round(value * 1000)} ms`;
@@ -102,16 +153,20 @@ export function seconds(value) {
   return clock(value);
 }
 
-/** Whole seconds, for what counts up: a digit that changes ten times a second is noise. */
+/**
+ * Whole seconds, for what counts up: a digit that changes ten times a second is noise.
+ * @param {number} value
+ */
 export function clock(value) {
   const s = Math.max(0, Math.floor(value));
-  const two = (n) => String(n).padStart(2, "0");
+  const two = (/** @type {number} */ n) => String(n).padStart(2, "0");
   if (s < 60) return `${s} s`;
   if (s < 3600) return `${Math.floor(s / 60)} m ${two(s % 60)} s`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor(s / 60) % 60)} m`;
   return `${Math.floor(s / 86400)} d ${two(Math.floor(s / 3600) % 24)} h`;
 }
 
+/** @param {number} value */
 export function bytes(value) {
   let v = value;
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
@@ -121,9 +176,17 @@ export function bytes(value) {
   return `${v.toFixed(1)} TiB`;
 }
 
+/** @param {number} v */
 export const mebibytes = (v) => (v >= 1024 ? `${(v / 1024).toFixed(1)} G` : `${v} M`);
 
-/** A polyline of the values, newest at the right edge. */
+/**
+ * A polyline of the values, newest at the right edge.
+ * @param {SVGPathElement} path
+ * @param {number[]} values
+ * @param {number} width
+ * @param {number} height
+ * @param {number} top the value at the upper edge
+ */
 export function sparkline(path, values, width, height, top, slots = 60) {
   if (values.length < 2) {
     path.setAttribute("d", "");
@@ -139,7 +202,10 @@ export function sparkline(path, values, width, height, top, slots = 60) {
   path.setAttribute("d", d);
 }
 
-/** A command with its program by its name alone: the folder of an interpreter would push out what tells commands apart. */
+/**
+ * A command with its program by its name alone: the folder of an interpreter would push out what tells commands apart.
+ * @param {string} command
+ */
 export function short(command) {
   return command.replace(/^(?:\/|[A-Za-z]:\\)[^\s'"]*[/\\](?=[^\s'"/\\])/, "");
 }

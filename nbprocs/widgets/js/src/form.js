@@ -1,30 +1,45 @@
 // The spawn form. The kernel checks what is typed and says which line of Python does the same.
 
-import { button, h, icon, say, set } from "./dom.js";
+import { button, controls, h, icon, say, set } from "./dom.js";
+import { CallFailed, reason } from "./protocol.js";
 import { t } from "./texts.js";
 
 const WAIT = 180; // ms after the last key before the kernel is asked
 
+/** @type {Record<string, string>} */
+const READY = { port: "8000", "log line": "Serving|ready", url: "http://localhost:8000/" }; // an example by kind
+
 let ids = 0;
 
+/** @import {Context} from "./root.js" */
+/** @typedef {{get: () => string | boolean | Record<string, string>, error?: HTMLElement, input?: HTMLElement}} Field error: where its own is said */
+/** @typedef {{text: string, kind?: string, note?: string}} Offer to complete what is typed */
+/** @typedef {[name: string, label: string, help: string, kind: string]} Option of ProcessConfig; kind: "flag", or how its text is read */
+
 export class Form {
+  /**
+   * @param {Context} context
+   * @param {string} name of the part
+   */
   constructor(context, name) {
     this.context = context;
     this.part = name;
+    /** @type {string[]} */
     this.history = [];
+    /** @type {number | null} */
     this.back = null; // position in the history while arrows go through it
+    /** @type {Record<string, Field>} */
     this.fields = {};
-    this.options = {}; // of ProcessConfig, as the kernel declares them: name → what is filled in
-    this.build();
-  }
-
-  build() {
+    /** @type {Record<string, () => string>} */
+    this.options = {}; // of ProcessConfig, as the kernel declares them: what is filled in
+    /** @type {Set<{name: HTMLInputElement, value: HTMLInputElement}>} */
+    this.variables = new Set();
     const id = `nb-form-${ids++}`;
     this.command = new Combo(
       id,
       t("form.command"),
       "python -m http.server 8000",
-      (text) => this.offers("complete", { text, cwd: this.value("cwd") }),
+      (text) => this.offers("complete", { text, cwd: this.cwd.input.value }),
       () => this.changed(),
     );
     this.command.input.addEventListener("keydown", (event) => this.commandKey(event));
@@ -35,6 +50,12 @@ export class Form {
       (text) => this.offers("folders", { text }),
       () => this.changed(),
     );
+    /**
+     * @param {string} key
+     * @param {string} label
+     * @param {string} placeholder
+     * @param {Record<string, string>} attributes
+     */
     const input = (key, label, placeholder, attributes = {}) => {
       const node = h("input.nb-input", {
         type: "text",
@@ -47,9 +68,15 @@ export class Form {
       });
       return this.field(key, label, node, node.id);
     };
-    const check = (key, label, title) => {
-      const node = h("input", { type: "checkbox", onchange: () => this.changed() });
-      this.fields[key] = { get: () => node.checked, node };
+    /**
+     * @param {string} key
+     * @param {string} label
+     * @param {string} title
+     * @param {(on: boolean) => void} [then]
+     */
+    const check = (key, label, title, then) => {
+      const node = h("input", { type: "checkbox", onchange: ({ currentTarget }) => (this.changed(), then?.(currentTarget.checked)) });
+      this.fields[key] = { get: () => node.checked };
       return h("label.nb-check", { title }, node, label);
     };
     this.readyKind = h(
@@ -68,33 +95,29 @@ export class Form {
     this.fields.ready = { get: () => this.readyKind.value };
     this.fields.ready_value = { get: () => this.readyValue.value };
     this.envRows = h("div.nb-env");
+    const error = h("span.nb-error", { role: "alert" });
+    this.fields.env = { get: () => this.environment(), error };
     this.more = h(
-      "details.nb-more",
+      "div.nb-fields",
       {},
-      h("summary", {}, t("form.options")),
+      input("name", t("form.name"), t("form.madeUpByItself")),
+      this.field("cwd", t("form.workingDirectory"), this.cwd.root, this.cwd.input.id, this.cwd.input),
+      input("timeout", t("form.timeoutSeconds"), t("form.none"), { inputmode: "decimal" }),
+      this.field("ready", t("form.readyWhen"), h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
       h(
-        "div.nb-fields",
-        {},
-        input("name", t("form.name"), t("form.madeUpByItself")),
-        this.field("cwd", t("form.workingDirectory"), this.cwd.root, this.cwd.input.id, this.cwd.input),
-        input("timeout", t("form.timeoutSeconds"), t("form.none"), { inputmode: "decimal" }),
-        this.field("ready", t("form.readyWhen"), h("span.nb-pair", {}, this.readyKind, this.readyValue), null, this.readyValue),
-        h(
-          "div.nb-field.nb-wide-field",
-          { "data-field": "env" },
-          h("span.nb-label", {}, t("form.environment")),
-          this.envRows,
-          button("plus", t("form.addAVariable"), () => this.addVariable(true), { shown: true }),
-          h("span.nb-error", { role: "alert" }),
-        ),
+        "div.nb-field.nb-wide-field",
+        { "data-field": "env" },
+        h("span.nb-label", {}, t("form.environment")),
+        this.envRows,
+        button("plus", t("form.addAVariable"), () => this.addVariable(true), { shown: true }),
+        error,
       ),
     );
-    this.fields.env = { get: () => this.environment() };
+    this.folded = h("details.nb-more", {}, h("summary", {}, t("form.options")), this.more);
     this.fields.options = { get: () => Object.fromEntries(Object.entries(this.options).map(([name, get]) => [name, get()])) };
-    this.fields.command = { get: () => this.command.input.value };
-    this.fields.cwd = { get: () => this.cwd.input.value };
     this.runButton = h("button.nb-button.nb-primary", { type: "submit" }, icon("play"), h("span", {}, t("form.start")));
     this.line = h("code.nb-line", {});
+    this.python = "";
     this.copy = h("button.nb-button.nb-copy", { type: "button", title: t("form.copyThisLine"), onclick: () => this.copyLine() }, icon("copy"), this.line);
     this.shellNote = h("div.nb-shellnote", { hidden: true }, t("form.shellLineAndActAs"));
     this.root = h(
@@ -104,7 +127,7 @@ export class Form {
       h(
         "div.nb-checks",
         {},
-        check("shell", t("form.shell"), t("form.runTheLineWithBin")),
+        check("shell", t("form.shell"), t("form.runTheLineWithBin"), (on) => (this.shellNote.hidden = !on)),
         check("stdin", t("form.stdin"), t("form.keepItsStandardInputOpen")),
         check("pty", t("form.terminal"), t("form.giveItAPseudoTerminal")),
         check("detach", t("form.outliveTheKernel"), t("form.detachItItGoesOn")),
@@ -112,23 +135,33 @@ export class Form {
         (this.said = h("span.nb-said", { role: "status" })),
       ),
       this.shellNote,
-      this.more,
+      this.folded,
       h("div.nb-same", {}, h("span.nb-label", {}, t("form.theSameInPython")), this.copy),
     );
-    this.fields.shell.node.addEventListener("change", () => (this.shellNote.hidden = !this.fields.shell.node.checked));
     this.showLine("");
   }
 
+  /**
+   * A label, a control and a place for its error.
+   * @param {string} key
+   * @param {string} label
+   * @param {HTMLElement} control
+   * @param {string | null} forId
+   * @param {HTMLElement} input
+   */
   field(key, label, control, forId, input = control) {
     const error = h("span.nb-error", { role: "alert", id: `${forId ?? key}-error` });
     const root = h("div.nb-field", { "data-field": key }, h("label.nb-label", { for: forId }, label), control, error);
-    if (input instanceof HTMLElement) set(input, { "aria-describedby": error.id });
-    this.fields[key] ??= { get: () => control.value };
-    Object.assign(this.fields[key], { root, error, input });
+    set(input, { "aria-describedby": error.id });
+    const get = this.fields[key]?.get ?? (() => (input instanceof HTMLInputElement ? input.value : ""));
+    this.fields[key] = { get, error, input };
     return root;
   }
 
-  /** Fields for what ProcessConfig declares; its labels and its help are the kernel's. */
+  /**
+   * Fields for what ProcessConfig declares; its labels and its help are the kernel's.
+   * @param {Option[]} options
+   */
   declare(options) {
     for (const [name, label, help, kind] of options) {
       if (name in this.options) continue;
@@ -143,12 +176,8 @@ export class Form {
         oninput: () => this.changed(),
       });
       this.options[name] = () => (kind === "flag" ? (node.checked ? "true" : "") : node.value);
-      this.more.querySelector(".nb-fields").append(this.field(name, label, node, id));
+      this.more.append(this.field(name, label, node, id));
     }
-  }
-
-  value(key) {
-    return this.fields[key]?.get() ?? "";
   }
 
   values() {
@@ -158,6 +187,7 @@ export class Form {
 
   // -- environment
 
+  /** @param {boolean} focus */
   addVariable(focus) {
     const name = h("input.nb-input", {
       type: "text",
@@ -177,24 +207,26 @@ export class Form {
       oninput: () => this.changed(),
     });
     const row = h("div.nb-envrow", {}, name, h("span", { "aria-hidden": "true" }, "="), value);
-    row.append(button("close", t("form.removeTheVariable"), () => (row.remove(), this.changed())));
-    row.pair = { name, value };
+    const pair = { name, value };
+    row.append(button("close", t("form.removeTheVariable"), () => (row.remove(), this.variables.delete(pair), this.changed())));
+    this.variables.add(pair);
     this.envRows.append(row);
     if (focus) name.focus();
   }
 
   environment() {
-    return Object.fromEntries([...this.envRows.children].map(({ pair }) => [pair.name.value.trim(), pair.value.value]).filter(([name]) => name));
+    return Object.fromEntries([...this.variables].map(({ name, value }) => [name.value.trim(), value.value]).filter(([name]) => name));
   }
 
+  /** @param {string[]} names */
   maskSecrets(names) {
-    for (const { pair } of this.envRows.children) set(pair.value, { type: names.includes(pair.name.value.trim()) ? "password" : "text" });
+    for (const { name, value } of this.variables) set(value, { type: names.includes(name.value.trim()) ? "password" : "text" });
   }
 
   readyChanged() {
     const kind = this.readyKind.value;
     this.readyValue.disabled = !kind;
-    set(this.readyValue, { placeholder: { port: "8000", "log line": "Serving|ready", url: "http://localhost:8000/" }[kind] ?? "" });
+    set(this.readyValue, { placeholder: READY[kind] ?? "" });
     this.changed();
   }
 
@@ -208,35 +240,38 @@ export class Form {
 
   async check() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
-    const values = this.values();
-    const empty = !values.command.trim();
+    const empty = !this.command.input.value.trim();
     if (empty) this.showErrors();
     if (empty) this.showLine("");
-    if (empty && !Object.keys(values.env).length) return;
+    if (empty && !Object.keys(this.environment()).length) return;
     try {
-      const { data } = await this.context.connection.call(this.part, "check", values);
+      const { data } = await this.context.connection.call(this.part, "check", this.values());
       if (turn !== this.turn) return; // typed on, or started meanwhile: that answer counts
       this.maskSecrets(data.secret);
       if (empty) return;
       this.showErrors(data.field, data.error);
       this.showLine(data.line ?? "");
     } catch (error) {
-      this.showErrors("", error.message);
+      this.showErrors("", reason(error));
     }
   }
 
   /** Nothing can be started any more. */
   close() {
-    for (const node of this.root.querySelectorAll("input, select, button")) node.disabled = true;
+    for (const node of controls(this.root)) node.disabled = true;
   }
 
-  /** A word beside the switches: over the line of Python it would hide what it speaks of. */
+  /**
+   * A word beside the switches: over the line of Python it would hide what it speaks of.
+   * @param {string} text
+   */
   tell(text) {
     clearTimeout(this.told);
     say(this.said, text);
     this.told = setTimeout(() => say(this.said, ""), 6000);
   }
 
+  /** @param {string} line */
   showLine(line) {
     this.python = line;
     say(this.line, line || t("form.procAwaitPmSpawn"));
@@ -247,12 +282,17 @@ export class Form {
     for (const [key, { error, input }] of Object.entries(this.fields)) {
       if (!error) continue;
       say(error, key === field ? text : "");
-      if (input instanceof HTMLElement) set(input, { "aria-invalid": key === field && text ? "true" : null });
+      if (input) set(input, { "aria-invalid": key === field && text ? "true" : null });
     }
-    if (field && !["command", "shell"].includes(field) && text) this.more.open = true;
+    if (field && !["command", "shell"].includes(field) && text) this.folded.open = true;
     if (text && !this.fields[field]?.error) this.context.notice(text, "error");
   }
 
+  /**
+   * @param {string} op
+   * @param {Record<string, string>} args
+   * @returns {Promise<Offer[]>}
+   */
   async offers(op, args) {
     const { data } = await this.context.connection.call(this.part, op, args);
     return data;
@@ -263,7 +303,7 @@ export class Form {
       await navigator.clipboard.writeText(this.python);
       this.tell(t("form.copied"));
     } catch {
-      getSelection().selectAllChildren(this.line);
+      getSelection()?.selectAllChildren(this.line);
       this.tell(t("form.selectedPressCtrlCTo"));
     }
   }
@@ -280,8 +320,9 @@ export class Form {
       const { data } = await this.context.connection.call(this.part, "run", this.values());
       this.tell(data.pid ? t("form.startedPid", data) : t("form.started", data));
     } catch (error) {
-      this.showErrors(error.field, error.message);
-      this.fields[error.field]?.input?.focus?.();
+      const field = error instanceof CallFailed ? error.field : "";
+      this.showErrors(field, reason(error));
+      this.fields[field]?.input?.focus();
     } finally {
       this.busy = false;
       set(this.runButton, { "aria-busy": null, disabled: false });
@@ -290,6 +331,7 @@ export class Form {
 
   // -- history
 
+  /** @param {KeyboardEvent} event */
   commandKey(event) {
     if (this.command.open || !["ArrowUp", "ArrowDown"].includes(event.key)) return;
     const step = event.key === "ArrowUp" ? -1 : 1;
@@ -301,6 +343,7 @@ export class Form {
     event.preventDefault();
   }
 
+  /** @param {{history: string[], options?: Option[], closed: boolean, cwd: string}} content */
   snapshot(content) {
     this.history = content.history;
     this.declare(content.options ?? []);
@@ -308,6 +351,7 @@ export class Form {
     set(this.cwd.input, { placeholder: content.cwd });
   }
 
+  /** @param {{"+"?: string[], closed?: boolean}} content */
   delta(content) {
     this.history = [...this.history, ...(content["+"] ?? [])];
     if (content.closed) this.context.closed(t("form.theManagerIsClosedIt"));
@@ -323,9 +367,17 @@ export class Form {
 
 /** A text field with a list of completions below it (ARIA combobox). */
 export class Combo {
+  /**
+   * @param {string} id
+   * @param {string} label
+   * @param {string} placeholder
+   * @param {(text: string) => Promise<Offer[]>} ask
+   * @param {() => void} changed
+   */
   constructor(id, label, placeholder, ask, changed) {
     this.ask = ask;
     this.changed = changed;
+    /** @type {Offer[]} */
     this.items = [];
     this.at = -1;
     this.open = false;
@@ -349,7 +401,7 @@ export class Combo {
     if ("popover" in HTMLElement.prototype) this.list.popover = "manual"; // the top layer: an output's own edge must not cut it off
     this.root = h("div.nb-combo", {}, this.input, this.list);
     // Only what moves the field: a terminal beside it scrolls with every line.
-    this.away = ({ target }) => (target === window || target.contains?.(this.input)) && this.close();
+    this.away = (/** @type {Event} */ { target }) => (target === window || (target instanceof Node && target.contains(this.input))) && this.close();
   }
 
   typed() {
@@ -362,11 +414,12 @@ export class Combo {
     const turn = ++this.turn;
     const text = this.input.value;
     if (!text) return this.close();
-    const items = await this.ask(text).catch(() => []);
+    const items = await this.ask(text).catch(() => /** @type {Offer[]} */ ([]));
     if (turn !== this.turn || document.activeElement !== this.input) return;
     this.show(items.filter((item) => item.text !== text));
   }
 
+  /** @param {Offer[]} items */
   show(items) {
     this.items = items;
     this.at = -1;
@@ -411,14 +464,17 @@ export class Combo {
     if (this.list.popover && this.list.isConnected && this.list.matches(":popover-open")) this.list.hidePopover();
   }
 
+  /** @param {number} step */
   move(step) {
     this.at = (this.at + step + this.items.length) % this.items.length;
-    [...this.list.children].forEach((node, i) => set(node, { "aria-selected": String(i === this.at) }));
-    const node = this.list.children[this.at];
+    const nodes = /** @type {HTMLElement[]} */ ([...this.list.children]);
+    nodes.forEach((node, i) => set(node, { "aria-selected": String(i === this.at) }));
+    const node = nodes[this.at];
     node.scrollIntoView?.({ block: "nearest" });
     set(this.input, { "aria-activedescendant": node.id });
   }
 
+  /** @param {number} i */
   choose(i) {
     const { text, kind } = this.items[i];
     this.input.value = kind === "program" ? `${text} ` : text;
@@ -427,6 +483,7 @@ export class Combo {
     if (kind === "folder" || text.endsWith("/")) this.update();
   }
 
+  /** @param {KeyboardEvent} event */
   key(event) {
     if (event.key === "Escape" && this.open) this.close();
     else if (event.key === "ArrowDown" && this.open) this.move(1);

@@ -3,16 +3,45 @@
 import { h, set } from "./dom.js";
 import { t } from "./texts.js";
 
+/**
+ * @template Data
+ * @typedef {{key: string, data: Data, root: HTMLElement, cells: {cell: HTMLElement, inside: HTMLElement[]}[], check?: HTMLInputElement}} Line of the list
+ */
+/**
+ * @template Data
+ * @typedef {{name: string, label: string, make?: (cell: HTMLElement) => unknown,
+ *   fill: (cell: HTMLElement, line: Line<Data>, inside: HTMLElement[]) => unknown}} Column inside: what make() put into the cell
+ */
+/**
+ * @template Data
+ * @typedef {object} Options
+ * @property {string} name
+ * @property {string} label
+ * @property {number} height px
+ * @property {(line: Line<Data>) => string} title
+ * @property {(a: Line<Data>, b: Line<Data>) => number} order
+ * @property {boolean} [select] true: lines can be selected
+ * @property {() => void} [selection] called when that has changed
+ * @property {(key: string, line?: Line<Data>) => boolean} [press] a key that the list has no use for; true: it was used
+ * @property {string} [empty] said where there are no lines
+ */
+
+/** @template Data */
 export class Grid {
-  /** columns: [{name, label, make(cell, row), fill(cell, row)}]; options: {label, height, select, order(a, b), active(row)} */
+  /**
+   * @param {Column<Data>[]} columns
+   * @param {Options<Data>} options
+   */
   constructor(columns, options) {
     this.columns = columns;
     this.options = options;
-    this.rows = new Map(); // key → {key, data, root, cells, check}
+    /** @type {Map<string, Line<Data>>} */
+    this.rows = new Map();
+    /** @type {Set<string>} */
     this.selected = new Set();
     const heads = columns.map(({ name, label }) => h(`span.nb-cell.nb-c-${name}`, { role: "columnheader" }, label));
     if (options.select) {
-      this.all = h("input", { type: "checkbox", "aria-label": t("grid.selectAll"), onchange: () => this.selectAll(this.all.checked) });
+      this.all = h("input", { type: "checkbox", "aria-label": t("grid.selectAll"), onchange: ({ currentTarget }) => this.selectAll(currentTarget.checked) });
       heads.unshift(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
     }
     this.head = h("div.nb-row.nb-head.nb-label", { role: "row" }, ...heads);
@@ -27,39 +56,51 @@ export class Grid {
     );
   }
 
+  /**
+   * @param {string} key
+   * @param {Data} data
+   */
   put(key, data) {
-    let row = this.rows.get(key);
-    if (!row) {
-      row = { key, data, cells: [] };
-      row.root = h("div.nb-row", { role: "row", onclick: () => this.activate(row) });
-      if (this.options.select) {
-        row.check = h("input", {
-          type: "checkbox",
-          tabindex: "-1",
-          onclick: (event) => event.stopPropagation(),
-          onchange: () => this.toggle(row, row.check.checked),
-        });
-        row.root.append(h("span.nb-cell.nb-c-sel", { role: "gridcell" }, row.check));
-      }
-      for (const { name, make } of this.columns) {
-        const cell = h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" });
-        make?.(cell, row);
-        row.cells.push(cell);
-        row.root.append(cell);
-      }
-      this.rows.set(key, row);
-      this.body.append(row.root);
-    }
+    const row = this.rows.get(key) ?? this.make(key, data);
     row.data = data;
     this.fill(row);
     this.empty.hidden = true;
   }
 
+  /**
+   * @param {string} key
+   * @param {Data} data
+   */
+  make(key, data) {
+    /** @type {Line<Data>} */
+    const row = { key, data, cells: [], root: h("div.nb-row", { role: "row", onclick: () => this.activate(row) }) };
+    if (this.options.select) {
+      row.check = h("input", {
+        type: "checkbox",
+        tabindex: "-1",
+        onclick: (event) => event.stopPropagation(),
+        onchange: ({ currentTarget }) => this.toggle(row, currentTarget.checked),
+      });
+      row.root.append(h("span.nb-cell.nb-c-sel", { role: "gridcell" }, row.check));
+    }
+    for (const { name, make } of this.columns) {
+      const cell = h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" });
+      make?.(cell);
+      row.cells.push({ cell, inside: /** @type {HTMLElement[]} */ ([...cell.children]) });
+      row.root.append(cell);
+    }
+    this.rows.set(key, row);
+    this.body.append(row.root);
+    return row;
+  }
+
+  /** @param {Line<Data>} row */
   fill(row) {
-    this.columns.forEach(({ fill }, i) => fill(row.cells[i], row));
+    this.columns.forEach(({ fill }, i) => fill(row.cells[i].cell, row, row.cells[i].inside));
     if (row.check) set(row.check, { "aria-label": t("grid.select", { name: this.options.title(row) }) });
   }
 
+  /** @param {string} key */
   remove(key) {
     this.rows.get(key)?.root.remove();
     this.rows.delete(key);
@@ -76,19 +117,24 @@ export class Grid {
     const rows = [...this.rows.values()].sort(this.options.order);
     let at = this.body.firstChild;
     for (const { root } of rows) {
-      if (root === at) at = at.nextSibling;
+      if (root === at) at = root.nextSibling;
       else this.body.insertBefore(root, at);
     }
   }
 
+  /**
+   * @param {Line<Data>} row
+   * @param {boolean} on
+   */
   toggle(row, on) {
     if (on) this.selected.add(row.key);
     else this.selected.delete(row.key);
-    row.check.checked = on;
+    if (row.check) row.check.checked = on;
     set(row.root, { "aria-selected": String(on) });
     this.changed();
   }
 
+  /** @param {boolean} on */
   selectAll(on) {
     for (const row of this.rows.values()) this.toggle(row, on);
   }
@@ -101,6 +147,7 @@ export class Grid {
     this.options.selection?.();
   }
 
+  /** @param {Line<Data> | undefined} row */
   activate(row) {
     this.active?.root.removeAttribute("data-active");
     this.active = row;
@@ -108,11 +155,14 @@ export class Grid {
     row?.root.scrollIntoView?.({ block: "nearest" });
   }
 
+  /** @param {KeyboardEvent} event */
   key(event) {
     if (event.target !== this.body) return;
     const roots = [...this.body.querySelectorAll(".nb-row")];
     const at = this.active ? roots.indexOf(this.active.root) : -1;
-    const next = { ArrowDown: at + 1, ArrowUp: Math.max(at - 1, 0), Home: 0, End: roots.length - 1 }[event.key];
+    /** @type {Record<string, number | undefined>} */
+    const moves = { ArrowDown: at + 1, ArrowUp: Math.max(at - 1, 0), Home: 0, End: roots.length - 1 };
+    const next = moves[event.key];
     if (next !== undefined) {
       const root = roots[Math.min(next, roots.length - 1)];
       this.activate([...this.rows.values()].find((row) => row.root === root));

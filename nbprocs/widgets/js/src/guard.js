@@ -13,9 +13,23 @@ const PRIVATE = new Set([9, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016
 const SCREENS = [47, 1047, 1048, 1049, 2004]; // the other screen, bracketed paste: for a program that is typed into
 const OSC = [0, 1, 2, 4, 8, 10, 11, 12, 52, 104, 110, 111, 112]; // titles, colours, links, the clipboard
 
-/** Make a terminal safe for output that nobody has read. `full()` is true while a full-screen program may have it. */
+/** @import {IFunctionIdentifier, Terminal} from "@xterm/xterm" */
+/** @typedef {{_combined: Record<number, string | undefined>, addCodepointToCell(index: number, ...rest: unknown[]): void, nbprocs?: boolean}} Line */
+/** @typedef {{parse(this: Input, ...args: unknown[]): unknown, _parser: {reset(): void}}} Input */
+/** @typedef {{params: ArrayLike<number> & {[index: number]: number}, length: number}} Parameters */
+/**
+ * What is used of xterm behind its interface, in which a handler can't change what the next one is given.
+ * @typedef {{registerCsiHandler(id: IFunctionIdentifier, handler: (parameters: Parameters) => boolean): unknown,
+ *   buffer: {lines: {get(at: number): Line}}, _inputHandler: Input}} Core
+ */
+
+/**
+ * Make a terminal safe for output that nobody has read.
+ * @param {Terminal} term
+ * @param {() => boolean} full true while a full-screen program may have it
+ */
 export function guard(term, full = () => false) {
-  const core = term._core;
+  const core = /** @type {Terminal & {_core: Core}} */ (term)._core;
   for (const id of LOOPS) {
     core.registerCsiHandler(id, ({ params, length }) => {
       const most = Math.max(term.rows, term.cols);
@@ -23,11 +37,12 @@ export function guard(term, full = () => false) {
       return false; // on to xterm's own
     });
   }
+  /** @type {Line} */
   const line = Object.getPrototypeOf(core.buffer.lines.get(0));
   if (!line.nbprocs) {
     const add = line.addCodepointToCell;
     line.addCodepointToCell = function (index, ...rest) {
-      if (!(this._combined[index]?.length >= MARKS)) add.call(this, index, ...rest);
+      if ((this._combined[index]?.length ?? 0) < MARKS) add.call(this, index, ...rest);
     };
     line.nbprocs = true;
   }
@@ -41,7 +56,7 @@ export function guard(term, full = () => false) {
       this._parser.reset();
     }
   };
-  const refuse = (p) => PRIVATE.has(p) || (SCREENS.includes(p) && !full());
+  const refuse = (/** @type {number} */ p) => PRIVATE.has(p) || (SCREENS.includes(p) && !full());
   for (const final of ["h", "l"]) term.parser.registerCsiHandler({ prefix: "?", final }, (params) => params.flat().some(refuse));
   for (const code of OSC) term.parser.registerOscHandler(code, () => true);
 }

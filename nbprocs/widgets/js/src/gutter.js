@@ -2,14 +2,29 @@
 
 import { h } from "./dom.js";
 
+/** @import {IMarker, Terminal} from "@xterm/xterm" */
+/** @import {Stream} from "./streams.js" */
+/** @typedef {{marker: IMarker | undefined, stream: Stream, time: string}} Mark where a piece of output ended */
+
 export class Gutter {
+  /**
+   * @param {Terminal} term
+   * @param {HTMLElement} screen that it is in
+   */
   constructor(term, screen) {
     this.term = term;
-    this.marks = []; // {marker: where a piece of output ended, stream, time}, oldest first
+    /** @type {Mark[]} */
+    this.marks = []; // oldest first
     this.node = h("div.nb-gutter", { "aria-hidden": "true" });
     this.screen = screen;
     screen.append(this.node);
+    /** @type {HTMLElement[]} */
     this.rows = [];
+    this.height = 0; // of each, in pixels
+    /** @type {HTMLElement | null} */
+    this.inner = screen.querySelector(".xterm-screen");
+    this.timed = false;
+    this.gone = false;
     this.ends = [term.onRender(() => this.draw()), term.onResize(() => this.draw())];
   }
 
@@ -18,7 +33,11 @@ export class Gutter {
     this.marks = [];
   }
 
-  /** A piece of output has just been written. `old`: before this page looked. */
+  /**
+   * A piece of output has just been written.
+   * @param {Stream} stream
+   * @param {boolean} old before this page looked
+   */
   wrote(stream, old) {
     const time = old ? "" : new Date().toTimeString().slice(0, 8);
     const last = this.marks.at(-1);
@@ -39,7 +58,11 @@ export class Gutter {
     this.screen.dispatchEvent(new Event("resize"));
   }
 
-  /** The piece that a row belongs to: the first that ends at it or below. */
+  /**
+   * The piece that a row belongs to: the first that ends at it or below.
+   * @param {number} row
+   * @returns {Mark | undefined}
+   */
   of(row) {
     let low = 0;
     let high = this.marks.length;
@@ -51,11 +74,16 @@ export class Gutter {
     return this.marks[low];
   }
 
+  /** Pixels of a row, from what the terminal gave its screen: to ask the page would make it lay itself out, for each piece of output. */
+  rowHeight() {
+    return parseFloat(this.inner?.style.height ?? "") / this.term.rows || 0;
+  }
+
   draw() {
-    const height = this.screen.querySelector(".xterm-screen")?.clientHeight / this.term.rows;
+    const height = this.rowHeight();
     if (!height || this.gone) return;
     const { viewportY, type } = this.term.buffer.active;
-    while (this.rows.length < this.term.rows) this.rows.push(this.node.appendChild(h("i", {})));
+    while (this.rows.length < this.term.rows) this.rows.push(this.node.appendChild(h("i", { style: { height: `${height}px` } })));
     let before = "";
     this.rows.forEach((node, i) => {
       const mark = i < this.term.rows && type === "normal" ? this.of(viewportY + i) : undefined;
@@ -63,8 +91,9 @@ export class Gutter {
       before = mark?.time ?? before;
       if (node.dataset.stream !== (mark?.stream ?? "")) node.dataset.stream = mark?.stream ?? "";
       if (node.textContent !== time) node.textContent = time;
-      node.style.height = `${height}px`;
+      if (height !== this.height) node.style.height = `${height}px`;
     });
+    this.height = height;
   }
 
   destroy() {

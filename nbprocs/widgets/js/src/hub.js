@@ -9,11 +9,20 @@ import { h } from "./dom.js";
 import { Root } from "./root.js";
 import { t } from "./texts.js";
 
+/** @import {Channel, Model} from "./protocol.js" */
+/** @import {Spec} from "./root.js" */
+/** @typedef {{uid: string, root: Root, left?: number}} Shown by one output; left: since when it is out of the page */
+
 const SWEEP = 5_000; // ms
 const LEFT = 10_000; // ms out of the page, and an element is ended: its output was deleted
 
 /** The line of one view, as its connection sees it. */
 class Line {
+  /**
+   * @param {Channel} hub
+   * @param {string} uid
+   * @param {Spec} spec
+   */
   constructor(hub, uid, spec) {
     this.hub = hub;
     this.uid = uid;
@@ -29,29 +38,50 @@ class Line {
     return this.spec;
   }
 
+  /** @param {Record<string, unknown>} message */
   send(message) {
     this.hub.send({ ...message, v: this.uid });
   }
 
+  /**
+   * @param {string} event
+   * @param {(message: any, buffers: any[]) => void} listener
+   */
   on(event, listener) {
     if (event === "msg:custom") this.listeners.add(listener);
   }
 
+  /**
+   * @param {string} _event
+   * @param {(message: any, buffers: any[]) => void} listener
+   */
   off(_event, listener) {
     this.listeners.delete(listener);
   }
 
+  /**
+   * @param {unknown} message
+   * @param {any[]} buffers
+   */
   hear(message, buffers) {
     for (const listener of [...this.listeners]) listener(message, buffers);
   }
 }
 
+/**
+ * @param {Model} model
+ * @param {AbortSignal} [signal]
+ */
 export function hub(model, signal) {
-  const lines = new Map(); // uid → Line, of what lives
-  const made = new Map(); // output's element → {uid, root, left}
+  /** @type {Map<string, Line>} */
+  const lines = new Map(); // by uid, of what lives
+  /** @type {Map<Element, Shown>} */
+  const made = new Map(); // by output
   const holes = document.getElementsByClassName("nb-hole");
   const style = h("style", {});
-  const observer = new MutationObserver(fit);
+  const observer = new MutationObserver((changes) => {
+    if (!changes.every(({ target }) => target instanceof Element && target.closest(".nb-view"))) fit(); // a view has no holes, but changes all the time
+  });
 
   /** The notebook was closed: its widget manager tells no model of it, and may be followed by another one in the same page. */
   function left() {
@@ -59,8 +89,9 @@ export function hub(model, signal) {
     return Boolean(manager?.isDisposed || manager?.context?.isDisposed);
   }
 
+  /** @param {Element} hole */
   function uidOf(hole) {
-    return [...hole.classList].find((name) => name.startsWith("nb-hole-"))?.slice(8);
+    return [...hole.classList].find((name) => name.startsWith("nb-hole-"))?.slice(8) ?? "";
   }
 
   function fit() {
@@ -71,10 +102,14 @@ export function hub(model, signal) {
     }
   }
 
+  /**
+   * @param {Element} hole
+   * @param {Line} line
+   */
   function fill(hole, line) {
-    const output = hole.closest(".jp-OutputArea-output") ?? hole.parentNode;
+    const output = hole.closest(".jp-OutputArea-output") ?? hole.parentElement ?? hole;
     let one = made.get(output);
-    if (one?.uid !== line.uid) {
+    if (!one || one.uid !== line.uid) {
       one?.root.destroy();
       one = { uid: line.uid, root: line.early ?? new Root(line) };
       line.early = undefined;
@@ -88,12 +123,16 @@ export function hub(model, signal) {
     if (left()) return down();
     for (const [output, one] of made) {
       if (one.root.node.isConnected) one.left = undefined;
-      else if (Date.now() - (one.left ??= Date.now()) >= LEFT) end(output);
+      else if (Date.now() - (one.left ??= Date.now()) >= LEFT) end(output, one.root);
     }
   }
 
-  function end(output, say = "") {
-    const { root } = made.get(output);
+  /**
+   * @param {Element} output
+   * @param {Root} root
+   * @param {string} say
+   */
+  function end(output, root, say = "") {
     const hole = root.node.parentNode;
     root.destroy();
     made.delete(output);
@@ -105,25 +144,39 @@ export function hub(model, signal) {
     style.textContent = records.length ? `${records.join()}{display:none!important}` : "";
   }
 
+  /**
+   * @param {string} uid
+   * @param {string} say
+   */
   function close(uid, say) {
     lines.get(uid)?.early?.destroy();
     lines.delete(uid);
     hide();
-    for (const [output, one] of [...made]) if (one.uid === uid) end(output, say);
+    for (const [output, one] of [...made]) if (one.uid === uid) end(output, one.root, say);
   }
 
+  /**
+   * @param {string} uid
+   * @param {Spec} spec
+   */
   function known(uid, spec) {
-    if (!lines.has(uid)) lines.set(uid, new Line(model, uid, spec));
-    return lines.get(uid);
+    const line = lines.get(uid) ?? new Line(model, uid, spec);
+    lines.set(uid, line);
+    return line;
   }
 
+  /**
+   * @param {{views?: Record<string, Spec>, closed?: boolean, v?: string}} [message]
+   * @param {any[]} [buffers]
+   */
   function receive(message, buffers) {
+    const uid = message?.v ?? "";
     if (message?.views) {
       for (const [uid, spec] of Object.entries(message.views)) known(uid, spec).up = true;
       fit();
       hide();
-    } else if (message?.closed) close(message.v, t("hub.thisViewIsClosedBelow"));
-    else lines.get(message?.v)?.hear(message, buffers ?? []);
+    } else if (message?.closed) close(uid, t("hub.thisViewIsClosedBelow"));
+    else lines.get(uid)?.hear(message, buffers ?? []);
   }
 
   function down() {

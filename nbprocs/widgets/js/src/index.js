@@ -3,10 +3,14 @@
 import { hub } from "./hub.js";
 import { Root } from "./root.js";
 
+/** @import {Model} from "./protocol.js" */
+
+/** @param {{model: Model, signal?: AbortSignal}} view */
 function initialize({ model, signal }) {
   if (model.get("role") === "hub") return hub(model, signal);
 }
 
+/** @param {{model: Model, el: HTMLElement}} view */
 function render({ model, el }) {
   if (model.get("role") === "hub") return;
   const root = new Root(model);

@@ -7,8 +7,16 @@ const ADDRESS = /https?:\/\/[^\s"'<>`|\\^{}\u0000-\u001f]+|\b(?:localhost|127\.0
 const PLACE = /(?:File "([^"\n]+)", line (\d+))|((?:[\w.+-]*\/)*[\w.+-]+\.[A-Za-z]\w{0,8}):(\d+)(?::\d+)?/g;
 const HERE = new Set(["localhost", "127.0.0.1", "0.0.0.0", "[::1]"]);
 
-/** What in a line can be opened: [{start, end, address} or {start, end, path, line}]. No DOM here. */
+/** @import {ILinkProvider, Terminal} from "@xterm/xterm" */
+/** @import {Pane} from "./pane.js" */
+/** @typedef {{start: number, end: number} & ({address: string} | {path: string, line: number})} Found what can be opened, from where to where in its line */
+
+/**
+ * What in a line can be opened. No DOM here.
+ * @param {string} text
+ */
 export function found(text) {
+  /** @type {Found[]} */
   const all = [];
   for (const match of text.matchAll(ADDRESS)) {
     const shown = match[0].replace(/[.,;:!?)\]]+$/, "");
@@ -26,7 +34,7 @@ export function found(text) {
 function server() {
   let base = "/";
   try {
-    base = JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl ?? "/";
+    base = JSON.parse(document.getElementById("jupyter-config-data")?.textContent ?? "").baseUrl ?? "/";
   } catch {
     // not JupyterLab's page
   }
@@ -34,7 +42,10 @@ function server() {
   return { base, folder: notebook.split("/").slice(0, -1).join("/") };
 }
 
-/** A port of the kernel's machine as this page reaches it: through jupyter-server-proxy where that answers. */
+/**
+ * A port of the kernel's machine as this page reaches it: through jupyter-server-proxy where that answers.
+ * @param {string} address
+ */
 async function reachable(address) {
   const url = new URL(address);
   if (!HERE.has(url.hostname) || !url.port) return address;
@@ -44,6 +55,10 @@ async function reachable(address) {
   return answer && answer.status !== 404 && answer.status !== 403 ? proxied : address;
 }
 
+/**
+ * @param {string} path
+ * @param {string} cwd of the process
+ */
 function page(path, cwd) {
   const { base, folder } = server();
   const below = path.startsWith("/") ? (cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : null) : path.replace(/^\.\//, "");
@@ -51,15 +66,24 @@ function page(path, cwd) {
   return `${base}lab/tree/${[folder, below].filter(Boolean).join("/").split("/").map(encodeURIComponent).join("/")}`;
 }
 
+/**
+ * @param {Found} what
+ * @param {Pane} pane
+ */
 async function open(what, pane) {
-  if (what.address) return window.open(await reachable(what.address), "_blank", "noopener");
+  if ("address" in what) return window.open(await reachable(what.address), "_blank", "noopener");
   const address = page(what.path, pane.head.cwd);
   if (address) return window.open(address, "_blank", "noopener");
   await copy(`${what.path}:${what.line}`);
   pane.context.notice(t("links.outside", what));
 }
 
-/** A provider for xterm: links of a row, with the rows that it wraps over. */
+/**
+ * A provider for xterm: links of a row, with the rows that it wraps over.
+ * @param {Terminal} term
+ * @param {Pane} pane
+ * @returns {ILinkProvider}
+ */
 export function links(term, pane) {
   return {
     provideLinks(row, callback) {
@@ -72,13 +96,13 @@ export function links(term, pane) {
         if (!line || (i > first && !line.isWrapped)) break;
         text += line.translateToString(false);
       }
-      const at = (index) => ({ x: (index % term.cols) + 1, y: first + Math.floor(index / term.cols) + 1 });
+      const at = (/** @type {number} */ index) => ({ x: (index % term.cols) + 1, y: first + Math.floor(index / term.cols) + 1 });
       callback(
         found(text)
           .map((what) => ({
             text: text.slice(what.start, what.end),
             range: { start: at(what.start), end: at(what.end - 1) },
-            activate: (event) => event.button === 0 && open(what, pane),
+            activate: (/** @type {MouseEvent} */ event) => event.button === 0 && open(what, pane),
           }))
           .filter(({ range }) => range.start.y <= row && range.end.y >= row),
       );

@@ -8,6 +8,7 @@ import { asset, octets } from "./protocol.js";
 import { Streams } from "./streams.js";
 import { colours } from "./theme.js";
 import { t } from "./texts.js";
+import { turns } from "./turns.js";
 
 const SCROLLBACK = 20_000; // lines held by the terminal; what is older is paged in from the log
 const WIDE = 500; // columns without wrapping
@@ -25,6 +26,7 @@ export class Pane {
     this.behind = 0;
     this.head = {};
     this.pending = []; // before the terminal is loaded
+    this.held = []; // output until its turn to be drawn
     this.build(onclose);
     this.load();
   }
@@ -160,9 +162,9 @@ export class Pane {
   }
 
   grow() {
-    if (!this.term || this.screen.style.height !== this.ownHeight) return; // a hand has set it
+    if (!this.term || this.screen.style.height !== this.ownHeight || parseFloat(this.ownHeight) >= this.height) return; // or a hand has set it
     const { active } = this.term.buffer;
-    const row = this.screen.querySelector(".xterm-screen")?.clientHeight / this.term.rows || 16;
+    const row = this.gutter.rowHeight() || 16;
     const lines = this.head.pty && this.head.took === null ? Infinity : active.baseY + active.cursorY + 1;
     const wanted = Math.min(this.height, lines * row + 8);
     if (wanted > parseFloat(this.ownHeight) + 1) this.setHeight(wanted);
@@ -265,6 +267,8 @@ export class Pane {
     this.earlier.disabled = !content.more;
     this.ends = content.ends;
     this.setHead(content.head);
+    this.held = []; // what came before is in the snapshot
+    this.pending = [];
     this.whenOpen(() => {
       this.term.reset();
       this.streams = new Streams();
@@ -284,11 +288,19 @@ export class Pane {
   delta(content, buffers) {
     if (content.head) this.setHead(content.head);
     if (!content.out) return;
-    this.whenOpen(() => {
-      if (this.paged !== undefined) return this.offerNew();
-      if (content.skip) this.mark(t("pane.skipped", { size: bytes(content.skip) }));
-      this.write(content.out, buffers);
-    });
+    this.held.push({ out: content.out, skip: content.skip, buffers });
+    this.whenOpen(() => turns.want(this));
+  }
+
+  /** It is this pane's turn to draw what came. */
+  flush() {
+    const held = this.held;
+    this.held = [];
+    if (held.length && this.paged !== undefined) return this.offerNew();
+    for (const { out, skip, buffers } of held) {
+      if (skip) this.mark(t("pane.skipped", { size: bytes(skip) }));
+      this.write(out, buffers);
+    }
   }
 
   mark(text) {
@@ -544,6 +556,7 @@ export class Pane {
 
   destroy() {
     this.gone = true;
+    turns.forget(this);
     clearInterval(this.timer);
     clearTimeout(this.sizing);
     this.gutter?.destroy();

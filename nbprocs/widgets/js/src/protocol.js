@@ -10,7 +10,9 @@ const HELLO_AGAIN = 3_000; // ms without a snapshot
 /** @typedef {{n: number, p: Contents}} Delta */
 /** @typedef {Partial<Reply & Snapshot & Delta> & {to?: string, gone?: string}} Message */
 /** @typedef {Record<string, any>} Contents by part; under "" which buffers belong to which part */
-/** @typedef {{send(message: any): void, on(name: string, f: any): void, off(name: string, f: any): void}} Channel a model as anywidget gives it */
+/** @typedef {{send(message: any): void, get(name: string): any, on(name: string, f: any): void, off(name: string, f: any): void}} Channel a model as anywidget gives it */
+/** @typedef {Channel & {widget_manager?: {isDisposed?: boolean, context?: {isDisposed?: boolean}}}} Model with the manager of a notebook's widgets, where it is known */
+/** @typedef {{data: any, buffers: any[]}} Answer to a call; what is in it is said by the kernel's side of the operation */
 
 let counter = 0;
 const unique = () => `${Date.now().toString(36)}-${(counter++).toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
@@ -26,6 +28,14 @@ export class CallFailed extends Error {
   }
 }
 
+/**
+ * What is said of something that was thrown.
+ * @param {unknown} error
+ */
+export function reason(error) {
+  return error instanceof Error ? error.message : String(error);
+}
+
 export class Connection {
   /**
    * @param {Channel} model
@@ -38,7 +48,7 @@ export class Connection {
     this.view = unique();
     /** @type {number | null} */
     this.number = null; // of the last message that was applied; null until the snapshot is there
-    /** @type {Map<number, {resolve: (answer: {data: any, buffers: any[]}) => void, reject: (error: Error) => void, timer: any}>} */
+    /** @type {Map<number, {resolve: (answer: Answer) => void, reject: (error: Error) => void, timer: any}>} */
     this.calls = new Map();
     this.nextCall = 1;
     this.patience = HELLO_AGAIN;
@@ -80,7 +90,7 @@ export class Connection {
    * @param {string} part
    * @param {string} op
    * @param {Record<string, any>} args
-   * @returns {Promise<{data: any, buffers: any[]}>}
+   * @returns {Promise<Answer>}
    */
   call(part, op, args = {}) {
     const id = this.nextCall++;
@@ -183,10 +193,7 @@ export function octets(buffer) {
  * @returns {Promise<any>}
  */
 export function asset(connection, name) {
-  /** @type {any} */
-  const page = globalThis;
-  /** @type {Map<string, Promise<any>>} */
-  const loaded = (page.__nbprocs_assets ??= new Map());
+  const loaded = (globalThis.__nbprocs_assets ??= new Map());
   if (!loaded.has(name)) {
     const promise = connection.call("view", "asset", { name }).then(async ({ buffers }) => {
       const url = URL.createObjectURL(new Blob([octets(buffers[0])], { type: "text/javascript" }));

@@ -3,13 +3,15 @@
 
 const HIDDEN = /[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 
+/** @typedef {"stdout" | "stderr"} Stream */
+
 export class Streams {
   constructor() {
     this.decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() };
   }
 
   /**
-   * @param {"stdout" | "stderr"} stream
+   * @param {Stream} stream
    * @param {Uint8Array} chunk
    */
   text(stream, chunk) {

@@ -1,6 +1,6 @@
 // The process table: virtual rows (only what is in sight exists), sorting, filtering, several selected, all by keyboard.
 
-import { button, clock, h, icon, mebibytes, say, seconds, set, short, sparkline, svg } from "./dom.js";
+import { button, clock, controls, h, icon, mebibytes, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Columns, HEADS } from "./columns.js";
 import { Pane } from "./pane.js";
 import { Rows, STATUS_ORDER } from "./rows.js";
@@ -43,7 +43,9 @@ export class Table {
     this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1", id: this.rowId("head") });
     this.all = h("input", { type: "checkbox", "aria-label": t("table.selectAll"), onchange: () => this.selectAll(this.all.checked) });
     this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
-    for (const [key, , , long] of HEADS) this.head.append(this.heading(key, t(`columns.${key}`), long));
+    /** @type {Map<string, HTMLElement>} */
+    this.heads = new Map(HEADS.map(([key, , , long]) => [key, this.heading(key, t(`columns.${key}`), long)]));
+    this.head.append(...this.heads.values());
     this.head.append(h("span.nb-cell.nb-c-do", { role: "columnheader" }, h("span.nb-hidden", {}, t("table.actions"))));
     this.space = h("div.nb-space", { role: "presentation" });
     this.empty = h("div.nb-empty", { hidden: true });
@@ -66,7 +68,7 @@ export class Table {
     this.body.style.height = `${ROW * this.tall}px`;
     this.grid = h("div.nb-grid", {}, this.head, this.body);
     this.columns = new Columns(this.grid);
-    for (const cell of this.head.querySelectorAll("[data-key]")) this.columns.handle(cell, cell.dataset.key);
+    for (const [key, head] of this.heads) this.columns.handle(head, key);
     this.columns.lay();
     this.detail = h("div.nb-detail", { hidden: true });
     this.keys = h("dl.nb-keys", { hidden: true }, ...KEYS.flatMap((name) => [h("dt", {}, t(`key.${name}`)), h("dd", {}, t(`keyDoes.${name}`))]));
@@ -221,9 +223,8 @@ export class Table {
     this.clearButton.disabled = ![...this.rows.byKey.values()].some((row) => !this.rows.live(row) && !this.rows.cleared.has(row.key));
     this.shown = this.rows.view(this.query);
     this.position = new Map(this.shown.map((row, i) => [row.key, i]));
-    for (const cell of this.head.querySelectorAll("[data-key]")) {
-      const on = cell.dataset.key === this.query.sort;
-      set(cell, { "aria-sort": on ? (this.query.down ? "descending" : "ascending") : "none" });
+    for (const [key, head] of this.heads) {
+      set(head, { "aria-sort": key !== this.query.sort ? "none" : this.query.down ? "descending" : "ascending" });
     }
     this.space.style.height = `${this.shown.length * ROW}px`;
     const tall = Math.max(this.tall, Math.min(this.shown.length, Math.floor(this.height / ROW)));
@@ -266,7 +267,7 @@ export class Table {
         ),
       ),
     );
-    if (focused !== null) this.chips.querySelector(`[data-status="${focused}"]`)?.focus();
+    if (focused !== null) /** @type {HTMLElement | null} */ (this.chips.querySelector(`[data-status="${focused}"]`))?.focus();
   }
 
   targets() {
@@ -309,7 +310,7 @@ export class Table {
     say(this.count, chosen ? t("boards.selected", { n: chosen }) : "");
     set(this.actions, { "data-some": chosen > 0 });
     const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
-    for (const node of this.actions.querySelectorAll("[data-op]")) node.disabled = this.closed || !usable[node.dataset.op];
+    for (const node of controls(this.actions, "[data-op]")) node.disabled = this.closed || !usable[node.dataset.op];
     this.signalMenu.disabled = this.closed || !live.length;
     this.all.checked = chosen > 0 && this.shown.length > 0 && this.shown.every((row) => this.selected.has(this.id(row)));
     this.all.indeterminate = chosen > 0 && !this.all.checked;

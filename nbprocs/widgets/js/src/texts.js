@@ -253,8 +253,6 @@ export const TEXTS = {
  * @returns {string}
  */
 export function t(key, values = {}) {
-  /** @type {any} */
-  const page = globalThis;
-  const text = page.__nbprocs_texts?.[key] ?? TEXTS[key] ?? key;
+  const text = globalThis.__nbprocs_texts?.[key] ?? TEXTS[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (/** @type {string} */ whole, /** @type {string} */ name) => String(values[name] ?? whole));
 }

@@ -1,6 +1,10 @@
 // The terminal's colours, from the page's own.
 
-/** A colour without transparency, as the terminal wants it: inverse video swaps the two, and half a colour over itself is unreadable. */
+/**
+ * A colour without transparency, as the terminal wants it: inverse video swaps the two, and half a colour over itself is unreadable.
+ * @param {string} colour
+ * @param {string} behind
+ */
 function opaque(colour, behind) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = 1;
@@ -16,10 +20,13 @@ function opaque(colour, behind) {
     .join("")}`;
 }
 
-/** The terminal's colours from JupyterLab's own variables. */
+/**
+ * The terminal's colours from JupyterLab's own variables.
+ * @param {Element} root
+ */
 export function colours(root) {
   const style = getComputedStyle(root);
-  const pick = (name, fallback) => style.getPropertyValue(name).trim() || fallback;
+  const pick = (/** @type {string} */ name, /** @type {string} */ fallback) => style.getPropertyValue(name).trim() || fallback;
   const dark = document.body.dataset.jpThemeLight === "false" || document.body.classList.contains("theme-dark");
   const background = opaque(pick("--jp-layout-color0", dark ? "#111111" : "#ffffff"), dark ? "#111111" : "#ffffff");
   const foreground = opaque(pick("--jp-content-font-color1", dark ? "#e0e0e0" : "#212121"), background);

@@ -5,6 +5,15 @@ import { Grid } from "./grid.js";
 import { named } from "./rows.js";
 import { t } from "./texts.js";
 
+/** @import {Column} from "./grid.js" */
+/** @import {Context} from "./root.js" */
+/**
+ * @typedef {{name: string, host: string, state: string, slots: number, running: number, cpu: number | null, used: number | null,
+ *   memory: number | null, tasks: string}} Worker bytes, percent of a core; null: not known
+ */
+/** @typedef {{workers: number, slots: number, running: number, why: string, closed: boolean}} Figures of the cluster */
+/** @typedef {[address: string, cells: unknown[]]} Row as it travels */
+
 const EVERY = 1000; // ms
 /** @type {Record<string, string>} */
 const DOTS = { joined: "running", joining: "starting", silent: "failed", leaving: "paused" };
@@ -18,25 +27,72 @@ function inSight(node) {
   return document.visibilityState !== "hidden" && height > 0 && bottom > 0 && top < window.innerHeight;
 }
 
+/**
+ * A column of text, which is its tooltip as well.
+ * @param {string} name
+ * @param {string} label
+ * @param {(worker: Worker) => string} text
+ * @returns {Column<Worker>}
+ */
+function column(name, label, text) {
+  return { name, label, fill: (cell, { data }) => say(cell, (cell.title = text(data))) };
+}
+
+/** @returns {Column<Worker>[]} */
+function columns() {
+  return [
+    {
+      name: "name",
+      label: t("boards.worker"),
+      make: (cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
+      fill: (cell, { key, data }, [name, address]) => {
+        say(name, data.name || key);
+        say(address, data.name && data.name !== key ? key : "");
+        cell.title = key;
+      },
+    },
+    {
+      name: "status",
+      label: t("boards.state"),
+      make: (cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
+      fill: (_cell, { data }, [dot, word]) => {
+        dot.dataset.status = DOTS[data.state];
+        say(word, data.state);
+      },
+    },
+    column("host", t("boards.host"), (worker) => worker.host),
+    column("pid", t("workers.slots"), (worker) => t("workers.of", { n: worker.running, all: worker.slots })),
+    column("cpu", t("workers.cpu"), (worker) => (worker.cpu === null ? "" : `${worker.cpu} %`)),
+    column("mem", t("workers.memory"), memory),
+    column("line", t("boards.tasks"), (worker) => worker.tasks),
+  ];
+}
+
+/** @param {Worker} worker */
+function memory({ used, memory: all }) {
+  if (used === null) return "";
+  return all ? t("workers.of", { n: bytes(used), all: bytes(all) }) : bytes(used);
+}
+
 export class Workers {
   /**
-   * @param {{connection: import("./protocol.js").Connection, spec: Record<string, any>}} context
-   * @param {string} name
+   * @param {Context} context
+   * @param {string} name of the part
    */
   constructor(context, name) {
     this.context = context;
     this.part = name;
     this.asked = false; // an answer is under way
     this.over = false;
-    /** @type {(row: any[]) => Record<string, any>} */
     this.named = named([]);
     this.facts = h("span.nb-facts", {});
-    this.grid = new Grid(this.columns(), {
+    /** @type {Grid<Worker>} */
+    this.grid = new Grid(columns(), {
       name: "workers",
       label: t("boards.workers"),
-      height: context.spec.board ?? 180,
-      order: (/** @type {any} */ a, /** @type {any} */ b) => a.data.name.localeCompare(b.data.name, "en", { numeric: true }) || a.key.localeCompare(b.key),
-      title: (/** @type {any} */ row) => row.data.name,
+      height: (context.height ?? 210) - 30, // less its bar
+      order: (a, b) => a.data.name.localeCompare(b.data.name, "en", { numeric: true }) || a.key.localeCompare(b.key),
+      title: ({ data }) => data.name,
       empty: t("workers.none"),
     });
     this.root = h(
@@ -46,53 +102,6 @@ export class Workers {
       this.grid.root,
     );
     this.timer = setInterval(() => this.look(), EVERY);
-  }
-
-  columns() {
-    /** @type {(name: string, label: string, text: (data: Record<string, any>) => string) => any} */
-    const column = (name, label, text) => ({
-      name,
-      label,
-      fill: (/** @type {HTMLElement} */ cell, /** @type {any} */ { data }) => {
-        const told = text(data);
-        cell.title = told;
-        say(cell, told);
-      },
-    });
-    const worker = {
-      name: "name",
-      label: t("boards.worker"),
-      make: (/** @type {HTMLElement} */ cell) => cell.append(h("b", {}), h("span.nb-cmd", {})),
-      fill: (/** @type {any} */ cell, /** @type {any} */ { key, data }) => {
-        say(cell.firstChild, data.name || key);
-        say(cell.lastChild, data.name && data.name !== key ? key : "");
-        cell.title = key;
-      },
-    };
-    const state = {
-      name: "status",
-      label: t("boards.state"),
-      make: (/** @type {HTMLElement} */ cell) => cell.append(h("i.nb-dot", { "aria-hidden": "true" }), h("span", {})),
-      fill: (/** @type {any} */ cell, /** @type {any} */ { data }) => {
-        cell.firstChild.dataset.status = DOTS[data.state];
-        say(cell.lastChild, data.state);
-      },
-    };
-    return [
-      worker,
-      state,
-      column("host", t("boards.host"), (data) => data.host),
-      column("pid", t("workers.slots"), (data) => t("workers.of", { n: data.running, all: data.slots })),
-      column("cpu", t("workers.cpu"), (data) => (data.cpu === null ? "" : `${data.cpu} %`)),
-      column("mem", t("workers.memory"), (data) => this.memory(data)),
-      column("line", t("boards.tasks"), (data) => data.tasks),
-    ];
-  }
-
-  /** @param {Record<string, any>} data */
-  memory({ used, memory }) {
-    if (used === null) return "";
-    return memory ? t("workers.of", { n: bytes(used), all: bytes(memory) }) : bytes(used);
   }
 
   async look() {
@@ -111,7 +120,7 @@ export class Workers {
     this.over = true;
   }
 
-  /** @param {any} content */
+  /** @param {{columns: string[], rows: Row[], figures: Figures}} content */
   snapshot(content) {
     this.grid.clear();
     this.named = named(content.columns);
@@ -120,24 +129,24 @@ export class Workers {
     this.look();
   }
 
-  /** @param {any} content */
+  /** @param {{"-"?: string[], u?: Row[], figures?: Figures}} content */
   delta(content) {
     for (const key of content["-"] ?? []) this.grid.remove(key);
     if (content.u) this.rows(content.u);
     if (content.figures) this.figures(content.figures);
   }
 
-  /** @param {[string, any[]][]} rows */
+  /** @param {Row[]} rows */
   rows(rows) {
-    for (const [key, row] of rows) this.grid.put(key, this.named(row));
+    for (const [key, cells] of rows) this.grid.put(key, /** @type {Worker} */ (this.named(cells)));
     this.grid.arrange();
   }
 
-  /** @param {Record<string, any>} f */
-  figures(f) {
-    this.over = f.closed;
-    const words = f.closed ? [t("boards.closed")] : [t("workers.some", { n: f.workers }), t("workers.busy", { n: f.running, all: f.slots })];
-    if (f.why && !f.closed) words.push(t("workers.waits", { why: f.why }));
+  /** @param {Figures} figures */
+  figures({ workers, slots, running, why, closed }) {
+    this.over = closed;
+    const words = closed ? [t("boards.closed")] : [t("workers.some", { n: workers }), t("workers.busy", { n: running, all: slots })];
+    if (why && !closed) words.push(t("workers.waits", { why }));
     say(this.facts, words.join(" · "));
   }
 

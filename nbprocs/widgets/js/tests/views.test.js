@@ -209,6 +209,20 @@ describe("the table", () => {
   });
 });
 
+it("is as high as the caller says; among several parts that is the table's height", () => {
+  for (const [kind, spec, high] of [
+    ["pool", { height: 400 }, "370px"],
+    ["queue", { height: 400 }, "370px"],
+    ["charts", { height: 400 }, "380px"],
+    ["pool", { height: 400, arranged: "dashboard" }, "180px"],
+  ]) {
+    const el = document.createElement("div");
+    clean.push(views.render({ model: new Model({ parts: [{ name: kind, kind }], ...spec }), el }));
+    const { style } = el.querySelector(".nb-list, .nb-plot");
+    expect([kind, style.maxHeight || style.height]).toEqual([kind, high]);
+  }
+});
+
 describe("the form", () => {
   const form = () => show("form", { history: ["ls -l"], cwd: "/home", ready: [] });
 
@@ -231,6 +245,12 @@ describe("the form", () => {
     expect(el.querySelector('[data-field="name"] .nb-error').textContent).toBe("that name is taken");
     expect(el.querySelector('[data-field="name"] input').getAttribute("aria-invalid")).toBe("true");
     expect(el.querySelector("details").open).toBe(true);
+    for (const field of ["cwd", "env"]) {
+      el.querySelector("form").dispatchEvent(new Event("submit", { cancelable: true }));
+      model.refuse(model.last("run"), "not that", field);
+      await frame();
+      expect(el.querySelector(`[data-field="${field}"] > .nb-error`).textContent).toBe("not that");
+    }
   });
 
   it("goes through its history with the arrows", () => {
