@@ -249,7 +249,7 @@ export const TEXTS = {
 /**
  * The text of a key, in the page's own words where it has some.
  * @param {string} key
- * @param {Record<string, any>} values
+ * @param {Record<string, unknown>} values
  * @returns {string}
  */
 export function t(key, values = {}) {
