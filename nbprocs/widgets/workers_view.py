@@ -28,7 +28,7 @@ _TITLES = 3  # tasks named for each worker
 COLUMNS = ("name", "host", "state", "slots", "running", "cpu", "used", "memory", "tasks")  # of a row
 
 
-class Workers(Protocol):
+class Cluster(Protocol):
     """What is shown: a DaskBackend."""
 
     @property
@@ -57,7 +57,7 @@ class WorkersPart(Part):
 
     kind = "workers"
 
-    def __init__(self, backend: Workers) -> None:
+    def __init__(self, backend: Cluster) -> None:
         self._backend = backend
         self._rows: dict[str, list[Any]] = {}
         self._figures: dict[str, Any] = {}
