@@ -154,6 +154,10 @@ SCORED = {  # file → the quick tests that hold it
 
 EQUAL = {  # (file, the changed line): why nobody can see it
     ("scheduler/runner.py", "self._wanted = None"): "it is asked only whether it is true",
+    ("scheduler/runner.py", "self._give_back(taken, None, error)"): "what is given back is due at once: no clock is asked",
+    ("engine/shimlib/evidence.py", 'found |= {".".join(parts[:size]) for size in range(len(parts) + 1)}'): (
+        "the empty token that this adds is taken out at the end"
+    ),
     ("redact.py", "masked = _masked_words(words, None)"): "a shell line was answered above: it is false here",
     ("scheduler/queue.py", "if not track.parked or (track.order is None or order < track.order):"): (
         "a track that is opened once too often is found out by _first or parked again: the same tasks start, some steps later"

@@ -8,6 +8,7 @@ import { Pane } from "./pane.js";
 import { Connection, reason } from "./protocol.js";
 import { Table } from "./table.js";
 import { t } from "./texts.js";
+import { Workers } from "./workers.js";
 
 /** @import {Bytes, Channel} from "./protocol.js" */
 /** @typedef {{uid: string, parts: {name: string, kind: keyof typeof KINDS}[], arranged?: string, height?: number}} Spec how the kernel wants a view laid out */
@@ -31,7 +32,7 @@ import { t } from "./texts.js";
  * @property {(name: string) => void} refresh
  */
 
-const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue };
+const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue, workers: Workers };
 
 /** `channel` is a model as anywidget gives it, or the hub's line to one view. */
 export class Root {
