@@ -147,7 +147,7 @@ _LAZY = {
         "runs",
         "set_runs",
     ),
-    "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm"),
+    "nbprocs.widgets": ("Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm", "WorkersView"),
 }
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -219,7 +219,7 @@ if TYPE_CHECKING:
         TaskInterrupted,
         TaskScheduler,
     )
-    from nbprocs.widgets import Charts, Dashboard, OutputPane, PoolView, ProcessTable, QueueView, SpawnForm
+    from nbprocs.widgets import Charts, Dashboard, OutputPane, PoolView, ProcessTable, QueueView, SpawnForm, WorkersView
 
 
 def __getattr__(name: str) -> Any:
@@ -369,6 +369,7 @@ __all__ = [
     "WorkerLost",
     "WorkerOutput",
     "WorkerState",
+    "WorkersView",
     "adopt",
     "detached",
     "doctor",

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbprocs.cluster.fleet import Fleet
-from nbprocs.display import Displayable, Html, table, text
+from nbprocs.display import Displayable, Html, bytes_text, table, text
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import Closed, ProcessError, StartupFailed
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nbprocs.cluster.carriers import Carriers
+    from nbprocs.cluster.frames import SeenWorker
     from nbprocs.cluster.own import OwnCluster
     from nbprocs.monitor.metrics import State
     from nbprocs.monitor.remote import RemoteTree
@@ -408,7 +409,10 @@ class DaskBackend(Displayable):
     # -- looking
 
     def workers(self) -> pd.DataFrame:
-        """The workers that have joined, indexed by address: name, host, slots, running, memory, gpus, state, nbprocs.
+        """The workers that have joined, indexed by address: name, host, slots, running, cpu, used, memory, gpus, pid, state, nbprocs.
+
+        ``cpu`` (percent of a core) and ``used`` (bytes) are of what runs there, by the last look: of :meth:`processes`, of a monitor or of
+        a :class:`WorkersView`. ``memory``: bytes that it may use.
 
         >>> DaskBackend().workers().empty
         True
@@ -416,6 +420,17 @@ class DaskBackend(Displayable):
         from nbprocs.cluster.frames import workers_frame  # noqa: PLC0415 - imports pandas
 
         return workers_frame(self._fleet)
+
+    def seen(self) -> list[SeenWorker]:
+        """The same as values, without pandas."""
+        from nbprocs.cluster.frames import seen_workers  # noqa: PLC0415 - needed only where somebody looks
+
+        return seen_workers(self._fleet)
+
+    @property
+    def closed(self) -> bool:
+        """True from aclose() on."""
+        return self._closed
 
     @hops
     async def processes(self) -> pd.DataFrame:
@@ -443,9 +458,15 @@ class DaskBackend(Displayable):
         return f"<DaskBackend {self._name if self._client is not None else ''}: {state}>".replace(" :", ":")
 
     def _html_(self) -> Html:
-        frame = self.workers()
-        shown = ("name", "host", "slots", "running", "gpus", "state")
+        head = ("worker", "name", "host", "state", "running", "slots", "cpu", "memory")
         rows = [
-            [text(cell, limit=80) for cell in (address, *row)] for address, row in zip(frame.index, frame[[*shown]].values, strict=True)
+            [
+                *(text(cell or "", limit=80) for cell in (worker.address, worker.name, worker.host, worker.state)),
+                text(len(worker.tasks)),
+                text(worker.slots),
+                text("" if worker.cpu is None else f"{worker.cpu:.0f} %"),
+                text("" if worker.used is None else bytes_text(worker.used)),
+            ]
+            for worker in self.seen()
         ]
-        return Html("<div>{}{}</div>").format(text(repr(self)), table(("worker", *shown), rows) if rows else "")
+        return Html("<div>{}{}</div>").format(text(repr(self)), table(head, rows) if rows else "")

@@ -196,11 +196,14 @@ class Fleet:
         """How many have not ended."""
         return len(self._jobs)
 
+    def jobs_at(self, address: str) -> list[tuple[Job, RemoteProcess | None]]:
+        """What a worker has, with the process of what has begun there as one."""
+        place = self.ledger.places.get(address)
+        found = [self._jobs[job_id] for job_id in (() if place is None else place.jobs) if job_id in self._jobs]
+        return [(running.job, running.process) for running in found]
+
     async def look(self) -> list[tuple[Job, RemoteProcess]]:
         """The processes that run, with what their trees take now. Takes at most 3 s; a worker that does not answer has no figures."""
-        for running in self._jobs.values():
-            if running.process is not None:
-                running.process.row = {}
         looks = [self._tasks.start(self._look(peer), name=f"look at {peer.address}") for peer in self.peers.values()]
         if looks:
             await asyncio.wait(looks)
@@ -229,11 +232,11 @@ class Fleet:
         try:
             answer = await peer.link.call("usage", session=self.session, life=peer.life, limit=_LOOK)
         except LinkDown:
-            return
-        for job_id, row in answer.get("trees", {}).items():
-            running = self._jobs.get(job_id)
-            if running is not None and running.process is not None:
-                running.process.row = row
+            answer = {}
+        trees = answer.get("trees", {})
+        for job, process in self.jobs_at(peer.address):
+            if process is not None:
+                process.row = trees.get(job.id, {})
 
     # -- workers
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.child import Spec
+from nbprocs.engine.claims import NameClaimed, claimed
 from nbprocs.engine.detaching import DetachedChild
 from nbprocs.engine.detaching import launch as launch_child
 from nbprocs.engine.places import state_folder
@@ -81,29 +82,40 @@ def live_names() -> set[str]:
 
 async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | None) -> DetachedRecord:
     """Start it with a shim of its own. Raises as nbprocs.engine.detaching.launch, and NameInUse."""
-    check_name(spec.label.name)
+    name = spec.label.name
     about = {
         "id": spec.label.id,
-        "name": spec.label.name,
+        "name": name,
         "command": config.display,
         "config": _as_json(config),
         "restart": None if restart is None else _policy_as_json(restart),
     }
-    return await launch_child(spec, about)
+    try:
+        with claimed(name):
+            check_name(name)
+            return await launch_child(spec, about)
+    except NameClaimed as error:
+        raise NameInUse(
+            f"another kernel starts a detached process named {name!r} just now", name=name, hint="choose another name"
+        ) from error
 
 
 async def start(core: ProcessCore, owner: ProcessOwner) -> None:
-    """Start it, detached, and be told of it from then on. A start that is cancelled is waited for, and then undone by whoever cancelled."""
+    """Start it, detached, and be told of it from then on. A start that is cancelled is waited for, and then undone."""
     launching = owner.tasks.start(launch(_spec(core), core.config, restart=core.restart_policy), name=f"detach {core.name}")
     try:
         await asyncio.wait({launching})
     except asyncio.CancelledError:
-        await asyncio.wait({launching})
-        if not launching.cancelled() and launching.exception() is None:
-            await DetachedChild(launching.result(), _Follows(core, launching.result().folder)).end_tree(grace=0.0)
+        await asyncio.wait({owner.tasks.start(_undone(core, launching), name=f"end {core.name}")})  # goes on where this is cancelled again
         raise
-    await take_up(core, launching.result(), owner)
+    take_up(core, launching.result(), owner)  # nothing is awaited from here on: what is cancelled now has a process to be stopped
     owner.heard(EventKind.STARTED, core)
+
+
+async def _undone(core: ProcessCore, launching: asyncio.Task[DetachedRecord]) -> None:
+    await asyncio.wait({launching})
+    if not launching.cancelled() and launching.exception() is None:
+        await DetachedChild(launching.result(), _Follows(core, launching.result().folder)).end_tree(grace=0.0)
 
 
 def _spec(core: ProcessCore) -> Spec:
@@ -113,8 +125,8 @@ def _spec(core: ProcessCore) -> Spec:
     return core.spec({})
 
 
-async def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> None:
-    """Let it be the process of a record. On return what is known was told: its output's length, and its end if it has ended."""
+def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> DetachedChild:
+    """Let it be the process of a record. Once its child is ``met`` what is known was told: its output's length, its end if it has ended."""
     core.created_at = datetime.fromtimestamp(record.created, UTC)
     core.started = time.monotonic() - (time.time() - record.created)
     for log in (core.stdout, core.stderr):
@@ -123,7 +135,7 @@ async def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner
     child = DetachedChild(record, _Follows(core, record.folder))
     core.became(child)
     owner.tasks.start(child.follow(), name=f"follow {core.name}")
-    await child.met()
+    return child
 
 
 async def adopted(record: DetachedRecord, owner: ProcessOwner, add: Callable[[ProcessCore], None]) -> ProcessCore:
@@ -131,7 +143,7 @@ async def adopted(record: DetachedRecord, owner: ProcessOwner, add: Callable[[Pr
     core = ProcessCore(config_of(record), name=record.name, owner=owner)
     core.id = record.id
     add(core)
-    await take_up(core, record, owner)
+    await take_up(core, record, owner).met()
     core.mark_adopted()
     return core
 

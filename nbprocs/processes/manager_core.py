@@ -23,7 +23,7 @@ from nbprocs.engine.launcher import Launcher, Stray, launcher_for
 from nbprocs.engine.oom import OomWatch
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.tree import check_ended
-from nbprocs.errors import Closed, NotReady
+from nbprocs.errors import Closed, NameInUse, NotReady
 from nbprocs.model import EndReason, EventKind, ProcessConfig, ProcessEvent, ProcessResult, Stream
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.events import EventStream
@@ -157,7 +157,7 @@ class ManagerCore:
     async def _launch(
         self, config: ProcessConfig, predecessor: ProcessCore | None, name: str | None, policy: RestartPolicy | None
     ) -> ProcessCore:
-        name = name or config.name
+        given = name = name or config.name
         if name is None:
             name = self.registry.fresh_name(config.command, taken=self._detached_names() if config.detach else ())
         else:
@@ -172,6 +172,8 @@ class ManagerCore:
         except BaseException as cause:
             self.registry.discard(process)
             process.failed_to_start()
+            if isinstance(cause, NameInUse) and given is None:  # another kernel came first to a name that nobody asked for
+                return await self._launch(config, predecessor, None, policy)
             if not isinstance(cause, (OSError, ValueError)):
                 raise
             error = start_error(config, cause, process)

@@ -29,8 +29,8 @@ def attempts_frame(attempts: Sequence[Attempt]) -> "pd.DataFrame":
     import pandas as pd  # noqa: PLC0415 - import nbprocs stays light
 
     names = [field.name for field in fields(Attempt)]
-    text = ("name", "command")  # an argument need not be valid text, a column must
-    cells = [[plain(getattr(a, name)) if name in text else getattr(a, name) for name in names] for a in attempts]
+    text = ("name", "command", "group")  # an argument need not be valid text, a column must
+    cells = [[_text(getattr(a, name)) if name in text else getattr(a, name) for name in names] for a in attempts]
     table = pd.DataFrame(cells, columns=names)
     for name in _TIMES:
         table[name] = pd.to_datetime(table[name].astype("float64"), unit="s", utc=True)
@@ -41,6 +41,10 @@ def attempts_frame(attempts: Sequence[Attempt]) -> "pd.DataFrame":
     table["priority"] = [priority_name(p) for p in table["priority"]]
     table["waited"] = (table["started"] - table["queued"]).dt.total_seconds()
     return table
+
+
+def _text(given: str | None) -> str | None:
+    return None if given is None else plain(given)
 
 
 def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
@@ -66,7 +70,7 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
     rows = [
         (
             t.id,
-            None if t.name is None else plain(t.name),
+            _text(t.name),
             plain(t.display or mask_command((t.command, *t.args))),
             t.state.value,
             priority_name(t.priority),
@@ -75,7 +79,7 @@ def tasks_frame(tasks: Sequence[ScheduledTask]) -> "pd.DataFrame":
             t.max_retries,
             t.estimated_duration,
             t.execution_time,
-            t.group,
+            _text(t.group),
             t.runs,
             t.host,
             t.worker,

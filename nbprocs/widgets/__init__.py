@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from nbprocs.widgets.process_table import ProcessTable
     from nbprocs.widgets.queue_view import QueueView
     from nbprocs.widgets.spawn_form import SpawnForm
+    from nbprocs.widgets.workers_view import WorkersView
 
-__all__ = ["Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm", "install"]
+__all__ = ["Charts", "Dashboard", "OutputPane", "PoolView", "ProcessTable", "QueueView", "SpawnForm", "WorkersView", "install"]
 
 _HOMES = {
     "Charts": "charts",
@@ -26,6 +27,7 @@ _HOMES = {
     "ProcessTable": "process_table",
     "QueueView": "queue_view",
     "SpawnForm": "spawn_form",
+    "WorkersView": "workers_view",
     "install": "live",
 }
 

@@ -71,6 +71,7 @@ _KINDS = {
     "ManagedProcess": ("output_pane", "OutputPane"),
     "ProcessPool": ("boards", "PoolView"),
     "TaskScheduler": ("queue_view", "QueueView"),
+    "DaskBackend": ("workers_view", "WorkersView"),
 }
 
 
@@ -93,7 +94,10 @@ def view_of(model: Any) -> View | None:
     for known in held_by(model):
         if known.shared:
             return known
-    view = make(model)
+    try:
+        view = make(model)
+    except Closed:  # it has no loop yet: there is nothing to see but its record
+        return None
     view.shared = True
     return view
 

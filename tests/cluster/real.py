@@ -125,8 +125,12 @@ def warmed(cluster, *, tasks=4, **options):
     """What nbprocs, Dask and the workers keep for ever is there before the first test counts: for a cluster of several tests."""
 
     async def warm():
-        async with TaskScheduler(backend=DaskBackend(cluster.address, **options)) as sch:
-            await asyncio.gather(*(sch.schedule("sleep", "0.2") for _ in range(tasks)))
+        used = set()
+        async with TaskScheduler(backend=DaskBackend(cluster.address, **options)) as sch, asyncio.timeout(60):
+            while len(used) < len(cluster.processes) - 1:  # each but the scheduler; a slow one may join when the first tasks are over
+                handles = [sch.schedule("sleep", "0.2") for _ in range(tasks)]
+                await asyncio.gather(*handles)
+                used |= {handle.task.worker for handle in handles}
 
     asyncio.run(warm())
     for pid in cluster.tree():

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from nbprocs.cluster.bay import Bay, facts_here
 from nbprocs.cluster.fleet import Fleet
+from nbprocs.cluster.frames import seen_workers
 from nbprocs.cluster.link import LinkDown, Sign
+from nbprocs.display import text
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.scheduler.backend import Capacity
 
@@ -112,6 +114,21 @@ class LoopbackBackend:
         self.fleet.arrived(name, lambda: link)
         return bay
 
+    # -- what a DaskBackend gives its view
+
+    closed = False
+
+    def seen(self):
+        return seen_workers(self.fleet)
+
+    async def trees(self):
+        return await self.fleet.trees()
+
+    def _html_(self):
+        return text(len(self.seen()))
+
+    # -- the seam
+
     def start(self, job, report):
         self.fleet.start(job, report)
 
@@ -119,6 +136,7 @@ class LoopbackBackend:
         self.fleet.cancel(job_id, grace=grace)
 
     async def aclose(self):
+        self.closed = True
         if self.fleet is not None:
             for link in self.links.values():
                 link.faults.drop = link.faults.lose_answer = 0.0

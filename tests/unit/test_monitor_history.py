@@ -82,18 +82,18 @@ def test_the_byte_budget_holds_and_the_oldest_leave():
 
 
 def test_at_most_120_bytes_a_sample():
-    history, _ = filled(samples=100 * BLOCK)
+    history, _ = filled(samples=20 * BLOCK)
     assert ROW_BYTES <= 120
     assert history.nbytes / len(history) <= 120
 
 
 def test_series_without_samples_are_forgotten():
     history = History(max_bytes=2 * BLOCK * ROW_BYTES)
-    for number in range(5 * BLOCK):  # every sample a process of its own
+    for number in range(3 * BLOCK):  # every sample a process of its own
         rows(history, [history.series(process_id=str(number), name=f"job-{number}", pid=number + 1)], at=number)
     assert len(history._series) <= 2 * BLOCK + 1
     assert len(history._last) == len(history._series)
-    assert history.snapshot().frame()["name"].iloc[-1] == f"job-{5 * BLOCK - 1}"
+    assert history.snapshot().frame()["name"].iloc[-1] == f"job-{3 * BLOCK - 1}"
 
 
 def test_latest_is_the_last_row_of_each_series():
@@ -126,7 +126,7 @@ def test_a_snapshot_stays_what_it_was_while_the_history_goes_on():
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        for _ in range(20):
+        for _ in range(6):
             pd.testing.assert_frame_equal(snapshot.frame(), before)
             assert history.snapshot().frame()["timestamp"].is_monotonic_increasing
     finally:

@@ -142,6 +142,7 @@ class TestBreaker:
             assert breaker.allows(now)
         breaker = breaker.failed(2)
         assert breaker.state(2) is BreakerState.OPEN
+        assert breaker.recent == ()
         assert not breaker.allows(31.9)
         assert breaker.retry_after(12) == 20
         assert breaker.state(32) is BreakerState.HALF_OPEN
@@ -211,3 +212,7 @@ def test_the_edges_of_the_windows():
     breaker = CircuitBreaker(failures=2, window=10).failed(0.0).failed(10.0)
     assert breaker.state(10.0) is BreakerState.CLOSED
     assert breaker.failed(19.9).state(19.9) is BreakerState.OPEN
+
+
+def test_a_life_says_nothing_of_its_end_unless_told():
+    assert Life(started=0, ended=1).what == ""

@@ -214,7 +214,7 @@ async def test_a_dead_worker_does_not_break_the_executor(pool):
 async def test_map_times_out_and_cancels_the_rest(pool):
     def work():
         executor = pool.executor()
-        results = executor.map(time.sleep, [0, 3, 3, 3], timeout=0.5)
+        results = executor.map(time.sleep, [0, 1.5, 1.5, 1.5], timeout=0.5)
         assert next(results) is None
         with pytest.raises(TimeoutError):
             next(results)

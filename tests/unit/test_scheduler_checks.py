@@ -41,6 +41,12 @@ ANYTHING = st.one_of(
 NAMES = sorted(TaskKeywords.__annotations__)
 
 
+async def test_a_group_that_is_no_valid_text_is_shown() -> None:
+    async with World(gated=False, store=None) as w:
+        await w.sch.schedule("x", group="g\udcff")
+        assert list(w.sch.tasks_frame()["group"]) == list(w.sch.frame()["group"]) == ["g\N{REPLACEMENT CHARACTER}"]
+
+
 async def test_every_keyword_takes_anything_or_refuses_it_by_name_and_nothing_hangs() -> None:
     async with World(gated=False, store=None) as w:
         w.sch.pause()

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from nbprocs.scheduler.backend import Shape
 from nbprocs.scheduler.entry import DEFAULTS, Entry, TaskOptions
 from nbprocs.scheduler.model import Condition, Now, TaskState
 from nbprocs.scheduler.queue import TaskQueue
@@ -384,6 +385,45 @@ def test_cancelling_nearly_all_gives_the_memory_back() -> None:
     assert len(lane.run) < 200
     assert len(queue._due[0]) < 200
     assert keys(queue.take(T0)) == [4990]
+
+
+def test_what_is_asked_of_a_backend_that_grows_is_what_limits_let_run() -> None:
+    queue = TaskQueue(max_running=1, groups={"one": 1})
+    running = entry(0)
+    queue.add(running, T0)
+    assert queue.take(T0) == [running]
+    for key, options in enumerate([TaskOptions(group="one")] * 3 + [TaskOptions(group="new")] * 2 + [TaskOptions(memory_gate=7)], 1):
+        queue.add(entry(key, options=options), T0)
+    assert queue.demand([running], 100) == (
+        Shape(count=4),
+        Shape(count=1, memory=7),
+    )  # the one that runs, one of its group, two of the other
+    assert queue.demand([running], 3) == (Shape(count=3),)
+    queue.pause_group("one", paused=True)
+    assert queue.demand([running], 100) == (Shape(count=3), Shape(count=1, memory=7))
+    queue.pause()
+    assert queue.demand([running], 100) == (Shape(count=1),)
+
+
+def test_a_group_of_two_shapes_is_counted_once() -> None:
+    queue = TaskQueue(groups={"g": 3})
+    for key in range(4):
+        queue.add(entry(key, options=TaskOptions(group="g", memory_gate=key // 2)), T0)
+    assert queue.demand([], 100) == (Shape(count=2), Shape(count=1, memory=1))
+
+
+def test_one_that_runs_already_takes_its_room() -> None:
+    queue = TaskQueue(max_running=2, groups={"g": 1})
+    first, second = (entry(key, options=TaskOptions(group="g", resources=(("gpu", 1.0),))) for key in (1, 2))
+    queue.take_over(first)
+    assert (first.state, queue.counts[TaskState.RUNNING], len(queue)) == (TaskState.RUNNING, 1, 1)
+    assert [(r.name, r.used, r.capacity) for r in queue.resources()] == [("gpu", 1.0, 0.0)]
+    queue.set_resource("gpu", 2.0)
+    queue.add(second, T0)
+    assert queue.take(T0) == []
+    queue.end(first, TaskState.SUCCEEDED, T0)
+    assert queue.take(T0) == [second]
+    assert [r.used for r in queue.resources()] == [1.0]
 
 
 def test_options_are_values() -> None:

@@ -6,14 +6,20 @@ file is written again, and then fails in vitest until the front end knows it.
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nbprocs import PoolConfig, ProcessManager, ProcessMonitor, ProcessPool, SchedulerConfig, TaskScheduler
 from nbprocs.widgets import Dashboard
+from nbprocs.widgets.base import View
+from nbprocs.widgets.workers_view import WorkersPart
+from tests.unit.cluster_kit import LoopbackBackend
 from tests.unit.widgets_kit import Tab
+from tests.waiting import until
 
 FILE = Path(__file__).parents[2] / "nbprocs/widgets/js/tests/contract.json"
 _OPTIONAL = ("skip",)
@@ -57,7 +63,7 @@ async def messages() -> dict[str, Any]:
         await tab.call("queue1", "cancel", ids=[task.id for task in scheduler.tasks() if task.name == "long"])
         await tab.delta("queue1", lambda d: d.get("b"))
         await tab.delta("form", lambda d: d.get("+"))
-        found: dict[str, Any] = {"parts": {}, "refusal": refused}
+        found: dict[str, Any] = {"parts": {"workers": await _workers()}, "refusal": refused}
         for message, buffers in zip(tab.heard, tab.buffers, strict=True):
             for kind in ("s", "p"):
                 for part, content in message.get(kind, {}).items():
@@ -72,6 +78,29 @@ async def messages() -> dict[str, Any]:
                     else:
                         bucket["deltas"].append(piece)
         return found
+
+
+async def _workers() -> dict[str, Any]:
+    """The messages of the view of a cluster's workers."""
+    with TemporaryDirectory() as folder:
+        cluster = LoopbackBackend(Path(folder))
+        scheduler = TaskScheduler(backend=cluster)
+        tasks = [scheduler.schedule("sleep", "1000", name=f"far {i}") for i in range(3)]
+        await until(lambda: all(task.process is not None for task in tasks))
+        view = View({"workers": WorkersPart(cluster)}, model=cluster, home=cluster.home)
+        tab = Tab(view)
+        pieces: dict[str, Any] = {"snapshot": {"content": (await tab.hello())["workers"], "buffers": []}, "deltas": []}
+        assert (await tab.call("workers", "look"))["ok"]
+        await tab.delta("workers", lambda d: d.get("u"))
+        scheduler.cancel()
+        await scheduler.join()
+        view.parts["workers"]._looked = float("-inf")
+        assert (await tab.call("workers", "look"))["ok"]
+        await tab.delta("workers", lambda d: d.get("figures"))
+        pieces["deltas"] = [{"content": content, "buffers": []} for content in tab.deltas("workers")]
+        view.close()
+        await scheduler.aclose()
+        return pieces
 
 
 def keys(found: dict[str, Any]) -> dict[str, Any]:
@@ -98,4 +127,5 @@ async def test_the_file_says_what_the_views_say() -> None:
 
 if __name__ == "__main__":
     text = json.dumps(asyncio.run(messages()), indent=1, ensure_ascii=False)
-    FILE.write_text(text.replace(str(Path.cwd()), "/project") + "\n", "utf-8")
+    text = text.replace(str(Path.cwd()), "/project").replace(f'"{socket.gethostname()}"', '"here"')
+    FILE.write_text(text + "\n", "utf-8")

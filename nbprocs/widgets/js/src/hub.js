@@ -9,7 +9,7 @@ import { h } from "./dom.js";
 import { Root } from "./root.js";
 import { t } from "./texts.js";
 
-/** @import {Channel, Model} from "./protocol.js" */
+/** @import {Bytes, Channel, Listener, Model} from "./protocol.js" */
 /** @import {Spec} from "./root.js" */
 /** @typedef {{uid: string, root: Root, left?: number}} Shown by one output; left: since when it is out of the page */
 
@@ -27,7 +27,7 @@ class Line {
     this.hub = hub;
     this.uid = uid;
     this.spec = spec;
-    /** @type {Set<(message: any, buffers: any[]) => void>} */
+    /** @type {Set<Listener>} */
     this.listeners = new Set();
     this.up = false; // the kernel knows it
     /** @type {Root | undefined} */
@@ -45,7 +45,7 @@ class Line {
 
   /**
    * @param {string} event
-   * @param {(message: any, buffers: any[]) => void} listener
+   * @param {Listener} listener
    */
   on(event, listener) {
     if (event === "msg:custom") this.listeners.add(listener);
@@ -53,7 +53,7 @@ class Line {
 
   /**
    * @param {string} _event
-   * @param {(message: any, buffers: any[]) => void} listener
+   * @param {Listener} listener
    */
   off(_event, listener) {
     this.listeners.delete(listener);
@@ -61,7 +61,7 @@ class Line {
 
   /**
    * @param {unknown} message
-   * @param {any[]} buffers
+   * @param {Bytes[]} buffers
    */
   hear(message, buffers) {
     for (const listener of [...this.listeners]) listener(message, buffers);
@@ -167,7 +167,7 @@ export function hub(model, signal) {
 
   /**
    * @param {{views?: Record<string, Spec>, closed?: boolean, v?: string}} [message]
-   * @param {any[]} [buffers]
+   * @param {Bytes[]} [buffers]
    */
   function receive(message, buffers) {
     const uid = message?.v ?? "";

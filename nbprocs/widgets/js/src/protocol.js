@@ -5,14 +5,19 @@ import { t } from "./texts.js";
 const REPLY_TIMEOUT = 60_000; // ms; stopping a stubborn tree may take its grace
 const HELLO_AGAIN = 3_000; // ms without a snapshot
 
-/** @typedef {{re: number, ok: boolean, data?: any, error?: string, field?: string}} Reply */
+/** @typedef {DataView<ArrayBuffer> | ArrayBuffer | Uint8Array<ArrayBuffer>} Bytes of a buffer; anywidget hands over a DataView */
+/** @typedef {{re: number, ok: boolean, data?: unknown, error?: string, field?: string}} Reply */
 /** @typedef {{n: number, s: Contents, kinds?: Record<string, string>}} Snapshot */
 /** @typedef {{n: number, p: Contents}} Delta */
 /** @typedef {Partial<Reply & Snapshot & Delta> & {to?: string, gone?: string}} Message */
-/** @typedef {Record<string, any>} Contents by part; under "" which buffers belong to which part */
-/** @typedef {{send(message: any): void, get(name: string): any, on(name: string, f: any): void, off(name: string, f: any): void}} Channel a model as anywidget gives it */
+/** @typedef {Record<string, unknown>} Contents by part; under "" which buffers belong to which part */
+/** @typedef {(message: any, buffers: Bytes[]) => void} Listener to what was parsed: each says what it expects */
+/**
+ * @typedef {{send(message: object): void, get(name: string): any, on(name: string, f: Listener): void, off(name: string, f: Listener): void}} Channel
+ *   a model as anywidget gives it; what get() gives is said by the kernel's side of it
+ */
 /** @typedef {Channel & {widget_manager?: {isDisposed?: boolean, context?: {isDisposed?: boolean}}}} Model with the manager of a notebook's widgets, where it is known */
-/** @typedef {{data: any, buffers: any[]}} Answer to a call; what is in it is said by the kernel's side of the operation */
+/** @typedef {{data: any, buffers: Bytes[]}} Answer to a call; what is in it is said by the kernel's side of the operation */
 
 let counter = 0;
 const unique = () => `${Date.now().toString(36)}-${(counter++).toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
@@ -39,7 +44,8 @@ export function reason(error) {
 export class Connection {
   /**
    * @param {Channel} model
-   * @param {{snapshot: (part: string, content: any, buffers: any[], kind?: string) => void, delta: (part: string, content: any, buffers: any[]) => void,
+   * @param {{snapshot: (part: string, content: unknown, buffers: Bytes[], kind?: string) => void,
+   *   delta: (part: string, content: unknown, buffers: Bytes[]) => void,
    *   gone?: (text: string) => void, state?: (text: string) => void}} handlers
    */
   constructor(model, handlers) {
@@ -48,11 +54,11 @@ export class Connection {
     this.view = unique();
     /** @type {number | null} */
     this.number = null; // of the last message that was applied; null until the snapshot is there
-    /** @type {Map<number, {resolve: (answer: Answer) => void, reject: (error: Error) => void, timer: any}>} */
+    /** @type {Map<number, {resolve: (answer: Answer) => void, reject: (error: Error) => void, timer: number}>} */
     this.calls = new Map();
     this.nextCall = 1;
     this.patience = HELLO_AGAIN;
-    /** @type {[Delta, any[]][]} */
+    /** @type {[Delta, Bytes[]][]} */
     this.early = []; // deltas that overtook the snapshot
     this.receive = this.receive.bind(this);
     model.on("msg:custom", this.receive);
@@ -89,7 +95,7 @@ export class Connection {
    * Ask for something to be done; resolves to {data, buffers}, rejects with CallFailed.
    * @param {string} part
    * @param {string} op
-   * @param {Record<string, any>} args
+   * @param {Record<string, unknown>} args
    * @returns {Promise<Answer>}
    */
   call(part, op, args = {}) {
@@ -106,7 +112,7 @@ export class Connection {
 
   /**
    * @param {Message} message
-   * @param {any[]} buffers
+   * @param {Bytes[]} buffers
    */
   receive(message, buffers = []) {
     if (!message || typeof message !== "object") return;
@@ -119,7 +125,7 @@ export class Connection {
 
   /**
    * @param {Reply} message
-   * @param {any[]} buffers
+   * @param {Bytes[]} buffers
    */
   settle(message, buffers) {
     const call = this.calls.get(message.re);
@@ -132,7 +138,7 @@ export class Connection {
 
   /**
    * @param {Snapshot} message
-   * @param {any[]} buffers
+   * @param {Bytes[]} buffers
    */
   snapshot(message, buffers) {
     clearTimeout(this.retry);
@@ -147,7 +153,7 @@ export class Connection {
 
   /**
    * @param {Delta} message
-   * @param {any[]} buffers
+   * @param {Bytes[]} buffers
    */
   delta(message, buffers) {
     if (this.number === null) {
@@ -162,11 +168,11 @@ export class Connection {
 
   /**
    * @param {Contents} contents
-   * @param {any[]} buffers
-   * @param {(part: string, content: any, own: any[]) => void} apply
+   * @param {Bytes[]} buffers
+   * @param {(part: string, content: unknown, own: Bytes[]) => void} apply
    */
   each(contents, buffers, apply) {
-    const slices = contents[""] ?? {};
+    const slices = /** @type {Record<string, [first: number, count: number]>} */ (contents[""] ?? {});
     for (const [part, content] of Object.entries(contents)) {
       if (part === "") continue;
       const [first, count] = slices[part] ?? [0, 0];
@@ -176,12 +182,11 @@ export class Connection {
 }
 
 /**
- * Bytes of a buffer as anywidget hands it over (a DataView), without a copy.
- * @param {any} buffer
- * @returns {Uint8Array<ArrayBuffer>}
+ * The bytes of a buffer, without a copy.
+ * @param {Bytes} buffer
  */
 export function octets(buffer) {
-  if (buffer instanceof Uint8Array) return /** @type {Uint8Array<ArrayBuffer>} */ (buffer);
+  if (buffer instanceof Uint8Array) return buffer;
   if (buffer instanceof ArrayBuffer) return new Uint8Array(buffer);
   return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
 }

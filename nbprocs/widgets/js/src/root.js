@@ -8,14 +8,15 @@ import { Pane } from "./pane.js";
 import { Connection, reason } from "./protocol.js";
 import { Table } from "./table.js";
 import { t } from "./texts.js";
+import { Workers } from "./workers.js";
 
-/** @import {Channel} from "./protocol.js" */
+/** @import {Bytes, Channel} from "./protocol.js" */
 /** @typedef {{uid: string, parts: {name: string, kind: keyof typeof KINDS}[], arranged?: string, height?: number}} Spec how the kernel wants a view laid out */
 /**
  * @typedef {object} Part
  * @property {HTMLElement} root
- * @property {(content: any, buffers: any[]) => void} snapshot each part says what it is given, as the kernel's side of it sends it
- * @property {(content: any, buffers: any[]) => void} delta
+ * @property {(content: any, buffers: Bytes[]) => void} snapshot each part says what it is given, as the kernel's side of it sends it
+ * @property {(content: any, buffers: Bytes[]) => void} delta
  * @property {() => void} [close] nothing can be done any more
  * @property {() => void} destroy
  */
@@ -31,7 +32,7 @@ import { t } from "./texts.js";
  * @property {(name: string) => void} refresh
  */
 
-const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue };
+const KINDS = { table: Table, pane: Pane, form: Form, charts: Charts, pool: Pool, queue: Queue, workers: Workers };
 
 /** `channel` is a model as anywidget gives it, or the hub's line to one view. */
 export class Root {

@@ -3,14 +3,17 @@
 export const STATUS_ORDER = ["starting", "running", "paused", "failed", "terminated", "completed"];
 export const LIVE = new Set(["starting", "running", "paused"]);
 
-/** @typedef {{key: number, cells: any[], cpu: number[], mem: number[], changed: boolean}} Row */
+/** @typedef {any} Cell what it holds is said by its column */
+/** @typedef {{key: number, cells: Cell[], cpu: number[], mem: number[], changed: boolean}} Row */
+/** @typedef {{columns: string[], rows: [key: number, cells: Cell[], cpu?: number[], mem?: number[]][], now: number, closed: boolean, signals: string[]}} Snapshot */
+/** @typedef {{"-"?: number[], "+"?: [key: number, cells: Cell[]][], u?: [key: number, ...flat: Cell[]][], k?: number, closed?: boolean}} Delta u: a key, and by turns a column and a cell */
 /** @typedef {{filter?: string, sort?: string, down?: boolean, status?: string, unfolded?: Set<string>}} Query */
 
 const NUMERIC = new Set(["pid", "uptime", "cpu", "mem", "restarts"]);
 
 /**
  * Rows travel as lists; their columns are named once, in the snapshot.
- * @type {(columns: string[]) => (row: any[]) => Record<string, any>}
+ * @type {(columns: string[]) => (row: unknown[]) => Record<string, unknown>}
  */
 export const named = (columns) => (row) => Object.fromEntries(columns.map((name, i) => [name, row[i]]));
 
@@ -32,7 +35,7 @@ export class Rows {
     this.earlier = new Set(); // those that are shown below their newest
   }
 
-  /** @param {{columns: string[], rows: [number, any[], number[]?, number[]?][], now: number}} snapshot */
+  /** @param {Snapshot} snapshot */
   reset({ columns, rows, now }) {
     this.columns = columns;
     this.index = Object.fromEntries(columns.map((name, i) => [name, i]));
@@ -43,7 +46,7 @@ export class Rows {
 
   /**
    * @param {number} key
-   * @param {any[]} cells
+   * @param {Cell[]} cells
    * @param {number[]} cpu
    * @param {number[]} mem
    */
@@ -53,7 +56,7 @@ export class Rows {
 
   /**
    * Apply one delta; returns {structure: rows came, went or may be sorted anew}.
-   * @param {{"-"?: number[], "+"?: [number, any[]][], u?: any[][], k?: number}} delta
+   * @param {Delta} delta
    */
   apply(delta) {
     let structure = false;

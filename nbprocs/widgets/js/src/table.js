@@ -3,6 +3,7 @@
 import { button, clock, controls, h, icon, mebibytes, say, seconds, set, short, sparkline, svg } from "./dom.js";
 import { Columns, HEADS } from "./columns.js";
 import { Pane } from "./pane.js";
+import { reason } from "./protocol.js";
 import { Rows, STATUS_ORDER } from "./rows.js";
 import { t } from "./texts.js";
 
@@ -11,37 +12,80 @@ const SPARE = 6; // rows kept above and below what is in sight
 const KEYS = ["move", "select", "enter", "unfold", "act", "clear", "bell", "filter", "escape", "wider"]; // each a key and what it does, in the table of texts
 const FIRST_DOWN = new Set(["cpu", "mem", "restarts", "uptime"]);
 
+/** @import {Icon} from "./dom.js" */
+/** @import {Context} from "./root.js" */
+/** @import {Delta, Query, Row, Snapshot} from "./rows.js" */
+/** @typedef {Row["key"]} Key */
+/** @typedef {ReturnType<Table["makeLine"]>} Line what shows a row */
+
 export class Table {
+  /**
+   * @param {Context} context
+   * @param {string} name of the part
+   */
   constructor(context, name) {
-    this.context = context; // {connection, spec, mount}
+    this.context = context;
     this.part = name;
     this.rows = new Rows();
-    this.selected = new Set();
+    /** @type {Set<string>} */
+    this.selected = new Set(); // ids
+    /** @type {Key | null} */
     this.active = null;
+    /** @type {Key | null} */
     this.anchor = null;
+    /** @type {Required<Query>} */
     this.query = { filter: "", sort: "", down: false, status: "", unfolded: new Set() };
+    /** @type {Row[]} */
     this.shown = [];
-    this.lines = new Map(); // row key → its DOM
+    /** @type {Map<Key, number>} */
+    this.position = new Map(); // in what is shown
+    /** @type {Map<Key, Line>} */
+    this.lines = new Map();
+    /** @type {{key: string, go: () => void} | null} */
+    this.pending = null; // what is asked about
+    /** @type {Pane | null} */
+    this.pane = null;
+    /** @type {Key | null} */
+    this.paneKey = null; // the row that it belongs to
+    this.closed = false;
+    this.chipKey = "";
+    this.frame = 0;
     this.height = context.spec.height ?? 360;
-    this.build();
-  }
-
-  // -- building
-
-  build() {
     this.filter = h("input.nb-input.nb-filter", {
       type: "search",
       placeholder: t("table.filter"),
       "aria-label": t("table.filterProcesses"),
       spellcheck: "false",
-      oninput: () => this.ask({ filter: this.filter.value }),
-      onkeydown: (event) => event.key === "Escape" && (this.filter.value ? this.clearFilter() : this.body.focus()),
+      oninput: ({ currentTarget }) => this.ask({ filter: currentTarget.value }),
+      onkeydown: ({ key, currentTarget }) => key === "Escape" && (currentTarget.value ? this.clearFilter() : this.body.focus()),
     });
     this.chips = h("div.nb-chips", { role: "group", "aria-label": t("table.showByStatus") });
-    this.actions = h("div.nb-actions", { role: "toolbar", "aria-label": t("table.actionsOnTheSelectedProcesses") });
-    this.buildActions();
+    this.count = h("span.nb-count", {}, "");
+    this.signalMenu = h("select.nb-input.nb-signal", {
+      "aria-label": t("table.sendASignal"),
+      title: t("table.sendASignal"),
+      onchange: ({ currentTarget: menu }) => {
+        const signal = menu.value;
+        menu.value = "";
+        if (signal) this.act("signal", this.targets(), null, { signal });
+      },
+    });
+    this.clearButton = button("clear", t("table.clearTheRowsOfWhat"), () => this.clear());
+    this.actions = h(
+      "div.nb-actions",
+      { role: "toolbar", "aria-label": t("table.actionsOnTheSelectedProcesses") },
+      this.count,
+      this.action("pause", t("table.pauseTheSelectedP")),
+      this.action("resume", t("table.resumeTheSelectedP")),
+      this.action("restart", t("table.restartTheSelectedR")),
+      this.signalMenu,
+      this.action("stop", t("table.stopTheSelectedS"), true),
+      this.action("kill", t("table.killTheSelectedK"), true),
+      this.clearButton,
+      button("help", t("table.keys"), () => this.help()),
+    );
     this.head = h("div.nb-row.nb-head", { role: "row", "aria-rowindex": "1", id: this.rowId("head") });
-    this.all = h("input", { type: "checkbox", "aria-label": t("table.selectAll"), onchange: () => this.selectAll(this.all.checked) });
+    this.all = h("input", { type: "checkbox", "aria-label": t("table.selectAll"), onchange: ({ currentTarget }) => this.selectAll(currentTarget.checked) });
     this.head.append(h("span.nb-cell.nb-c-sel", { role: "columnheader" }, this.all));
     /** @type {Map<string, HTMLElement>} */
     this.heads = new Map(HEADS.map(([key, , , long]) => [key, this.heading(key, t(`columns.${key}`), long)]));
@@ -95,6 +139,11 @@ export class Table {
     this.observer?.observe(this.body);
   }
 
+  /**
+   * @param {string} key
+   * @param {string} label
+   * @param {string} [long] the key of a longer name
+   */
   heading(key, label, long) {
     const sort = h(
       "button.nb-sort",
@@ -104,37 +153,21 @@ export class Table {
     return h(`span.nb-cell.nb-c-${key}`, { role: "columnheader", "aria-sort": "none", "data-key": key }, sort);
   }
 
-  buildActions() {
-    this.count = h("span.nb-count", {}, "");
-    const act = (name, label, op, danger) => {
-      const node = button(name, label, () => this.act(op, this.targets(), node), { "data-op": op });
-      if (danger) node.classList.add("nb-danger");
-      return node;
-    };
-    this.signalMenu = h("select.nb-input.nb-signal", {
-      "aria-label": t("table.sendASignal"),
-      title: t("table.sendASignal"),
-      onchange: () => {
-        const signal = this.signalMenu.value;
-        this.signalMenu.value = "";
-        if (signal) this.act("signal", this.targets(), null, { signal });
-      },
-    });
-    this.actions.append(
-      this.count,
-      act("pause", t("table.pauseTheSelectedP"), "pause"),
-      act("resume", t("table.resumeTheSelectedP"), "resume"),
-      act("restart", t("table.restartTheSelectedR"), "restart"),
-      this.signalMenu,
-      act("stop", t("table.stopTheSelectedS"), "stop", true),
-      act("kill", t("table.killTheSelectedK"), "kill", true),
-      (this.clearButton = button("clear", t("table.clearTheRowsOfWhat"), () => this.clear())),
-      button("help", t("table.keys"), () => this.help()),
-    );
+  /**
+   * A button that acts on what is selected.
+   * @param {Icon} op also the name of its icon
+   * @param {string} label
+   * @param {boolean} danger
+   */
+  action(op, label, danger = false) {
+    const node = button(op, label, ({ currentTarget }) => this.act(op, this.targets(), currentTarget), { "data-op": op });
+    if (danger) node.classList.add("nb-danger");
+    return node;
   }
 
   // -- what the kernel tells
 
+  /** @param {Snapshot} content */
   snapshot(content) {
     this.rows.reset(content);
     if (content.closed) this.context.closed(t("table.theManagerIsClosedIts"));
@@ -144,6 +177,7 @@ export class Table {
     this.arrange();
   }
 
+  /** @param {Delta} content */
   delta(content) {
     const { structure } = this.rows.apply(content);
     if (content.closed) this.context.closed(t("table.theManagerIsClosedIts"));
@@ -161,8 +195,17 @@ export class Table {
     this.arrange();
   }
 
+  /**
+   * @param {Row} row
+   * @returns {string}
+   */
   id(row) {
     return row.cells[this.rows.index.id];
+  }
+
+  /** @param {Key | null} key */
+  at(key) {
+    return key === null ? undefined : this.rows.byKey.get(key);
   }
 
   help() {
@@ -177,17 +220,24 @@ export class Table {
     this.afterSelection();
   }
 
+  /**
+   * @param {Key} key
+   * @param {boolean} open
+   */
   fold(key, open) {
-    const name = this.rows.get(this.rows.byKey.get(key), "name");
+    const row = this.rows.byKey.get(key);
+    if (!row) return;
+    const name = this.rows.get(row, "name");
     if (open) this.query.unfolded.add(name);
     else this.query.unfolded.delete(name);
-    for (const row of this.rows.byKey.values()) row.changed = true;
+    for (const other of this.rows.byKey.values()) other.changed = true;
     this.arrange();
   }
 
   /** Columns that have something to show. */
   measureColumns() {
     const { index } = this.rows;
+    /** @type {Set<string>} */
     const needed = new Set();
     for (const row of this.rows.byKey.values()) {
       for (const key of ["restarts", "ports", "line"]) if (row.cells[index[key]]) needed.add(key);
@@ -200,6 +250,7 @@ export class Table {
 
   // -- sorting, filtering, selecting
 
+  /** @param {Query} change */
   ask(change) {
     Object.assign(this.query, change);
     this.arrange();
@@ -210,6 +261,7 @@ export class Table {
     this.ask({ filter: "" });
   }
 
+  /** @param {string} key */
   sortBy(key) {
     const { sort, down } = this.query;
     const first = FIRST_DOWN.has(key);
@@ -246,11 +298,13 @@ export class Table {
   drawChips() {
     const counts = this.rows.counts();
     const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
-    const entries = [["", t("table.all"), total], ...STATUS_ORDER.filter((s) => counts[s] || s === this.query.status).map((s) => [s, s, counts[s] ?? 0])];
+    /** @type {[status: string, label: string, count: number][]} */
+    const entries = [["", t("table.all"), total]];
+    for (const s of STATUS_ORDER) if (counts[s] || s === this.query.status) entries.push([s, s, counts[s] ?? 0]);
     const key = entries.map(([s, , n]) => `${s}${n}`).join() + this.query.status;
     if (key === this.chipKey) return;
     this.chipKey = key;
-    const focused = this.chips.contains(document.activeElement) ? document.activeElement.getAttribute("data-status") : null;
+    const focused = this.chips.contains(document.activeElement) ? document.activeElement?.getAttribute("data-status") : null;
     this.chips.replaceChildren(
       ...entries.map(([status, label, count]) =>
         h(
@@ -267,26 +321,32 @@ export class Table {
         ),
       ),
     );
-    if (focused !== null) /** @type {HTMLElement | null} */ (this.chips.querySelector(`[data-status="${focused}"]`))?.focus();
+    if (typeof focused === "string") /** @type {HTMLElement | null} */ (this.chips.querySelector(`[data-status="${focused}"]`))?.focus();
   }
 
   targets() {
     if (this.selected.size) return [...this.selected];
-    const row = this.active !== null && this.rows.byKey.get(this.active);
+    const row = this.at(this.active);
     return row ? [this.id(row)] : [];
   }
 
+  /** @param {boolean} on */
   selectAll(on) {
     this.selected.clear();
     if (on) for (const row of this.shown) this.selected.add(this.id(row));
     this.afterSelection();
   }
 
+  /**
+   * @param {Key} key
+   * @param {boolean} range
+   */
   toggle(key, range = false) {
     const row = this.rows.byKey.get(key);
     if (!row) return;
-    if (range && this.anchor !== null && this.position.has(this.anchor)) {
-      const [a, b] = [this.position.get(this.anchor), this.position.get(key)].sort((x, y) => x - y);
+    const from = this.anchor === null ? undefined : this.position.get(this.anchor);
+    if (range && from !== undefined) {
+      const [a, b] = [from, this.position.get(key) ?? from].sort((x, y) => x - y);
       for (const other of this.shown.slice(a, b + 1)) this.selected.add(this.id(other));
     } else {
       const id = this.id(row);
@@ -309,8 +369,9 @@ export class Table {
     const statuses = new Set(known.map((row) => this.rows.get(row, "status")));
     say(this.count, chosen ? t("boards.selected", { n: chosen }) : "");
     set(this.actions, { "data-some": chosen > 0 });
+    /** @type {Record<string, boolean>} */
     const usable = { pause: statuses.has("running"), resume: statuses.has("paused"), restart: chosen > 0, stop: live.length > 0, kill: live.length > 0 };
-    for (const node of controls(this.actions, "[data-op]")) node.disabled = this.closed || !usable[node.dataset.op];
+    for (const node of controls(this.actions, "[data-op]")) node.disabled = this.closed || !usable[node.dataset.op ?? ""];
     this.signalMenu.disabled = this.closed || !live.length;
     this.all.checked = chosen > 0 && this.shown.length > 0 && this.shown.every((row) => this.selected.has(this.id(row)));
     this.all.indeterminate = chosen > 0 && !this.all.checked;
@@ -318,19 +379,22 @@ export class Table {
 
   // -- keyboard
 
+  /** @param {KeyboardEvent} event */
   key(event) {
-    if (event.target !== this.body && event.target.closest("button, input, select")) return;
+    if (event.target instanceof Element && event.target !== this.body && event.target.closest("button, input, select")) return;
     const at = this.active === null ? -1 : (this.position.get(this.active) ?? -1);
     const page = Math.max(1, Math.floor(this.body.clientHeight / ROW) - 1);
+    /** @type {Record<string, number>} */
     const moves = { ArrowDown: at + 1, ArrowUp: Math.max(at, 1) - 1, Home: 0, End: this.shown.length - 1, PageDown: at + page, PageUp: at - page };
     const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
     let used = true;
     if (event.key in moves) {
       const next = Math.min(Math.max(moves[event.key], 0), this.shown.length - 1);
       if (next >= 0) {
+        const { key } = this.shown[next];
         if (event.shiftKey && at >= 0 && this.anchor === null) this.anchor = this.active;
-        this.activate(this.shown[next].key, true);
-        if (event.shiftKey) this.toggle(this.active, true);
+        this.activate(key, true);
+        if (event.shiftKey) this.toggle(key, true);
       }
     } else if (event.key === " " && this.active !== null) this.toggle(this.active, event.shiftKey);
     else if (event.key === "Enter" && this.active !== null) this.show(this.rows.byKey.get(this.active));
@@ -359,7 +423,11 @@ export class Table {
     this.act(rows.some((row) => this.rows.get(row, "status") === "running") ? "pause" : "resume", [...ids]);
   }
 
-  /** Be told when they are done, or, where that holds for all of them, not. */
+  /**
+   * Be told when they are done, or, where that holds for all of them, not.
+   * @param {string[]} ids
+   * @param {HTMLElement | null} node
+   */
   bell(ids, node = null) {
     const live = [...this.rows.byKey.values()].filter((row) => ids.includes(this.id(row)) && this.rows.live(row));
     this.act(
@@ -370,28 +438,38 @@ export class Table {
     );
   }
 
+  /**
+   * @param {Key | null} key
+   * @param {boolean} scroll
+   */
   activate(key, scroll) {
-    const before = this.rows.byKey.get(this.active);
+    const before = this.at(this.active);
     if (before) before.changed = true;
     this.active = key;
-    const row = this.rows.byKey.get(key);
+    const row = this.at(key);
     if (row) {
       row.changed = true;
-      const top = this.position.get(key) * ROW;
+      const top = (this.position.get(row.key) ?? 0) * ROW;
       if (scroll && top < this.body.scrollTop) this.body.scrollTop = top;
       if (scroll && top + ROW > this.body.scrollTop + this.body.clientHeight) this.body.scrollTop = top + ROW - this.body.clientHeight;
-      set(this.body, { "aria-activedescendant": this.rowId(key) });
+      set(this.body, { "aria-activedescendant": this.rowId(row.key) });
     } else set(this.body, { "aria-activedescendant": null });
     this.draw();
   }
 
+  /** @param {Key | "head"} key */
   rowId(key) {
     return `nb-${this.context.connection.view}-${this.part}-${key}`.replace(/[^\w-]/g, "_");
   }
 
   // -- acting
 
-  /** What ends several at once asks first, in the toolbar's place; the same key or button again says yes, Esc or any other act says no. */
+  /**
+   * What ends several at once asks first, in the toolbar's place; the same key or button again says yes, Esc or any other act says no.
+   * @param {string} op
+   * @param {string[]} ids
+   * @param {HTMLElement | null} node
+   */
   confirmed(op, ids, node) {
     const key = `${op} ${ids.join()}`;
     const again = this.pending?.key === key;
@@ -404,6 +482,7 @@ export class Table {
     return false;
   }
 
+  /** @param {boolean} yes */
   answer(yes) {
     const { pending } = this;
     this.question.hidden = true;
@@ -413,18 +492,25 @@ export class Table {
     if (this.question.contains(document.activeElement)) this.body.focus();
   }
 
+  /**
+   * @param {string} op
+   * @param {string[]} ids
+   * @param {HTMLElement | null} node
+   * @param {Record<string, unknown>} args
+   */
   async act(op, ids, node = null, args = {}) {
     if (this.closed || !ids.length || !this.confirmed(op, ids, node)) return;
     node?.setAttribute("aria-busy", "true");
     try {
       await this.context.connection.call(this.part, op, { ids, ...args });
     } catch (error) {
-      this.context.notice(error.message, "error");
+      this.context.notice(reason(error), "error");
     } finally {
       node?.removeAttribute("aria-busy");
     }
   }
 
+  /** @param {Row | undefined} row */
   async show(row) {
     if (!row) return;
     if (this.pane && this.paneKey === row.key) return this.hide();
@@ -440,15 +526,15 @@ export class Table {
       this.detail.hidden = false;
       this.context.mount(data, this.pane);
     } catch (error) {
-      this.context.notice(error.message, "error");
+      this.context.notice(reason(error), "error");
     }
   }
 
   hide() {
-    const row = this.rows.byKey.get(this.paneKey);
+    const row = this.at(this.paneKey);
     if (row) row.changed = true;
     if (this.pane) {
-      this.context.unmount(this.pane.part, this.pane);
+      this.context.unmount(this.pane.part);
       this.pane.destroy();
     }
     this.pane = null;
@@ -473,6 +559,7 @@ export class Table {
     const sight = this.body.clientHeight || this.height;
     const first = Math.max(0, Math.floor(top / ROW) - SPARE);
     const last = Math.min(this.shown.length, Math.ceil((top + sight) / ROW) + SPARE);
+    /** @type {Set<Key>} */
     const wanted = new Set();
     for (let i = first; i < last; i++) {
       const row = this.shown[i];
@@ -502,60 +589,68 @@ export class Table {
     }
   }
 
-  makeLine(row) {
-    const key = row.key;
-    const act = (name, label, op) =>
-      button(
-        name,
-        label,
-        (event) => {
-          event.stopPropagation();
-          this.act(op(), [this.id(this.rows.byKey.get(key))], event.currentTarget);
-        },
-        { tabindex: "-1" },
-      );
-    const cell = (name, ...children) => h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" }, ...children);
-    const line = { row: null, at: -1 };
-    line.check = h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => (event.stopPropagation(), this.toggle(key, event.shiftKey)) });
-    line.fold = h("button.nb-fold", {
-      type: "button",
-      tabindex: "-1",
-      hidden: true,
-      "aria-label": t("table.earlierRuns"),
-      onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(this.rows.get(this.rows.byKey.get(key), "name")))),
-    });
-    line.name = h("b", {});
-    line.mark = h("span.nb-mark", { hidden: true, title: t("table.itOutlivesTheKernelNbprocs") }, t("table.detached"));
-    line.cmd = h("span.nb-cmd", {});
-    line.dot = h("i.nb-dot", { "aria-hidden": "true" });
-    line.status = h("span", {});
-    line.end = h("span.nb-end", {});
-    line.cpuPath = svg("path", {});
-    line.memPath = svg("path", {});
-    line.cpu = h("span.nb-value", {});
-    line.mem = h("span.nb-value", {});
-    const spark = (path, kind) => svg("svg", { class: `nb-spark nb-${kind}`, width: "54", height: "18", viewBox: "0 0 54 18", "aria-hidden": "true" }, path);
-    line.pid = cell("pid");
-    line.uptime = cell("uptime");
-    line.restarts = cell("restarts");
-    line.ports = cell("ports");
-    line.line = cell("line");
-    line.pause = act("pause", t("table.pause"), () => (this.rows.get(this.rows.byKey.get(key), "status") === "paused" ? "resume" : "pause"));
-    line.stop = act("stop", t("table.stop"), () => "stop");
+  /** @param {Row} first that it shows */
+  makeLine({ key }) {
+    const row = () => this.rows.byKey.get(key);
+    const ids = () => {
+      const one = row();
+      return one ? [this.id(one)] : [];
+    };
+    const get = (/** @type {string} */ column) => {
+      const one = row();
+      return one && this.rows.get(one, column);
+    };
+    const act = (/** @type {Icon} */ name, /** @type {string} */ label, op = () => /** @type {string} */ (name)) =>
+      button(name, label, (event) => (event.stopPropagation(), this.act(op(), ids(), event.currentTarget)), { tabindex: "-1" });
+    const cell = (/** @type {string} */ name, /** @type {Node[]} */ ...children) => h(`span.nb-cell.nb-c-${name}`, { role: "gridcell" }, ...children);
+    const spark = (/** @type {Node} */ path, /** @type {string} */ kind) =>
+      svg("svg", { class: `nb-spark nb-${kind}`, width: "54", height: "18", viewBox: "0 0 54 18", "aria-hidden": "true" }, path);
+    const line = {
+      row: /** @type {Row | null} */ (null),
+      at: -1,
+      pausedShown: false,
+      check: h("input", { type: "checkbox", tabindex: "-1", onclick: (event) => (event.stopPropagation(), this.toggle(key, event.shiftKey)) }),
+      fold: h("button.nb-fold", {
+        type: "button",
+        tabindex: "-1",
+        hidden: true,
+        "aria-label": t("table.earlierRuns"),
+        onclick: (event) => (event.stopPropagation(), this.fold(key, !this.query.unfolded.has(get("name")))),
+      }),
+      name: h("b", {}),
+      mark: h("span.nb-mark", { hidden: true, title: t("table.itOutlivesTheKernelNbprocs") }, t("table.detached")),
+      cmd: h("span.nb-cmd", {}),
+      dot: h("i.nb-dot", { "aria-hidden": "true" }),
+      status: h("span", {}),
+      end: h("span.nb-end", {}),
+      cpuPath: svg("path", {}),
+      memPath: svg("path", {}),
+      cpu: h("span.nb-value", {}),
+      mem: h("span.nb-value", {}),
+      pid: cell("pid"),
+      uptime: cell("uptime"),
+      restarts: cell("restarts"),
+      ports: cell("ports"),
+      line: cell("line"),
+      pause: act("pause", t("table.pause"), () => (get("status") === "paused" ? "resume" : "pause")),
+      stop: act("stop", t("table.stop")),
+      restart: act("restart", t("table.restart")),
+      bell: button("bell", t("bell.off"), (event) => (event.stopPropagation(), this.bell(ids(), event.currentTarget)), {
+        tabindex: "-1",
+        "aria-pressed": "false",
+      }),
+      told: h("span.nb-told", { hidden: true, role: "img", "aria-label": t("bell.on"), title: t("bell.on") }, icon("bell")),
+      output: button("output", t("table.showOutput"), (event) => (event.stopPropagation(), this.show(row())), { tabindex: "-1" }),
+    };
     line.stop.classList.add("nb-danger");
-    line.restart = act("restart", t("table.restart"), () => "restart");
-    line.bell = button("bell", t("bell.off"), (event) => (event.stopPropagation(), this.bell([this.id(this.rows.byKey.get(key))], event.currentTarget)), {
-      tabindex: "-1",
-      "aria-pressed": "false",
-    });
-    line.told = h("span.nb-told", { hidden: true, role: "img", "aria-label": t("bell.on"), title: t("bell.on") }, icon("bell"));
-    line.output = button("output", t("table.showOutput"), (event) => (event.stopPropagation(), this.show(this.rows.byKey.get(key))), { tabindex: "-1" });
-    line.root = h(
+    const who = cell("name", line.fold, line.name, line.told, line.mark, line.cmd);
+    const state = cell("status", line.dot, line.status, line.end);
+    const root = h(
       "div.nb-row",
-      { role: "row", id: this.rowId(key), onclick: (event) => this.click(key, event), ondblclick: () => this.show(this.rows.byKey.get(key)) },
+      { role: "row", id: this.rowId(key), onclick: (event) => this.click(key, event), ondblclick: () => this.show(row()) },
       cell("sel", line.check),
-      cell("name", line.fold, line.name, line.told, line.mark, line.cmd),
-      cell("status", line.dot, line.status, line.end),
+      who,
+      state,
       line.pid,
       line.uptime,
       cell("cpu", spark(line.cpuPath, "cpu"), line.cpu),
@@ -565,16 +660,24 @@ export class Table {
       line.line,
       cell("do", line.output, line.bell, line.pause, line.restart, line.stop),
     );
-    return line;
+    return Object.assign(line, { root, who, state });
   }
 
+  /**
+   * @param {Key} key
+   * @param {MouseEvent} event
+   */
   click(key, event) {
     this.activate(key, false);
     if (event.shiftKey || event.ctrlKey || event.metaKey) this.toggle(key, event.shiftKey);
   }
 
+  /**
+   * @param {Line} line
+   * @param {Row} row
+   */
   fill(line, row) {
-    const get = (name) => this.rows.get(row, name);
+    const get = (/** @type {string} */ name) => this.rows.get(row, name);
     const live = this.rows.live(row);
     const status = get("status");
     const selected = this.selected.has(this.id(row));
@@ -599,11 +702,11 @@ export class Table {
     line.bell.disabled = this.closed || !live;
     set(line.bell, { "aria-pressed": String(Boolean(get("told"))), title: t(get("told") ? "bell.on" : "bell.off") });
     say(line.cmd, short(get("cmd")));
-    line.name.parentNode.title = `${get("name")}\n${get("cmd")}`;
+    line.who.title = `${get("name")}\n${get("cmd")}`;
     line.dot.dataset.status = status;
     say(line.status, status);
     say(line.end, get("end") && get("end") !== "exit 0" ? get("end").split(" (")[0] : ""); // the reason is in the title, and in the pane
-    line.status.parentNode.title = [status, get("end")].filter(Boolean).join(", ");
+    line.state.title = [status, get("end")].filter(Boolean).join(", ");
     say(line.pid, live ? String(get("pid") ?? "") : "");
     this.fillClock(line, row);
     this.fillMeasures(line, row, live);
@@ -625,11 +728,20 @@ export class Table {
     set(line.output, { "aria-pressed": String(row.key === this.paneKey) });
   }
 
+  /**
+   * @param {Line} line
+   * @param {Row} row
+   */
   fillClock(line, row) {
     const value = this.rows.uptime(row);
     say(line.uptime, this.rows.live(row) ? clock(value) : seconds(value));
   }
 
+  /**
+   * @param {Line} line
+   * @param {Row} row
+   * @param {boolean} live
+   */
   fillMeasures(line, row, live) {
     const cpu = this.rows.get(row, "cpu");
     const mem = this.rows.get(row, "mem");

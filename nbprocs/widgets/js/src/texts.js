@@ -235,12 +235,21 @@ export const TEXTS = {
   "table.theManagerIsClosed": "The manager is closed.",
   "table.theManagerIsClosedIts": "The manager is closed: its processes have ended, their output is still here.",
   "table.yes": "Yes",
+  "workers.busy": "{n} of {all} slots busy",
+  "workers.cluster": "Cluster",
+  "workers.cpu": "CPU",
+  "workers.memory": "Memory",
+  "workers.none": "No worker has joined.",
+  "workers.of": "{n} / {all}",
+  "workers.slots": "Busy",
+  "workers.some": "{n} workers",
+  "workers.waits": "waits for {why}",
 };
 
 /**
  * The text of a key, in the page's own words where it has some.
  * @param {string} key
- * @param {Record<string, any>} values
+ * @param {Record<string, unknown>} values
  * @returns {string}
  */
 export function t(key, values = {}) {

@@ -14,7 +14,7 @@ afterEach(() => {
   document.body.replaceChildren();
 });
 
-const SEEN = { table: "reader", form: "true", charts: "CPU", pool: "worker-1", queue: "long", pane: "reader" };
+const SEEN = { table: "reader", form: "true", charts: "CPU", pool: "worker-1", queue: "long", workers: "0 of 4 slots busy", pane: "reader" };
 
 it.each(Object.entries(parts))("%s: the snapshot and each delta is understood", async (kind, { snapshot, deltas }) => {
   const model = new Model({ parts: [{ name: kind, kind }] });

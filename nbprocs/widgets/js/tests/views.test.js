@@ -403,6 +403,84 @@ describe("the boards", () => {
   });
 });
 
+describe("the workers of a cluster", () => {
+  const figures = { workers: 2, slots: 4, running: 1, why: "", closed: false };
+  const snapshot = {
+    columns: ["name", "host", "state", "slots", "running", "cpu", "used", "memory", "tasks"],
+    rows: [
+      ["tcp://10.0.0.2:41", ["w10", "node-2", "silent", 2, 0, null, null, null, ""]],
+      ["tcp://10.0.0.1:40", [HOSTILE, "node-1", "joined", 2, 1, 153, 3 << 29, 8 * 2 ** 30, "train"]],
+    ],
+    figures,
+    now: 0,
+  };
+  let sight;
+
+  beforeEach(() => {
+    vi.useFakeTimers();
+    sight = { top: 10, bottom: 300, height: 290 };
+    vi.spyOn(HTMLElement.prototype, "getBoundingClientRect").mockImplementation(() => sight);
+  });
+  afterEach(() => {
+    vi.restoreAllMocks();
+    vi.useRealTimers();
+  });
+
+  it("show what each has to do and takes", () => {
+    const { el, delta } = show("workers", snapshot);
+    const cells = (name) => [...el.querySelectorAll(`.nb-list .nb-c-${name}`)].map((cell) => cell.textContent);
+    expect(el.querySelector("script, img")).toBeNull();
+    expect(cells("name")[0]).toBe(`${HOSTILE}tcp://10.0.0.1:40`);
+    expect([cells("host")[0], cells("pid")[0], cells("cpu")[0], cells("mem")[0], cells("line")[0]]).toEqual([
+      "node-1",
+      "1 / 2",
+      "153 %",
+      "1.5 GiB / 8.0 GiB",
+      "train",
+    ]);
+    expect([cells("status")[1], cells("cpu")[1], cells("mem")[1]]).toEqual(["silent", "", ""]);
+    expect(el.querySelector(".nb-facts").textContent).toBe("2 workers · 1 of 4 slots busy");
+    delta(1, { "-": ["tcp://10.0.0.1:40", "tcp://10.0.0.2:41"], figures: { ...figures, workers: 0, slots: 0, running: 0, why: "a worker" } });
+    expect(el.querySelector(".nb-facts").textContent).toBe("0 workers · 0 of 0 slots busy · waits for a worker");
+    expect(el.textContent).toContain("No worker has joined.");
+  });
+
+  it("are asked for a look each second, one at a time, while the view is in sight", async () => {
+    const { model, delta, done } = show("workers", snapshot);
+    const looks = () => model.sent.filter((message) => message.op === "look").length;
+    expect(looks()).toBe(1);
+    vi.advanceTimersByTime(5000);
+    expect(looks()).toBe(1); // the first is not answered yet
+    const answer = () => {
+      model.reply(model.last("look"));
+      return vi.advanceTimersByTimeAsync(1000);
+    };
+    await answer();
+    expect(looks()).toBe(2);
+    for (const hidden of [
+      { top: 0, bottom: 0, height: 0 },
+      { top: 5000, bottom: 5290, height: 290 },
+      { top: -400, bottom: -110, height: 290 },
+    ]) {
+      sight = hidden;
+      await answer();
+    }
+    sight = { top: 10, bottom: 300, height: 290 };
+    const state = vi.spyOn(document, "visibilityState", "get").mockReturnValue("hidden");
+    await answer();
+    expect(looks()).toBe(2);
+    state.mockReturnValue("visible");
+    await answer();
+    expect(looks()).toBe(3);
+    delta(1, { figures: { ...figures, closed: true } });
+    await answer();
+    delta(2, { figures });
+    done();
+    await vi.advanceTimersByTimeAsync(5000);
+    expect(looks()).toBe(3);
+  });
+});
+
 describe("a view that is shown again", () => {
   it("is a second view when the first is still in the page", () => {
     const { el, model } = show("table", tableSnapshot([]));

@@ -1,0 +1,134 @@
+"""A name belongs to one live detached process of a user, whoever starts it and when; a start that is cancelled leaves nothing."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nbprocs
+from nbprocs.engine import records
+from nbprocs.engine.claims import NameClaimed, claimed
+from nbprocs.errors import NameInUse
+from nbprocs.processes import detached
+from tests.unit.test_detached import home, other, pm, until  # noqa: F401 - fixtures
+
+ROOT = Path(nbprocs.__file__).parents[1]
+
+# A kernel that starts a process under each of so many names, all at once, when it is told to; it says how many it got.
+RIVAL = """
+import asyncio, sys, nbprocs
+
+async def main(count):
+    async with nbprocs.ProcessManager() as pm:
+        print("up", flush=True)
+        sys.stdin.readline()
+        starts = [pm.spawn("sleep", "1000", name=f"job-{number}", detach=True) for number in range(count)]
+        done = await asyncio.gather(*starts, return_exceptions=True)
+        assert all(isinstance(one, (nbprocs.ManagedProcess, nbprocs.NameInUse)) for one in done), done
+        print(sum(isinstance(one, nbprocs.ManagedProcess) for one in done), flush=True)
+
+asyncio.run(main(int(sys.argv[1])))
+"""
+
+
+async def contest(count: int) -> None:
+    """Two kernels want the same names at the same time: each name is got once."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    rivals = [
+        subprocess.Popen([sys.executable, "-c", RIVAL, str(count)], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for rival in rivals:
+        assert await asyncio.to_thread(rival.stdout.readline) == "up\n"
+    for rival in rivals:
+        rival.stdin.write("\n")
+        rival.stdin.flush()
+    got = [int((await asyncio.to_thread(rival.communicate))[0]) for rival in rivals]
+    assert sorted(record.name for record in records.records() if record.live) == sorted(f"job-{number}" for number in range(count))
+    assert sum(got) == count
+
+
+async def test_two_kernels_that_want_one_name_do_not_both_get_it(home):  # noqa: F811
+    await contest(5)
+
+
+@pytest.mark.slow
+async def test_two_kernels_that_want_fifty_names_get_each_once(home):  # noqa: F811
+    await contest(50)
+
+
+def test_a_name_is_held_against_all_until_it_is_let_go(home):  # noqa: F811
+    with claimed("job"):
+        with pytest.raises(NameClaimed), claimed("job"):
+            pass
+        with claimed("other"):
+            pass
+    with claimed("job"):
+        pass
+
+
+async def test_who_asked_for_no_name_gets_the_next_one(home, pm):  # noqa: F811
+    with claimed("sleep-1"):
+        job = await pm.spawn("sleep", "1000", detach=True)
+        with pytest.raises(NameInUse, match="another kernel"):
+            await pm.spawn("sleep", "1000", name="sleep-1", detach=True)
+    assert job.name == "sleep-2"
+    await job.stop()
+
+
+@pytest.mark.parametrize("where", ["a folder that can't be written", "no locks"])
+async def test_where_nothing_can_be_locked_names_are_looked_up_all_the_same(home, pm, other, monkeypatch, where):  # noqa: F811
+    if where == "no locks":
+        monkeypatch.delattr("fcntl.F_OFD_SETLK")
+    else:
+        (home / "state").mkdir(exist_ok=True)
+        (home / "state" / "names").mkdir()
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    with pytest.raises(NameInUse):
+        await other.spawn("sleep", "1000", name="job", detach=True)
+    await job.stop()
+
+
+async def test_a_start_that_is_cancelled_twice_is_undone(home, pm, monkeypatch):  # noqa: F811
+    """Once while it is being started, and again while that is waited for."""
+    begun, goes_on, launch_child = asyncio.Event(), asyncio.Event(), detached.launch_child
+
+    async def launched(*args):
+        begun.set()
+        await goes_on.wait()
+        return await launch_child(*args)
+
+    monkeypatch.setattr(detached, "launch_child", launched)
+    start = asyncio.ensure_future(pm.spawn("sleep", "1000", name="job", detach=True))
+    await begun.wait()
+    for _ in range(2):
+        start.cancel()
+        await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.wait({start})
+    assert start.cancelled()
+    await until(lambda: [record.state for record in records.records()] == ["ended"])
+
+
+async def test_a_start_that_is_cancelled_when_its_shim_does_not_answer_yet_is_undone(home, pm, monkeypatch):  # noqa: F811
+    """It runs, and nothing was heard from it: the caller got its handle already, or no process stays."""
+    heard, follow = asyncio.Event(), detached.DetachedChild.follow
+
+    async def followed(child):
+        await heard.wait()
+        await follow(child)
+
+    monkeypatch.setattr(detached.DetachedChild, "follow", followed)
+    start = asyncio.ensure_future(pm.spawn("sleep", "1000", name="job", detach=True))
+    await until(lambda: any(record.state == "running" for record in records.records()))
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+    start.cancel()
+    await asyncio.wait({start})
+    heard.set()
+    if not start.cancelled():
+        await start.result().stop()
+    await until(lambda: not any(record.live for record in records.records()))
