@@ -134,9 +134,9 @@ def leaked(before: Snapshot, *, patience: float = _PATIENCE) -> list[str]:
     []
     """
     deadline = time.monotonic() + patience
-    found = Snapshot.take().since(before)
-    if found:
-        gc.collect()  # sockets in reference cycles are closed by it; a ResourceWarning then says so by itself
+    if not Snapshot.take().since(before):
+        return []
+    gc.collect()  # sockets in reference cycles are closed by it; a ResourceWarning then says so by itself
     while (found := Snapshot.take().since(before)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found

@@ -111,6 +111,16 @@ async def test_the_next_run_of_a_series_is_shown_by_the_wall_clock() -> None:
         assert entry.time == pytest.approx(now.wall + entry.due - now.elapsed)
 
 
+async def test_one_that_could_not_be_started_took_no_time() -> None:
+    async with World() as w:
+        handle = w.sch.schedule("refused", name="r", max_retries=0)
+        w.clock.advance(5)
+        await w.settle()
+        assert handle.state is TaskState.FAILED
+        [attempt] = handle.attempts
+        assert (attempt.started, attempt.execution_time) == (None, 0.0)
+
+
 async def test_a_real_timer_starts_a_delayed_task() -> None:
     backend = FakeBackend()
     async with TaskScheduler(backend=backend) as sch:

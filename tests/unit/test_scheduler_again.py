@@ -187,7 +187,9 @@ async def test_one_of_two_that_failed_leaves_skipped_what_needs_both() -> None:
         await w.settle()
         await w.finish("a", FAILED)
         await w.finish("b", FAILED)
+        ticket = a._entry.ticket
         assert a.rerun() is a
+        assert a._entry.ticket > ticket, "what a heap still holds of its former life is void"
         await w.settle()
         assert both.state is TaskState.SKIPPED
         assert mine.state is TaskState.BLOCKED

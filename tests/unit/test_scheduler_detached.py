@@ -12,9 +12,12 @@ import pytest
 import nbprocs
 from nbprocs import ProcessManager
 from nbprocs.scheduler import LocalBackend, SchedulerConfig, TaskCancelled, TaskInterrupted, TaskScheduler, TaskState
+from nbprocs.scheduler.backend import Job, Report, Started
 from nbprocs.testing.conformance import FakeBackend
 from tests.children import python_child
 from tests.unit.test_detached import home  # noqa: F401 - a fixture
+from tests.unit.test_scheduler import Clock
+from tests.unit.test_scheduler_store import crash
 
 WAITS = """
 path, log = sys.argv[1:3]
@@ -133,6 +136,43 @@ async def test_one_that_left_no_trace_is_as_any_other_whose_kernel_died(tmp_path
             else:
                 with pytest.raises(error):
                     await train
+
+
+class Adopts(FakeBackend):
+    """Takes up whatever it is told of."""
+
+    def __init__(self) -> None:
+        super().__init__(gated=True)
+        self.adopted: list[str] = []
+
+    def adopt(self, job: Job, report: Report) -> None:
+        self.running[job.id] = (job, report)
+        self._loop.call_soon(self._runs, job, report)
+
+    def _runs(self, job: Job, report: Report) -> None:
+        report(Started(pid=7))
+        self.adopted.append(job.name)
+
+
+async def test_the_time_of_one_that_was_taken_up_counts_from_its_start(tmp_path: Path) -> None:
+    clock, backend = Clock(), Adopts()
+    began = clock.wall
+    sch = TaskScheduler(store=tmp_path / "q.db", backend=backend, clock=clock)
+    sch.schedule("x", name="long", detach=True)
+    while not backend.started:
+        await asyncio.sleep(0)
+    crash(sch)
+    clock.advance(100)
+    backend = Adopts()
+    async with TaskScheduler(store=tmp_path / "q.db", backend=backend, clock=clock) as again:
+        while not backend.adopted:
+            await asyncio.sleep(0)
+        clock.advance(20)
+        backend.finish(next(iter(backend.running)))
+        await again.get("long").wait()
+        [attempt] = again.get("long").attempts
+        assert (attempt.started, attempt.execution_time, attempt.pid) == (began, 120.0, 7)
+        assert (backend.adopted, backend.started) == (["long"], [])
 
 
 async def test_a_taken_up_task_can_be_cancelled(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,7 @@ from nbprocs.scheduler import (
     TaskState,
 )
 from nbprocs.scheduler.store import Store
+from nbprocs.scheduler.writer import read_result
 from nbprocs.testing.conformance import FakeBackend
 from tests.unit.test_scheduler import FAILED, Clock, World
 
@@ -47,6 +50,34 @@ def crash(sch: TaskScheduler) -> None:
 def rows(path: Path, query: str) -> list[tuple]:
     with closing(sqlite3.connect(path)) as db:
         return db.execute(query).fetchall()
+
+
+async def test_attempts_of_a_former_kernel_know_their_task(path: Path) -> None:
+    w = World(store=path)
+    known = w.sch.schedule("x", name="a").id
+    await w.settle()
+    await w.finish("a")
+    crash(w.sch)
+    async with World(store=path) as v:
+        [attempt] = v.sch.get("a").attempts
+        assert (attempt.task_id, attempt.name, attempt.outcome) == (known, "a", "succeeded")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "status"),
+    [
+        ("succeeded", None, "completed"),
+        ("failed", None, "failed"),
+        ("timeout", "timeout", "terminated"),
+        ("cancelled", "odd", "terminated"),
+    ],
+)
+def test_a_stored_result_says_how_it_ended(outcome: str, reason: str | None, status: str) -> None:
+    known = {"name": "a", "command": "x", "exit_code": None, "signal": None, "peak_rss": 5, "cpu_time": 0.5, "execution_time": None}
+    attempt: Any = SimpleNamespace(task_id="q.1", outcome=outcome, reason=reason, **known)
+    result = read_result(attempt, b"out", None, None)
+    assert (result.status.value, result.reason, result.process_id) == (status, "timeout" if reason == "timeout" else None, "q.1")
+    assert (result.stdout, result.stderr, result.dropped_bytes, result.execution_time, result.peak_rss) == (b"out", b"", 0, 0.0, 5)
 
 
 async def test_what_schedule_returned_is_on_disk(path: Path, tmp_path: Path) -> None:

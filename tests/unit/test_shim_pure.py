@@ -81,6 +81,7 @@ def test_the_first_evidence_that_speaks_decides():
     assert claimed(claim._replace(child=None), found(tag=other)), "the manager's"
     assert not claimed(claim._replace(child=None, manager=2), found(tag=other))
     assert claimed(Claim(everything=True), found())
+    assert not claimed(Claim(manager=1), found(tag=wire.tag_of_child(1, 1, 1))), "a claim that names no kernel has no tags"
 
 
 def test_a_stray_is_what_no_evidence_ties_to_anybody():
@@ -197,6 +198,33 @@ def test_one_empty_look_proves_nothing():
         ending.looked(1.0 + empty / 100, {})
         empty += 1
     assert empty >= 5
+
+
+def test_looks_come_at_doubling_times_and_a_calm_tree_ends_with_the_second_empty_one():
+    ending = Ending(now=0.0, signal=15, grace=10.0)
+    waits, now = [], 0.0
+    for _ in range(10):
+        again = ending.looked(now, {1: 0.0}).again
+        assert again is not None
+        waits.append(round(again - now, 6))
+        now = again
+    assert waits == [0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1, 0.1, 0.1]
+    assert ending.looked(9.9, {1: 0.0}).again == 10.0, "no look is later than the SIGKILL"
+    assert ending.looked(9.9, {}).again == pytest.approx(9.902)
+    assert ending.looked(9.91, {}).again is None
+    assert ending.done
+
+
+@pytest.mark.parametrize(("newcomers", "looks"), [(0, 2), (1, 2), (2, 6), (3, 6)])
+def test_the_more_new_ones_turned_up_the_more_empty_looks_are_wanted(newcomers, looks):
+    ending = Ending(now=0.0, signal=15, grace=10.0)
+    for number in range(newcomers + 1):
+        ending.looked(number / 100, {number + 1: 1.0})
+    empty = 0
+    while not ending.done:
+        ending.looked(1.0 + empty / 100, {})
+        empty += 1
+    assert empty == looks
 
 
 # --- a signal only to whom it was meant -----------------------------------------------------------------------------------

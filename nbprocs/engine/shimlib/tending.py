@@ -77,6 +77,7 @@ class Tending:
         self._reap = reap  # before each look: who has ended already must not be seen
         self._tasks: list[_Task] = []
         self._soonest = 0.0  # no look before this
+        self._hurried = False  # everybody is due: a thousand exits must not go through a thousand endings each
 
     def end(
         self, claim: Claim, *, number: int, leader_first: bool, grace: float, leader: int, over: Over, whole_table: bool = False
@@ -88,23 +89,24 @@ class Tending:
 
     def next(self) -> float | None:
         """When it wants to look again."""
-        return max(min(task.due for task in self._tasks), self._soonest) if self._tasks else None
+        if not self._tasks:
+            return None
+        return self._soonest if self._hurried else max(min(task.due for task in self._tasks), self._soonest)
 
     def hurry(self) -> None:
         """Somebody has ended: look soon."""
-        now = time.monotonic()
-        for task in self._tasks:
-            task.due = min(task.due, now)
+        self._hurried = True
 
     def step(self) -> None:
         """Look once for all that are due, and carry out what follows."""
         now = time.monotonic()
         if not self._tasks or now < self._soonest:
             return
-        due = [task for task in self._tasks if task.due <= now]
+        self._reap()
+        due = [task for task in self._tasks if self._hurried or task.due <= now]
+        self._hurried = False
         if not due:
             return
-        self._reap()
         seen = self._looker.look([task.claim for task in due], whole_table=any(task.whole_table for task in due))
         after = time.monotonic()
         self._soonest = after + (after - now) * _BREATH if after - now > 0.0005 else after  # noqa: PLR2004 - seconds: a small tree's look costs less
