@@ -4,7 +4,7 @@ import re
 import sys
 from datetime import UTC, datetime
 
-import bleach
+import bleach  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
