@@ -215,6 +215,14 @@ def test_looks_come_at_doubling_times_and_a_calm_tree_ends_with_the_second_empty
     assert ending.done
 
 
+def test_who_may_not_be_signalled_is_known():
+    ending = Ending(now=0.0, signal=15, grace=0.0)
+    assert not ending.not_ours
+    for start in (1.0, 2.0):
+        ending.refused(7, start)
+    assert set(ending.not_ours) == {7}
+
+
 @pytest.mark.parametrize(("newcomers", "looks"), [(0, 2), (1, 2), (2, 6), (3, 6)])
 def test_the_more_new_ones_turned_up_the_more_empty_looks_are_wanted(newcomers, looks):
     ending = Ending(now=0.0, signal=15, grace=10.0)
