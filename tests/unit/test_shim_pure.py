@@ -81,7 +81,6 @@ def test_the_first_evidence_that_speaks_decides():
     assert claimed(claim._replace(child=None), found(tag=other)), "the manager's"
     assert not claimed(claim._replace(child=None, manager=2), found(tag=other))
     assert claimed(Claim(everything=True), found())
-    assert not claimed(Claim(manager=1), found(tag=wire.tag_of_child(1, 1, 1))), "a claim that names no kernel has no tags"
 
 
 def test_a_stray_is_what_no_evidence_ties_to_anybody():
