@@ -316,10 +316,10 @@ class Fleet:
         else:
             self._enlist(running)
 
-    def refused(self, job_id: str, why: str) -> None:
+    def refused(self, peer: Peer, job_id: str, why: str) -> None:
         """A worker does not take it. From its peer."""
         running = self._jobs.get(job_id)
-        if running is not None:
+        if running is not None and self.ledger.where(job_id) == peer.address:
             self._fail(job_id, StartupFailed(f"{running.job.name} was refused by its worker: {why}"))
 
     def path_of(self, digest: str) -> str:

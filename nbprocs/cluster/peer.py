@@ -31,6 +31,7 @@ _ROOM = 1 << 20  # bytes of output in one answer
 _LIMIT = 10.0  # seconds for an answer that needs no waiting
 _SHORT = 3.0  # seconds, from one that has been silent
 _BATCH = 256  # jobs in one message
+_OVER = ("unknown", "fenced")  # kinds of errors: our session there has ended, or never was
 _PAUSES = (0.05, 0.1, 0.2, 0.5)  # seconds between tries while nothing answers
 
 
@@ -42,7 +43,7 @@ class Peer:
         self.link = link
         self.facts: Facts | None = None
         self.going: tuple[bool, str] | None = None  # it has said that it will leave: (expected, why)
-        self.leaving: tuple[bool, str] | None = None  # and now, that nothing of ours runs there any more
+        self.leaving: tuple[bool, str] | None = None  # and later, that nothing of ours runs there any more; then ``going`` is set, too
         self.silent_since: float | None = None  # the loop's clock
         self._unlisted_since: float | None = None
         self.gone: bool = False
@@ -70,7 +71,7 @@ class Peer:
         """For people."""
         if self.facts is None:
             return "joining"
-        return "leaving" if self.going or self.leaving else "silent" if self.silent_since is not None else "joined"
+        return "leaving" if self.going else "silent" if self.silent_since is not None else "joined"
 
     def begin(self) -> None:
         """Say hello, then send and pull until it is gone."""
@@ -139,7 +140,7 @@ class Peer:
             self._jobs.popleft()
         if "error" in answer:
             for job in jobs:
-                self._fleet.refused(job["id"], answer["error"])
+                self._fleet.refused(self, job["id"], answer["error"])
         for digest in answer.get("missing", ()):
             self._tasks.start(self._send_file(digest), name=f"a file to {self.address}")
 
@@ -200,7 +201,9 @@ class Peer:
                     await self._silent()
             else:
                 self._heard()
-                return answer
+                if op == "pull" or answer.get("kind") not in _OVER:
+                    return answer
+                await asyncio.sleep(_PAUSES[0])  # our session there is over: pull() is told so as well, and says what became of its jobs
         return None
 
     def _heard(self) -> None:

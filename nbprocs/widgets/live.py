@@ -165,27 +165,26 @@ class RecordKeeper:
             self._home.post(self._heard, part)
 
     def _heard(self, part: Part) -> None:
-        if not part.over or self._ended or self._held():
-            self._plan()
+        if not part.over or self._ended:
+            self._plan(self._last + self._apart)
             return
         if self._timer is not None:
             self._timer.cancel()
         self._tick()
 
-    def _plan(self) -> None:
+    def _plan(self, earliest: float) -> None:
         if self._timer is None and not self._ended:
             loop = self._home.loop
-            at = max(loop.time() + QUIET, self._last + self._apart)
-            self._timer = loop.call_at(at, self._tick)
+            self._timer = loop.call_at(max(loop.time() + QUIET, earliest), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         if self._ended:  # by a thread, or in the turn of the loop in which the timer was due
             return
-        if self._held():
-            self._plan()
-            return
         now = self._home.loop.time()
+        if self._held():  # written a moment after it is let go
+            self._plan(now)
+            return
         calm = now - self._last > 2 * self._most
         self._apart = min(APART_FIRST if calm else 2 * self._apart, self._most)
         self._last = now

@@ -1,7 +1,9 @@
 """How the views look and are handled: room for what matters, panes that grow, stderr's gutter, links, full-screen programs, pictures of all."""
 
+import importlib.util
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ await pm.run("sh", "-c", "echo ok", name="brief")
 stopped = await pm.spawn("sleep", "1000", name="stopped")
 _ = await stopped.stop()
 pm"""
+
+TERM = "[...globalThis.__nbprocs_made.values()].at(-1)?.root.parts.get('pane').term"
 
 MIXED = """import sys
 print('normal line'); print('\\x1b[7m inverse video \\x1b[0m and \\x1b[31mred\\x1b[0m', flush=True)
@@ -117,22 +121,46 @@ async def test_a_line_of_output_is_copied_by_ctrl_c(lab: Any) -> None:
     assert await page.page.evaluate("navigator.clipboard.readText()") == "copied-word"
 
 
+async def point_at(page: Any, view: Any, address: str) -> tuple[float, float]:
+    """Where a link is in a pane, with the mouse over it."""
+    line = screen(view).locator("div", has_text=address)
+    box, text, columns = await line.bounding_box(), await line.inner_text(), await page.evaluate(f"{TERM}.cols")
+    x, y = box["x"] + (text.index(address) + 5.5) * box["width"] / columns, box["y"] + box["height"] / 2
+    await page.mouse.move(x - 2, y)
+    await page.mouse.move(x, y)
+    await view.locator(".xterm-cursor-pointer").wait_for()
+    return x, y
+
+
 async def test_a_link_is_opened_by_a_click_and_by_nothing_else(lab: Any) -> None:
-    page = await lab.open(cells=[f"{START}proc = await pm.spawn('sh', '-c', 'echo http://example.invalid/x; exec sleep 1000')\nproc"])
+    """A port of the kernel's machine through jupyter-server-proxy, where that is installed."""
+    proxied = importlib.util.find_spec("jupyter_server_proxy") is not None
+    (lab.server.folder / "served.txt").write_text("served by the process")
+    serve = "proc = await pm.spawn('sh', '-c', 'echo http://example.invalid/x; exec \"$0\" -u -m http.server 0 --bind 127.0.0.1', sys.executable)"
+    page = await lab.open(cells=[f"{START}{serve}\nproc"])
     await page.run_all()
     view = page.output(0).locator(".nb-view")
-    await expect(screen(view)).to_contain_text("example.invalid")
+    await expect(screen(view)).to_contain_text("Serving HTTP")
     page.window.spoiled = True
-    await page.page.evaluate("() => { window.opened = []; window.open = (...args) => (window.opened.push(args), null); }")
-    box = await screen(view).locator("div").first.bounding_box()
-    assert box is not None
-    await page.page.mouse.move(box["x"] + 58, box["y"] + 8)
-    await page.page.mouse.move(box["x"] + 60, box["y"] + 8)
-    await page.page.wait_for_function("() => document.querySelector('.xterm-cursor-pointer')")
+    await page.page.evaluate(
+        "() => { window.opened = []; window.own = window.open; window.open = (...args) => (window.opened.push(args), null); }"
+    )
+    await point_at(page.page, view, "http://example.invalid/x")
     assert await page.page.evaluate("window.opened") == []
-    await page.page.mouse.click(box["x"] + 60, box["y"] + 8)
-    await page.page.wait_for_function("() => window.opened.length === 1")
-    assert await page.page.evaluate("window.opened[0].slice(0, 2)") == ["http://example.invalid/x", "_blank"]
+    local = re.search(r"http://127\.0\.0\.1:(\d+)/", await screen(view).inner_text())
+    assert local is not None
+    for address in ("http://example.invalid/x", local[0]):
+        await page.page.mouse.click(*await point_at(page.page, view, address))
+    await page.page.wait_for_function("() => window.opened.length === 2")
+    first, second = await page.page.evaluate("window.opened")
+    assert first[:2] == ["http://example.invalid/x", "_blank"]
+    assert second[0] == (f"/proxy/{local[1]}/" if proxied else local[0])
+    assert (
+        not proxied
+        or await page.page.evaluate(f"fetch('{second[0]}served.txt').then((answer) => answer.text())") == "served by the process"
+    )
+    await page.page.evaluate("window.open = window.own")
+    page.window.spoiled = False
 
 
 FULL = """import curses
@@ -153,10 +181,8 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await page.run_all()
     view = page.output(0).locator(".nb-view")
     await expect(screen(view)).to_contain_text(re.compile(r"size \d+x\d+"))
-    rows, columns = await page.page.evaluate(
-        "() => { const { term } = [...globalThis.__nbprocs_made.values()][0].root.parts.get('pane'); return [term.rows, term.cols]; }"
-    )
-    await expect(screen(view)).to_contain_text(f"size {rows}x{columns}")
+    told = "document.querySelector('.xterm-rows').textContent.includes(`${rows}x${cols}`)"
+    await page.page.wait_for_function(f"() => {{ const {{ rows, cols }} = {TERM} ?? {{}}; return {told}; }}")
     await view.get_by_role("button", name=re.compile("^Type into the program")).click()
     await page.page.keyboard.press("x")
     await expect(screen(view)).to_contain_text(f"key {ord('x')}")
@@ -174,6 +200,89 @@ async def test_a_full_screen_program_knows_its_size_and_gets_keys(lab: Any) -> N
     await page.output(0).get_by_role("button", name=re.compile("^Type into the program")).click()
     await page.page.keyboard.press("q")
     await expect(screen(page.output(0).locator(".nb-view"))).to_contain_text("left the screen")
+
+
+class Editor:
+    """A file is opened, typed into, and written. ``shows``: what the first screen says, here and below how large the program takes it for."""
+
+    command = ("vim", "-u", "NONE", "-i", "NONE", "-N", "-n", "-c", "set laststatus=2 statusline=%{&lines}x%{&columns}", "text.txt")
+    shows = "${rows}x${cols}"
+
+    @staticmethod
+    async def use(keys: Any, expected: Any) -> None:
+        for key in ("Shift+G", "o"):
+            await keys.press(key)
+        await keys.type("typed here")
+        await expected("typed here")
+        await keys.press("Escape")
+        await keys.type(":wq")
+        await keys.press("Enter")
+
+
+class Pager:
+    """A long file is paged, searched, and left."""
+
+    command = ("less", "-M", "text.txt")
+    shows = "1-${rows - 1}/300"
+
+    @staticmethod
+    async def use(keys: Any, expected: Any) -> None:
+        await keys.press("Space")
+        await expected("line 30")
+        await keys.press("Shift+G")
+        await expected("line 300")
+        await keys.type("?line 123")
+        await keys.press("Enter")
+        await expected("line 123")
+        await keys.press("q")
+
+
+class Monitor:
+    """It paints by itself, shows its help, and is left."""
+
+    command = ("top", "-d", "1")
+    shows = "average"
+
+    @staticmethod
+    async def use(keys: Any, expected: Any) -> None:
+        await keys.press("h")
+        await expected("Type 'q' or <Esc> to continue")
+        await keys.press("Escape")
+        await expected("load average")
+        await keys.press("q")
+
+
+@pytest.mark.parametrize("program", [Editor, Pager, Monitor], ids=lambda program: program.command[0])
+async def test_programs_that_take_all_of_the_screen(lab: Any, program: Any) -> None:
+    command = program.command
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    text = lab.server.folder / "text.txt"
+    text.write_text("".join(f"line {i}\n" for i in range(1, 301)))
+    options = "pty=True, stdin=True, name='full', env_vars={'TERM': 'xterm-256color', 'LESS': ''}"
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn(*{command!r}, {options})\nproc"])
+    await page.run(0)
+    view = page.output(0).locator(".nb-view")
+
+    async def expected(words: str) -> None:
+        await expect(screen(view)).to_contain_text(words)
+
+    buffer = "normal" if program is Monitor else "alternate"
+    told = f"buffer?.active.type === '{buffer}' && document.querySelector('.xterm-rows').textContent.includes(`{program.shows}`)"
+    await page.page.wait_for_function(f"() => {{ const {{ rows, cols, buffer }} = {TERM} ?? {{}}; return {told}; }}")
+    await page.shot(f"full-{command[0]}")
+    await view.get_by_role("button", name=re.compile("^Type into the program")).click()
+    await program.use(page.page.keyboard, expected)
+    await expect(view.locator(".nb-facts")).to_contain_text("completed")
+    await page.page.wait_for_function(
+        f"() => {TERM}.buffer.active.type === 'normal' && document.activeElement === document.body"
+    )  # for late keys
+    assert (text.read_text().splitlines()[-1] == "typed here") is (program is Editor)
+    await page.shot(f"full-{command[0]}-left")
+    await expect(page.output(0).locator("[class^=nb-rec-]")).to_contain_text("completed")
+    record = await page.output(0).locator("[class^=nb-rec-]").inner_html()
+    assert "exit 0" in record
+    assert "\x1b" not in record
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")
@@ -194,4 +303,9 @@ async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:
     await expect(view.get_by_role("alertdialog")).to_be_visible()
     await view.get_by_text("Options", exact=True).click()
     await page.shot(f"axe-open-{'dark' if dark else 'light'}")
+    assert await violations(page.page, ".nb-view") == []
+    await view.locator(".nb-form").get_by_role("combobox", name="Command").click()
+    await page.page.keyboard.type("slee")
+    await expect(view.locator(".nb-form").get_by_role("option", name=re.compile("^sleep"))).to_be_visible()
+    await page.shot(f"axe-completions-{'dark' if dark else 'light'}")
     assert await violations(page.page, ".nb-view") == []

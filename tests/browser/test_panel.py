@@ -127,6 +127,60 @@ async def test_the_end_of_a_process_is_told(lab):
     await notebook.shot("panel-toast")
 
 
+AWAY = """() => {
+  const own = window.Notification;
+  window.told = [];
+  window.Notification = class extends own {
+    constructor(title, options) {
+      super(title, options);
+      window.told.push([title, options.body, own.permission]);
+    }
+  };
+  let hidden = true;
+  Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });
+  window.back = () => {
+    hidden = false;
+    document.dispatchEvent(new Event('visibilitychange'));
+  };
+  window.undo = () => {
+    delete document.hidden;
+    window.Notification = own;
+  };
+}"""
+
+
+async def test_who_looks_away_is_told_by_the_browser_and_by_the_title(lab):
+    """Each end once, a failure only where that was asked for. A page without a screen is never hidden, so the page is told that it is."""
+    asked = {"dull": "nbprocs.Notify(failures_only=True)", "done": "True", "bad": "nbprocs.Notify(failures_only=True)", "late": "True"}
+    start = "import nbprocs; pm = nbprocs.ProcessManager()\n" + "\n".join(
+        f"{name} = await pm.spawn('sh', '-c', 'read x; echo it was $x; exit $x', name='{name}', stdin=True, notify={how})"
+        for name, how in asked.items()
+    )
+    ends = [
+        f"await {name}.send_line('{code}'); _ = await {name}.wait()" for name, code in (("dull", 0), ("done", 0), ("bad", 3), ("late", 0))
+    ]
+    notebook = await lab.open(cells=[start, "; ".join(ends[:3]), ends[3]])
+    page = notebook.page
+    await page.context.grant_permissions(["notifications"])
+    await notebook.run(0)
+    title = await page.title()
+    notebook.window.spoiled = True
+    await page.evaluate(AWAY)
+    await notebook.run(1)
+    await expect(page).to_have_title(re.compile(r"^\(2\) bad failed"))
+    told = await page.evaluate("told")
+    assert [news[0].split()[:2] for news in told] == [["done", "completed"], ["bad", "failed"]], told
+    assert [news[1:] for news in told] == [["it was 0", "granted"], ["it was 3", "granted"]], told
+    await page.evaluate("back()")
+    await expect(page).to_have_title(title)
+    await notebook.run(2)
+    await expect(page.locator(".Toastify__toast", has_text="late completed")).to_be_visible(timeout=60_000)
+    assert len(await page.evaluate("told")) == 2
+    assert await page.title() == title
+    await page.evaluate("undo()")
+    notebook.window.spoiled = False
+
+
 async def test_the_bell_of_a_view_is_set_by_keys_and_rings(lab):
     start = "import nbprocs; pm = nbprocs.ProcessManager(); p = await pm.spawn('cat', stdin=True, name='belled'); pm"
     notebook = await lab.open(cells=[start, "p", "await p.close_stdin()"])

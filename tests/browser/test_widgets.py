@@ -364,6 +364,31 @@ async def test_the_dashboard_reads_well(lab: Any, width: int, dark: bool) -> Non
     await page.page.keyboard.press("Enter")
 
 
+FAR = """import nbprocs
+backend = nbprocs.DaskBackend(workers=2, threads=2)
+sch = nbprocs.TaskScheduler(backend=backend)
+for i in range(5): sch.schedule("sh", "-c", "echo up; while :; do :; done", name=f"far {i}")
+async for _ in sch.get("far 0").lines(): break
+async for _ in sch.get("far 3").lines(): break"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_the_views_of_a_cluster_read_well(lab: Any, dark: bool) -> None:
+    page = await lab.open(cells=[FAR, "sch", "backend", "await sch.aclose()"], dark=dark, width=1280, height=1100)
+    for cell in range(3):
+        await page.run(cell)
+    queue, workers = page.output(1).locator(".nb-view"), page.output(2).locator(".nb-view")
+    await expect(workers.locator(".nb-g-workers .nb-c-cpu").filter(has_text="%").first).to_be_visible()
+    await expect(workers.locator(".nb-facts")).to_contain_text("of 4 slots busy")
+    await expect(queue.locator(".nb-list .nb-c-worker").first).to_contain_text("tcp://")
+    await page.shot(f"cluster-{'dark' if dark else 'light'}")
+    for view in (queue, workers):
+        assert await view.evaluate(CONTRAST) == []
+        assert await view.evaluate("(n) => n.scrollWidth <= n.clientWidth + 1")
+    await page.run(3)
+    await expect(workers.locator(".nb-facts")).to_contain_text("closed")
+
+
 async def test_nothing_moves_when_rows_change(lab: Any) -> None:
     page = await lab.open(
         cells=[

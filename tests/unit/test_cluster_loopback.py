@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbprocs import AlertThresholds, ProcessMonitor
+from nbprocs.cluster.bay import Bay
 from nbprocs.cluster.link import LinkDown, Sign
 from nbprocs.errors import WorkerLost
 from nbprocs.monitor.metrics import State
@@ -191,6 +192,36 @@ async def test_a_worker_that_goes_gets_nothing_more_and_is_not_lost_while_someth
     assert not later.events and backend.fleet.ledger.waiting == 1
     await backend.aclose()
     assert later.events[-1].stopped
+
+
+async def test_what_is_sent_to_a_worker_that_has_begun_anew_is_lost_and_not_refused(tmp_path):
+    """It may have arrived before: only the poll, which hears of the same, knows whether the loss was expected."""
+    backend = loopback(tmp_path, workers=1)
+    reports = await start(backend, "sleep", "1000")
+    link, old = backend.links["w0"], backend.bays["w0"]
+    heard = []
+
+    class Anew(Bay):
+        async def call(self, op, **given):
+            heard.append((op, answer := await super().call(op, **given)))
+            return answer
+
+    link.bay = anew = Anew(old.facts, folder=tmp_path / "anew")  # the poll still waits at the old one
+    later = Reports()
+    backend.start(Job(id="q-2.1", task_id="q-2", name="later", command="true"), later)
+    async with asyncio.timeout(20):
+        while "put" not in {op for op, answer in heard if answer.get("kind") == "unknown"}:
+            await asyncio.sleep(0.01)
+    assert not later.events
+    link.cut()
+    link.mend()
+    async with asyncio.timeout(30):
+        await later.ended.wait()
+        await reports.ended.wait()
+    for error in (later.events[-1].error, reports.events[-1].error):
+        assert isinstance(error, WorkerLost) and "started again" in str(error)
+    await backend.aclose()
+    await anew.aclose(expected=True, why="the test is over")
 
 
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"

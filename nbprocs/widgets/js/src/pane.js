@@ -415,7 +415,10 @@ export class Pane {
     this.bellButton.disabled = head.took !== null;
     set(this.bellButton, { "aria-pressed": String(Boolean(head.told)), title: t(head.told ? "bell.on" : "bell.off") });
     this.typeButton.hidden = !head.pty || !head.stdin;
-    if (this.typing && head.took !== null) this.setTyping(false);
+    if (this.typing && head.took !== null) {
+      this.setTyping(false);
+      this.term?.blur(); // keys that come late go nowhere: neither to the notebook's commands nor, as text being typed, in the way of the record
+    }
     if (this.term) this.term.options.convertEol = !head.pty;
     this.grow();
     if (this.term && this.screen.clientWidth) this.tellSize(this.term); // the terminal may have been there before it was known to be on one
