@@ -304,3 +304,8 @@ async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:
     await view.get_by_text("Options", exact=True).click()
     await page.shot(f"axe-open-{'dark' if dark else 'light'}")
     assert await violations(page.page, ".nb-view") == []
+    await view.locator(".nb-form").get_by_role("combobox", name="Command").click()
+    await page.page.keyboard.type("slee")
+    await expect(view.locator(".nb-form").get_by_role("option", name=re.compile("^sleep"))).to_be_visible()
+    await page.shot(f"axe-completions-{'dark' if dark else 'light'}")
+    assert await violations(page.page, ".nb-view") == []

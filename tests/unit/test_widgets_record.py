@@ -1,12 +1,14 @@
 """The static record: what a saved notebook shows."""
 
 import re
+import sys
 from datetime import UTC, datetime
 
+import bleach  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs import display
+from nbprocs import Dashboard, OutputPane, ProcessManager, display
 from nbprocs.display import Html
 from nbprocs.model import EndReason, ProcessConfig, ProcessInfo, ProcessStatus
 from nbprocs.widgets import record
@@ -89,3 +91,48 @@ def test_a_sparkline_needs_two_values_and_stays_in_its_box() -> None:
     drawn = record.sparkline([0, 200, 50], label='a "label"', top=100)
     assert "&#34;label&#34;" in drawn
     assert all(0 <= float(v) <= 90 for v in re.findall(r"[\d.]+(?=[, ])", drawn.split('points="')[1].split('"')[0]))
+
+
+# What GitHub leaves of a notebook's HTML: text, in these elements, without styles, classes and scripts (github.com/gjtorikian/html-pipeline,
+# SanitizationFilter). What a style hid or set apart must not be needed.
+KEPT = {
+    "b",
+    "i",
+    "em",
+    "strong",
+    "code",
+    "pre",
+    "div",
+    "span",
+    "p",
+    "br",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "details",
+    "summary",
+}
+
+
+async def test_github_leaves_what_matters() -> None:
+    async with ProcessManager() as pm:
+        await pm.run("sh", "-c", "echo first words; echo why it failed >&2; exit 3", name="broken", check=False)
+        alive = await pm.spawn(sys.executable, "-c", "print('at work', flush=True); input()", name="alive", stdin=True)
+        await alive.expect("at work")
+        views = [Dashboard(pm), OutputPane(pm.get("broken"))]
+        left = [bleach.clean(view.record()["text/html"], tags=KEPT, attributes=[], strip=True) for view in views]
+        for view in views:
+            view.close()
+    assert {name for html in left for name in re.findall(r"<(\w+)", html)} <= KEPT
+    assert not [tag for html in left for tag in re.findall(r"<\w+\s[^>]*>", html)]
+    dashboard, pane = ([" ".join(part.split()) for part in re.split(r"</?(?:div|tr|pre)>", html)] for html in left)
+    rows = [re.findall(r"<td>(.*?)</td>", line) for line in dashboard if "<td>" in line]
+    shown = [[re.sub(r"<[^>]*>", "", cell) for cell in row[:2]] for row in rows]
+    assert shown == [["name", "status"], ["broken", "● failed"], ["alive", "● running"]]
+    assert "2 processes: 1 failed, 1 running" in dashboard
+    assert any("as of" in part for part in dashboard)
+    assert [part for part in pane if "exit 3" in part and "failed" in part], pane
+    assert [part for part in pane if "first words" in part and "why it failed" in part], pane
