@@ -81,7 +81,6 @@ def test_the_first_evidence_that_speaks_decides():
     assert claimed(claim._replace(child=None), found(tag=other)), "the manager's"
     assert not claimed(claim._replace(child=None, manager=2), found(tag=other))
     assert claimed(Claim(everything=True), found())
-    assert not claimed(Claim(manager=1), found(tag=wire.tag_of_child(1, 1, 1))), "a claim that names no kernel has no tags"
 
 
 def test_a_stray_is_what_no_evidence_ties_to_anybody():
@@ -213,6 +212,14 @@ def test_looks_come_at_doubling_times_and_a_calm_tree_ends_with_the_second_empty
     assert ending.looked(9.9, {}).again == pytest.approx(9.902)
     assert ending.looked(9.91, {}).again is None
     assert ending.done
+
+
+def test_who_may_not_be_signalled_is_known():
+    ending = Ending(now=0.0, signal=15, grace=0.0)
+    assert not ending.not_ours
+    for start in (1.0, 2.0):
+        ending.refused(7, start)
+    assert set(ending.not_ours) == {7}
 
 
 @pytest.mark.parametrize(("newcomers", "looks"), [(0, 2), (1, 2), (2, 6), (3, 6)])

@@ -71,3 +71,17 @@ def test_who_is_left_is_named_with_the_reason():
         tree.check_ended(left, name="web", process_id="p1")
     assert caught.value.survivors == ((7, "db"), (2**22 + 1, "?"))
     assert f"SIGKILL: db (pid 7, which we may not signal), ? (pid {2**22 + 1})" in str(caught.value)
+
+
+async def test_a_tree_is_ended_by_signals_of_our_own():
+    wrong = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: wrong.append(context))
+    with subprocess.Popen(SLEEPER, stdout=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = identify(child.pid)
+        assert found is not None
+        root = tree.Root(token="of nobody", since=found.start, identity=found)
+        left = await tree.end_trees([root], grace=30)
+        assert (left, wrong, child.wait(30)) == ([], [], -15)
+    assert await tree.end_trees([], grace=0) == []
