@@ -29,6 +29,7 @@ from nbprocs.redact import mask_command, mask_env, mask_text, readable
 __all__ = [
     "UNSET",
     "Command",
+    "CommonOptions",
     "Data",
     "HasDescriptor",
     "Options",
@@ -212,8 +213,8 @@ def _option(default: Any, check: Callable[[str, Any], Any], *, label: str, help:
 # --- the config ------------------------------------------------------------------------------------------------------------
 
 
-class Options(TypedDict, total=False):
-    """The options of ProcessConfig as keywords, for type checkers: the same names, with all that each takes."""
+class CommonOptions(TypedDict, total=False):
+    """The options of ProcessConfig as keywords, for type checkers: the same names, with all that each takes. Those that a task has, too."""
 
     working_dir: Word | None
     env_vars: Mapping[str, str | None] | None
@@ -224,14 +225,11 @@ class Options(TypedDict, total=False):
     encoding: str
     errors: str
     executable: Word | None
-    timeout: float | None
-    name: str | None
     title: str | None
     shell: bool
     pty: bool
     inherit: Iterable[int | HasDescriptor]
     user: str | int | None
-    group: str | int | None
     extra_groups: Iterable[str | int] | None
     umask: int | None
     nice: int
@@ -242,6 +240,14 @@ class Options(TypedDict, total=False):
     output_limit: int | None
     notify: object
     detach: bool
+
+
+class Options(CommonOptions, total=False):
+    """All of them; of a task these three mean more."""
+
+    timeout: float | None
+    name: str | None
+    group: str | int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, init=False, repr=False)

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any
 
-from nbprocs.config import Data, HasDescriptor, ProcessConfig, Word
+from nbprocs.config import CommonOptions, Data, ProcessConfig, Word
 from nbprocs.scheduler.model import Interrupted, Misfire
 
 __all__ = ["OF_THE_PLACE", "OF_THE_PROCESS", "TaskKeywords"]
 
 
-class TaskKeywords(TypedDict, total=False):
-    """What ``schedule()`` takes beside the command and its arguments. A test holds the second half together with ProcessConfig."""
+class TaskKeywords(CommonOptions, total=False):
+    """What ``schedule()`` takes beside the command and its arguments; the options of its process are those of ProcessConfig."""
 
     priority: int
     max_retries: int | None
@@ -35,32 +35,7 @@ class TaskKeywords(TypedDict, total=False):
     estimated_duration: float | None
     hold: bool
     on_interrupted: Interrupted | str | None
-    # of its process: the options of ProcessConfig, and input=
     input: Data
-    working_dir: Word | None
-    env_vars: Mapping[str, str | None] | None
-    stdin: object
-    stdout: object
-    stderr: object
-    merge_stderr: bool
-    encoding: str
-    errors: str
-    executable: Word | None
-    title: str | None
-    shell: bool
-    pty: bool
-    inherit: Iterable[int | HasDescriptor]
-    user: str | int | None
-    extra_groups: Iterable[str | int] | None
-    umask: int | None
-    nice: int
-    rlimits: Mapping[str, int | tuple[int, int] | None] | None
-    stop_signal: int | str
-    stop_scope: str
-    success_codes: Iterable[int]
-    output_limit: int | None
-    notify: object
-    detach: bool
 
 
 OF_THE_PROCESS = frozenset(f.name for f in fields(ProcessConfig)) - {"command", "args", "timeout", "name", "group"}
