@@ -10,13 +10,13 @@ from nbprocs.display import Html, plain
 from nbprocs.engine.home import home_of
 from nbprocs.pool import ProcessPool, WorkerInfo
 from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.board_rows import BoardRows, titles
 from nbprocs.widgets.wire import Delta, number, op
 
 __all__ = ["PoolPart", "PoolView"]
 
 LOOK_EVERY = 0.5  # seconds: a pool tells no events (a hundred thousand tasks a second would be its own load), so it is looked at
 RATES = 60  # points of the throughput's sparkline
-_TITLES = 3  # tasks named for each worker
 _WORKERS = 200
 COLUMNS = ("state", "pid", "born", "done", "held", "titles", "why")  # of a row; held: tasks that it has, titles: the first ones' names
 
@@ -28,13 +28,9 @@ class PoolPart(Part):
 
     def __init__(self, pool: ProcessPool) -> None:
         self._pool = pool
-        self._rows: dict[str, list[Any]] = {}
-        self._figures: dict[str, Any] = {}
+        self._board = BoardRows()
         self._rates: deque[float] = deque(maxlen=RATES)
         self._before: tuple[float, int] | None = None
-        self._changed: dict[str, list[Any]] = {}
-        self._gone: list[str] = []
-        self._news = False
         self._timer: asyncio.TimerHandle | None = None
 
     # -- models
@@ -42,7 +38,7 @@ class PoolPart(Part):
     def attach(self, host: Host) -> None:
         """Begin to look."""
         super().attach(host)
-        self._rows, self._before = {}, None
+        self._board.rows, self._before = {}, None
         self._look()
 
     def detach(self) -> None:
@@ -73,36 +69,19 @@ class PoolPart(Part):
             "closed": self._pool.closed,
         }
         rows = {plain(worker.name): _row(worker) for worker in self._pool.workers()[:_WORKERS]}
-        self._changed |= {name: row for name, row in rows.items() if self._rows.get(name) != row}
-        self._gone += [name for name in self._rows if name not in rows]
-        self._news = self._news or figures != self._figures or rate > 0
-        self._rows, self._figures = rows, figures
-        if self._news or self._changed or self._gone:
+        if self._board.put(rows, figures, news=rate > 0):
             self.host.want(self)
 
     # -- what the front ends get
 
     def snapshot(self) -> Delta:
         """Everything."""
-        content = {
-            "columns": COLUMNS,
-            "rows": list(self._rows.items()),
-            "figures": self._figures,
-            "rates": list(self._rates),
-            "now": time.time(),
-        }
-        return Delta(content=content, size=400 + 120 * len(self._rows))
+        content = self._board.all(COLUMNS) | {"rates": list(self._rates), "now": time.time()}
+        return Delta(content=content, size=400 + 120 * len(self._board.rows))
 
     def delta(self) -> Delta | None:
         """``u`` rows, ``-`` gone rows, ``figures`` with the newest ``rate``."""
-        content: dict[str, Any] = {}
-        if self._changed:
-            content["u"], self._changed = list(self._changed.items()), {}
-        if self._gone:
-            content["-"], self._gone = self._gone, []
-        if self._news:
-            self._news = False
-            content["figures"], content["rate"] = self._figures, self._rates[-1]
+        content = self._board.new(figures={"rate": self._rates[-1]})
         return Delta(content=content, size=400 + 120 * len(content.get("u", ()))) if content else None
 
     @property
@@ -152,7 +131,7 @@ def _row(worker: WorkerInfo) -> list[Any]:
         round(worker.created_at.timestamp(), 1),
         worker.done,
         len(worker.tasks),
-        ", ".join(plain(title, limit=60) for title in worker.tasks[:_TITLES]) + (" …" if len(worker.tasks) > _TITLES else ""),
+        titles(worker.tasks),
         plain(worker.reason or "", limit=120),
     ]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nbprocs.display import Html, plain
 from nbprocs.engine.home import Home, Tasks, home_of
 from nbprocs.widgets.base import Host, Part, View
+from nbprocs.widgets.board_rows import BoardRows, titles
 from nbprocs.widgets.wire import Delta, op
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ __all__ = ["WorkersPart", "WorkersView"]
 APART = 0.7  # seconds between two looks: several pages that ask share one
 RECORD_EVERY = 2.0  # seconds, where the record is all there is to see
 _WORKERS = 200
-_TITLES = 3  # tasks named for each worker
 COLUMNS = ("name", "host", "state", "slots", "running", "cpu", "used", "memory", "tasks")  # of a row
 
 
@@ -59,11 +59,7 @@ class WorkersPart(Part):
 
     def __init__(self, backend: Cluster) -> None:
         self._backend = backend
-        self._rows: dict[str, list[Any]] = {}
-        self._figures: dict[str, Any] = {}
-        self._changed: dict[str, list[Any]] = {}
-        self._gone: list[str] = []
-        self._news = False
+        self._board = BoardRows()
         self._looking: asyncio.Task[None] | None = None
         self._looked = float("-inf")
         self._told: dict[object, Callable[[], None]] = {}
@@ -74,7 +70,7 @@ class WorkersPart(Part):
         """Begin with what is known, measured or not."""
         super().attach(host)
         self._update()
-        self._changed, self._gone, self._news = {}, [], False
+        self._board.new()  # the snapshot has it
 
     def detach(self) -> None:
         """Nothing to unsubscribe: a look that goes on ends by itself, or with the view."""
@@ -104,11 +100,8 @@ class WorkersPart(Part):
             "closed": self._backend.closed,
         }
         rows = {plain(worker.address, limit=120): _row(worker) for worker in seen[:_WORKERS]}
-        self._changed |= {key: row for key, row in rows.items() if self._rows.get(key) != row}
-        self._gone += [key for key in self._rows if key not in rows]
-        new = figures != self._figures
-        self._rows, self._figures, self._news = rows, figures, self._news or new
-        if self._news or self._changed or self._gone:
+        new = figures != self._board.figures
+        if self._board.put(rows, figures):
             self.host.want(self)
         for changed in list(self._told.values()) if new else ():
             changed()
@@ -117,18 +110,11 @@ class WorkersPart(Part):
 
     def snapshot(self) -> Delta:
         """Everything."""
-        content = {"columns": COLUMNS, "rows": list(self._rows.items()), "figures": self._figures, "now": time.time()}
-        return Delta(content=content, size=300 + 150 * len(self._rows))
+        return Delta(content=self._board.all(COLUMNS) | {"now": time.time()}, size=300 + 150 * len(self._board.rows))
 
     def delta(self) -> Delta | None:
         """``u`` rows, ``-`` gone rows, ``figures``."""
-        content: dict[str, Any] = {}
-        if self._changed:
-            content["u"], self._changed = list(self._changed.items()), {}
-        if self._gone:
-            content["-"], self._gone = self._gone, []
-        if self._news:
-            content["figures"], self._news = self._figures, False
+        content = self._board.new()
         return Delta(content=content, size=100 + 150 * len(content.get("u", ()))) if content else None
 
     @property
@@ -164,7 +150,6 @@ class WorkersPart(Part):
 
 def _row(worker: "SeenWorker") -> list[Any]:
     """The cells of COLUMNS."""
-    tasks = ", ".join(plain(task, limit=60) for task in worker.tasks[:_TITLES]) + (" …" if len(worker.tasks) > _TITLES else "")
     return [
         plain(worker.name or "", limit=60),
         plain(worker.host or "", limit=60),
@@ -174,7 +159,7 @@ def _row(worker: "SeenWorker") -> list[Any]:
         None if worker.cpu is None else round(worker.cpu),
         worker.used,
         worker.memory,
-        tasks,
+        titles(worker.tasks),
     ]
 
 
