@@ -177,7 +177,8 @@ class View(anywidget.AnyWidget):
             self._perform(message)
 
     def _welcome(self, viewer: str) -> None:
-        self._viewers[viewer] = self._viewers.pop(viewer, None) or Sequence(self.home.loop, self._perform)
+        calls = self._viewers.pop(viewer) if viewer in self._viewers else Sequence(self.home.loop, self._perform)
+        self._viewers[viewer] = calls
         while len(self._viewers) > _VIEWERS:
             self._viewers.pop(next(iter(self._viewers))).end()
         if not self._attached:
