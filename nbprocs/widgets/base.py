@@ -10,7 +10,7 @@ nothing but widgets; the comm for that is opened when somebody asks for it. Its 
 
 A part knows its model and no widget; a view knows its parts and no model. Parts are attached (subscribed) only while somebody
 looks. Front-end messages arrive on the main thread or on a subshell's, depending on the kernel's version; they are always carried
-to the home loop first, where calls are put in order again (sequence.py). Sending is allowed from every thread.
+to the home loop first, where calls are put in order again (arrivals.py). Sending is allowed from every thread.
 """
 
 import abc
@@ -30,10 +30,10 @@ import traitlets
 from nbprocs.display import Html, joined, plain
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
+from nbprocs.widgets.arrivals import Arrivals
 from nbprocs.widgets.assets import ON_DEMAND, SCRIPT, STATIC, STYLE
 from nbprocs.widgets.pacing import pacer_of
 from nbprocs.widgets.record import MUTED
-from nbprocs.widgets.sequence import Sequence
 from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, checked, flag, op, parse, text
 
 __all__ = ["Host", "Part", "View", "held_by"]
@@ -118,7 +118,7 @@ class View(anywidget.AnyWidget):
         self.tasks: Tasks = Tasks(home)
         self._parts: dict[str, Part] = dict(parts)
         self._fixed = tuple(parts)
-        self._viewers: dict[str, Sequence] = {}
+        self._viewers: dict[str, Arrivals] = {}
         self._mounted: dict[str, set[str]] = {}  # front ends that show a part which was mounted later
         self._focused: dict[str, float] = {}
         self._wanting: set[str] = set()
@@ -177,7 +177,7 @@ class View(anywidget.AnyWidget):
             self._perform(message)
 
     def _welcome(self, viewer: str) -> None:
-        calls = self._viewers.pop(viewer) if viewer in self._viewers else Sequence(self.home.loop, self._perform)
+        calls = self._viewers.pop(viewer) if viewer in self._viewers else Arrivals(self.home.loop, self._perform)
         self._viewers[viewer] = calls
         while len(self._viewers) > _VIEWERS:
             self._viewers.pop(next(iter(self._viewers))).end()

@@ -6,11 +6,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbprocs.widgets.sequence import MOST, Sequence
+from nbprocs.widgets.arrivals import MOST, Arrivals
 from nbprocs.widgets.wire import Call
 
 
-class Clock:
+class Alarms:
     """A loop's timers, which go off when the test says so."""
 
     def __init__(self) -> None:
@@ -28,16 +28,16 @@ class Clock:
             callback()
 
 
-def made(first: int = 1) -> tuple[Sequence, Clock, list[int], Callable[[int], None]]:
+def made(first: int = 1) -> tuple[Arrivals, Alarms, list[int], Callable[[int], None]]:
     done: list[int] = []
-    clock = Clock()
-    sequence = Sequence(clock, lambda call: done.append(call.id))  # type: ignore[arg-type]
+    clock = Alarms()
+    arrivals = Arrivals(clock, lambda call: done.append(call.id))  # type: ignore[arg-type]
 
     def take(number: int) -> None:
-        sequence.take(Call(view="tab", id=number, part="pane", op="send", args={}))
+        arrivals.take(Call(view="tab", id=number, part="pane", op="send", args={}))
 
     take(first)
-    return sequence, clock, done, take
+    return arrivals, clock, done, take
 
 
 @given(st.permutations(range(2, 30)))
@@ -81,8 +81,8 @@ def test_only_so_many_wait() -> None:
 
 
 def test_the_end_of_a_front_end_ends_the_waiting() -> None:
-    sequence, clock, done, take = made()
+    arrivals, clock, done, take = made()
     take(3)
-    sequence.end()
+    arrivals.end()
     assert clock.due == []
     assert done == [1]

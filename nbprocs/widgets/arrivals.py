@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from nbprocs.widgets.wire import Call
 
-__all__ = ["Sequence"]
+__all__ = ["Arrivals"]
 
 PATIENCE = 1.0  # seconds that a call waits for one before it: it may be with a thread that a cell blocks, or lost
 MOST = 256  # calls that wait
 
 
-class Sequence:
+class Arrivals:
     """Performs each call in its turn. All methods on the home loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, perform: Callable[[Call], None]) -> None:
