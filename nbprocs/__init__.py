@@ -23,53 +23,55 @@ r"""Run, watch, pool, schedule and repair real processes from a notebook.
 #     notify
 #     checks   display   terminal
 #     redact
-#     guard
+#     guard      seams
+
+from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
 
-from nbprocs.display import set_view_factory
-from nbprocs.errors import (
-    Closed,
-    CommunicationError,
-    ExecutionTimeout,
-    ExpectTimeout,
-    NameInUse,
-    NotReady,
-    OutOfMemory,
-    PermissionDenied,
-    ProcessCrashed,
-    ProcessError,
-    ProcessFailed,
-    ResourceExhausted,
-    RestartsExhausted,
-    StartupFailed,
-    StopFailed,
-    Unhealthy,
-    UnknownProcess,
-    WorkerLost,
-)
-from nbprocs.model import (
-    EndReason,
-    EventKind,
-    ProcessConfig,
-    ProcessEvent,
-    ProcessInfo,
-    ProcessResult,
-    ProcessStatus,
-    Stream,
-    TaskPriority,
-)
-from nbprocs.notify import Notice, Notify
-from nbprocs.processes.manager import ProcessManager
-from nbprocs.processes.process import ManagedProcess
-from nbprocs.processes.recording import set_historian
+from nbprocs.seams import installed
+
+TYPE_CHECKING = False  # what type checkers take for typing's, which costs more to load than all of this
 
 __version__ = "0.2.0"
 
-# Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library.
+# Loaded when they are first asked for: a notebook that starts one process needs neither a scheduler nor a widget library, and a cell
+# that only imports needs none of it.
 _LAZY = {
+    "nbprocs.errors": (
+        "Closed",
+        "CommunicationError",
+        "ExecutionTimeout",
+        "ExpectTimeout",
+        "NameInUse",
+        "NotReady",
+        "OutOfMemory",
+        "PermissionDenied",
+        "ProcessCrashed",
+        "ProcessError",
+        "ProcessFailed",
+        "ResourceExhausted",
+        "RestartsExhausted",
+        "StartupFailed",
+        "StopFailed",
+        "Unhealthy",
+        "UnknownProcess",
+        "WorkerLost",
+    ),
+    "nbprocs.model": (
+        "EndReason",
+        "EventKind",
+        "ProcessConfig",
+        "ProcessEvent",
+        "ProcessInfo",
+        "ProcessResult",
+        "ProcessStatus",
+        "Stream",
+        "TaskPriority",
+    ),
+    "nbprocs.notify": ("Notice", "Notify"),
+    "nbprocs.processes": ("ManagedProcess", "ProcessManager"),
     "nbprocs.engine.owners": ("managers",),
     "nbprocs.processes.detached": ("detached", "forget"),
     "nbprocs.processes.default": ("adopt", "run", "run_sync", "spawn"),
@@ -152,8 +154,41 @@ _LAZY = {
 _HOME_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from nbprocs.cluster import DaskBackend
     from nbprocs.engine.owners import managers
+    from nbprocs.errors import (
+        Closed,
+        CommunicationError,
+        ExecutionTimeout,
+        ExpectTimeout,
+        NameInUse,
+        NotReady,
+        OutOfMemory,
+        PermissionDenied,
+        ProcessCrashed,
+        ProcessError,
+        ProcessFailed,
+        ResourceExhausted,
+        RestartsExhausted,
+        StartupFailed,
+        StopFailed,
+        Unhealthy,
+        UnknownProcess,
+        WorkerLost,
+    )
+    from nbprocs.model import (
+        EndReason,
+        EventKind,
+        ProcessConfig,
+        ProcessEvent,
+        ProcessInfo,
+        ProcessResult,
+        ProcessStatus,
+        Stream,
+        TaskPriority,
+    )
     from nbprocs.monitor import (
         Alert,
         AlertSeverity,
@@ -166,6 +201,7 @@ if TYPE_CHECKING:
         record,
         replay,
     )
+    from nbprocs.notify import Notice, Notify
     from nbprocs.policy import CircuitBreaker, RestartPolicy, RetryPolicy
     from nbprocs.pool import (
         CommandWorker,
@@ -179,6 +215,7 @@ if TYPE_CHECKING:
         WorkerOutput,
         WorkerState,
     )
+    from nbprocs.processes import ManagedProcess, ProcessManager
     from nbprocs.processes.default import adopt, run, run_sync, spawn
     from nbprocs.processes.detached import detached, forget
     from nbprocs.processes.readiness import LogLine, Port, Url
@@ -245,7 +282,7 @@ def unload_ipython_extension(shell: Any) -> None:
     importlib.import_module("nbprocs.magics").unload_ipython_extension(shell)
 
 
-set_historian(lambda: importlib.import_module("nbprocs.runs.recorder"))  # loaded by the first ``runs=``
+installed["historian"] = lambda: importlib.import_module("nbprocs.runs.recorder")  # loaded by the first ``runs=``
 
 
 def _show_live(model: object) -> None:
@@ -257,7 +294,7 @@ def _show_live(model: object) -> None:
 
 _kernel = getattr(sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None, "kernel", None)
 if _kernel is not None:
-    set_view_factory(None, publish=_show_live)
+    importlib.import_module("nbprocs.display").set_view_factory(None, publish=_show_live)
     _kernel.comm_manager.register_target(
         "nbprocs.notify", lambda comm, _opened: importlib.import_module("nbprocs.widgets.notices").opened(comm)
     )

@@ -117,7 +117,7 @@ class Shim:
 
 
 def above_standard(fd: int) -> int:
-    """The descriptor under a number that can be handed on: where stdin, stdout or stderr of this program is closed, a new one may get theirs.
+    """The descriptor, under a number that can be handed on: where this program's own stdin, stdout or stderr is closed, it may have theirs.
 
     The one that is given is the caller's no longer. Raises OSError.
     """

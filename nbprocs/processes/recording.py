@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbprocs.model import EventKind
+from nbprocs.seams import installed
 
 if TYPE_CHECKING:
     from nbprocs.processes.process import ManagedProcess
@@ -20,7 +21,6 @@ __all__ = [
     "kernel_runs",
     "past_for",
     "recorder_for",
-    "set_historian",
     "set_kernel_runs",
     "witness",
 ]
@@ -79,28 +79,20 @@ class Historian(Protocol):
         """What notes a scheduler's tasks, when they are scheduled."""
 
 
-_installed: dict[str, Any] = {"historian": None, "kernel": None}  # one per interpreter
-
-
-def set_historian(find: Callable[[], Historian] | None) -> None:
-    """Install what finds the historian when it is first needed."""
-    _installed["historian"] = find
-
-
 def set_kernel_runs(runs: Any) -> None:
     """Where managers record that don't say; None: nowhere."""
-    _installed["kernel"] = runs
+    installed["kernel"] = runs
 
 
 def kernel_runs() -> Any:
     """What ``set_kernel_runs`` said last."""
-    return _installed["kernel"]
+    return installed["kernel"]
 
 
 def _wanted(runs: Any) -> tuple[Historian | None, Any]:
     """None and True stand for the kernel's history, False for none."""
-    wanted = _installed["kernel"] if runs is None or runs is True else runs
-    find: Callable[[], Historian] | None = _installed["historian"]
+    wanted = installed["kernel"] if runs is None or runs is True else runs
+    find: Callable[[], Historian] | None = installed["historian"]
     return (None, None) if wanted is None or wanted is False or find is None else (find(), wanted)
 
 

@@ -522,10 +522,14 @@ def import_time(what):
 
 
 def test_import(bench):
+    """A name is loaded when it is first asked for: what an import alone costs is not the whole."""
+    peer = "import asyncio, subprocess, psutil"
+    peers = {peer: lambda: import_time("asyncio, subprocess, psutil")}
+    bench.row("import nbprocs", ours=lambda: import_time("nbprocs"), peers=peers, at_most={peer: 0.2}, unit="ms")
     bench.row(
-        "import nbprocs",
-        ours=lambda: import_time("nbprocs"),
-        peers={"import asyncio, subprocess, psutil": lambda: import_time("asyncio, subprocess, psutil")},
-        at_most={"import asyncio, subprocess, psutil": 1.5},
+        "import nbprocs; nbprocs.ProcessManager",
+        ours=lambda: import_time("nbprocs; nbprocs.ProcessManager"),
+        peers=peers,
+        at_most={peer: 1.5},
         unit="ms",
     )

@@ -285,6 +285,25 @@ async def test_programs_that_take_all_of_the_screen(lab: Any, program: Any) -> N
     assert "\x1b" not in record
 
 
+async def test_letters_reach_the_program_in_the_order_in_which_they_were_typed(lab: Any) -> None:
+    """ipykernel hands the messages of a comm to the main thread and to a subshell's by turns."""
+    heard = lab.server.folder / "heard.txt"
+    echo = (
+        "import os, tty; tty.setraw(0); os.write(1, b'ready')\n"
+        f"with open({str(heard)!r}, 'wb', buffering=0) as f:\n"
+        "    while (data := os.read(0, 1000)) and f.write(data) and not data.endswith(b'!'): os.write(1, b'.')"
+    )
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn(sys.executable, '-c', {echo!r}, pty=True, stdin=True, name='raw')\nproc"])
+    await page.run(0)
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("ready")
+    await view.get_by_role("button", name=re.compile("^Type into the program")).click()
+    text = "".join(f"{i:02d} the quick brown fox jumps over the lazy dog; " for i in range(15)) + "!"
+    await page.page.keyboard.type(text)
+    await expect(view.locator(".nb-facts")).to_contain_text("completed")
+    assert heard.read_text() == text
+
+
 @pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 async def test_axe_finds_nothing(lab: Any, dark: bool) -> None:

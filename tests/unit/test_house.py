@@ -71,15 +71,25 @@ async def test_example(item, tmp_path, monkeypatch):
 # --- what importing costs ----------------------------------------------------------------------------------------------------
 
 
-def test_import_is_light():
-    code = f"import sys, nbprocs; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+def loaded_by(code):
+    """The modules of a fresh interpreter after that code."""
+    code = f"import sys, nbprocs; {code}; print(*sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert out.split() == []
+    return set(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_import_loads_nothing_that_nobody_has_asked_for():
+    loaded = loaded_by("pass")
+    assert {name for name in loaded if name.startswith("nbprocs")} == {"nbprocs", "nbprocs.seams"}
+    assert not loaded & {"asyncio", "dataclasses", "typing"}
+
+
+def test_import_is_light():
+    assert not loaded_by("nbprocs.ProcessManager, nbprocs.ProcessError") & {*HEAVY, "json", "nbprocs.widgets", "nbprocs.scheduler"}
 
 
 def test_import_starts_nothing():
-    code = "import threading, os, nbprocs; print(threading.active_count(), len(os.listdir('/proc/self/fd')))"
+    code = "import threading, os, nbprocs; nbprocs.ProcessManager; print(threading.active_count(), len(os.listdir('/proc/self/fd')))"
     plain = "import threading, os; print(threading.active_count(), len(os.listdir('/proc/self/fd')))"
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     outs = [subprocess.run([sys.executable, "-c", c], env=env, capture_output=True, text=True, check=True).stdout for c in (code, plain)]

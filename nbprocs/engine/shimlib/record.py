@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
@@ -44,6 +43,8 @@ class Record:
 
     def write(self, **changes: Any) -> None:
         """Change fields, on disk if that can be."""
+        import json  # noqa: PLC0415 - only a detached process has a record: `nbprocs.ProcessManager` stays light
+
         self.fields.update(changes)
         draft = f"{self._path}.new"
         try:
