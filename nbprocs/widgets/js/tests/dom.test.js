@@ -1,0 +1,15 @@
+import { expect, it } from "vitest";
+import { copy, h } from "../src/dom.js";
+
+it("leaves the focus where it was when it copies without the clipboard's interface", async () => {
+  const input = h("input", { type: "text" });
+  document.body.append(input);
+  input.focus();
+  /** @type {string[]} */
+  const taken = [];
+  document.execCommand = () => Boolean(taken.push(/** @type {HTMLTextAreaElement} */ (document.activeElement).value));
+  expect(await copy("some text")).toBe(true);
+  expect(taken).toEqual(["some text"]);
+  expect(document.activeElement).toBe(input);
+  expect(document.querySelector("textarea")).toBe(null);
+});
