@@ -107,8 +107,9 @@ class ProcessCore:
         self._endings, self._drained = 0, False  # how many stops are under way; whether its output has come to its end
         self.paused: bool = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters, self._output_waiters = Waiters[None](), Waiters[None]()
-        self._launched = Waiters[None]()  # stops that were asked for before there was a child
+        self._waiters: Waiters[None] = Waiters()  # not Waiters[None](): a subscript costs seven times as much
+        self._output_waiters: Waiters[None] = Waiters()
+        self._launched: Waiters[None] = Waiters()  # stops that were asked for before there was a child
         self._callbacks: list[Callable[[ProcessCore], object]] = []
         self.order: Interleaved = Interleaved()
         self.readers: dict[Stream, tuple[LineReader, deque[str]]] = {}  # of receive_output() and receive_error()
@@ -266,9 +267,14 @@ class ProcessCore:
         With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at most
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
-        if self.result is None:
-            async with contextlib.nullcontext() if timeout is None else asyncio.timeout(timeout):
-                await self.over()
+        if timeout is None or self.result is not None:
+            return await self.outcome()
+        async with asyncio.timeout(timeout):
+            return await self.outcome()
+
+    async def outcome(self) -> ProcessResult:
+        """The same without a limit. On the home loop."""
+        await self.over()
         if self.result is None:
             raise self.broken("was not started")
         return self.result
