@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from nbprocs.engine.shim import above_standard
+
 __all__ = ["Channel", "SharedPage", "Sink"]
 
 _WANTED = 4 << 20  # bytes of socket buffer to ask for; the system gives what its limits allow
@@ -67,7 +69,7 @@ class Channel:
             self.closed: bool = False
             loop.add_reader(ours, self.read)
             undo.pop_all()
-        self.child_fd: int = theirs.detach()  # -1 once it is released
+        self.child_fd: int = above_standard(theirs.detach())  # -1 once it is released
 
     def release_child(self) -> None:
         """Close our copy of the child's end, once the child has its own: else we should never see the end. Idempotent."""
@@ -171,10 +173,10 @@ class SharedPage:
     def __init__(self) -> None:
         """Raises OSError when the system has no descriptors or memory left."""
         if hasattr(os, "memfd_create"):
-            self.child_fd: int = os.memfd_create("nbprocs-page", os.MFD_CLOEXEC)
+            self.child_fd: int = above_standard(os.memfd_create("nbprocs-page", os.MFD_CLOEXEC))
         else:
             with tempfile.TemporaryFile() as file:
-                self.child_fd = os.dup(file.fileno())
+                self.child_fd = above_standard(os.dup(file.fileno()))
         try:
             os.ftruncate(self.child_fd, self.SIZE)
             self._map = mmap.mmap(self.child_fd, self.SIZE)

@@ -55,7 +55,7 @@ class PosixLauncher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._closed = False
-        self._used = False
+        self._used = self._asked = False  # a start was tried; a shim was asked for one
         self.manager: int = 0  # its part of the tags, from the first start on
         self.token: str = f"{shims.token}.{next(_numbers)}"
         self._portable: PortableLauncher | None = None
@@ -75,6 +75,7 @@ class PosixLauncher:
             self._release.atexit = False
         try:
             child = PosixChild(spec, manager=self.manager, listener=listener)
+            self._asked = True
             await child.started()
         except NoShim as error:
             shims.unusable = str(error)
@@ -104,7 +105,7 @@ class PosixLauncher:
     async def end_all(self, children: Iterable[Child], *, grace: float) -> list[Survivor]:
         """See Launcher. Strays go with the last manager that could be theirs."""
         left: list[Survivor] = [] if self._portable is None else await self._portable.end_all(children, grace=grace)
-        clients = shims.connected(self._loop) if self._used and not shims.unusable else ()
+        clients = shims.connected(self._loop) if self._asked and not shims.unusable else ()
         strays = _open <= {self.manager}
         asked = [client.request_end(self._everything(grace, strays=strays)) for client in clients]
         for future in asked:

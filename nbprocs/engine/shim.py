@@ -38,7 +38,7 @@ from nbprocs.redact import mask_command
 if TYPE_CHECKING:
     from nbprocs.engine.client import ShimClient
 
-__all__ = ["NoShim", "Shim", "Shims", "shims"]
+__all__ = ["NoShim", "Shim", "Shims", "above_standard", "shims"]
 
 WATCHER = "nbprocs-shim-watch"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "shim_main.py")
@@ -74,23 +74,24 @@ class Shim:
         self.answered = 0.0
         self.path: str | None = None
         self.first: socket.socket
-        self.first, theirs = socket.socketpair()
+        self.first, end = socket.socketpair()
+        theirs = above_standard(end.detach())
         try:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [program, "-I", "-S", "-E", _SCRIPT, str(theirs.fileno()), str(os.getpid()), str(base), token, str(int(inherits))],
+                [program, "-I", "-S", "-E", _SCRIPT, str(theirs), str(os.getpid()), str(base), token, str(int(inherits))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
                 env={name: os.environ[name] for name in _KEPT if name in os.environ},
                 start_new_session=True,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs,),
             )
         except BaseException:
             self.first.close()
             raise
         finally:
-            theirs.close()
+            os.close(theirs)
         self.pid: int = self.process.pid
 
     @property
@@ -113,6 +114,21 @@ class Shim:
         self.alive = False
         self.first.close()
         self.process.poll()
+
+
+def above_standard(fd: int) -> int:
+    """The descriptor, under a number that can be handed on: where this program's own stdin, stdout or stderr is closed, it may have theirs.
+
+    The one that is given is the caller's no longer. Raises OSError.
+    """
+    if fd > 2:  # noqa: PLR2004 - the standard ones
+        return fd
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def interpreter() -> str | None:
@@ -358,11 +374,11 @@ class Shims:
                     log.warning("%s", fields[0])
 
     def _serve(self, shim: Shim) -> None:
-        from nbprocs.engine.places import runtime_folder  # noqa: PLC0415 - it may load jupyter_core; this is not the loop's thread
+        try:  # also what is loaded here needs a descriptor
+            from nbprocs.engine.places import runtime_folder  # noqa: PLC0415 - it may load jupyter_core; this is not the loop's thread
 
-        try:
             shim.path = os.path.join(runtime_folder(), f"shim-{os.getpid()}-{os.urandom(4).hex()}.sock")
-        except OSError as error:
+        except (OSError, ImportError) as error:
             log.warning("there is no folder for the status socket: %s", error)
             return
         shim.say(wire.SERVE, shim.path)

@@ -10,7 +10,7 @@ nothing but widgets; the comm for that is opened when somebody asks for it. Its 
 
 A part knows its model and no widget; a view knows its parts and no model. Parts are attached (subscribed) only while somebody
 looks. Front-end messages arrive on the main thread or on a subshell's, depending on the kernel's version; they are always carried
-to the home loop first. Sending is allowed from every thread.
+to the home loop first, where calls are put in order again (arrivals.py). Sending is allowed from every thread.
 """
 
 import abc
@@ -30,6 +30,7 @@ import traitlets
 from nbprocs.display import Html, joined, plain
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
+from nbprocs.widgets.arrivals import Arrivals
 from nbprocs.widgets.assets import ON_DEMAND, SCRIPT, STATIC, STYLE
 from nbprocs.widgets.pacing import pacer_of
 from nbprocs.widgets.record import MUTED
@@ -117,7 +118,7 @@ class View(anywidget.AnyWidget):
         self.tasks: Tasks = Tasks(home)
         self._parts: dict[str, Part] = dict(parts)
         self._fixed = tuple(parts)
-        self._viewers: dict[str, None] = {}
+        self._viewers: dict[str, Arrivals] = {}
         self._mounted: dict[str, set[str]] = {}  # front ends that show a part which was mounted later
         self._focused: dict[str, float] = {}
         self._wanting: set[str] = set()
@@ -170,14 +171,16 @@ class View(anywidget.AnyWidget):
             return
         if isinstance(message, Hello):
             self._goodbye(message.view) if message.gone else self._welcome(message.view)
+        elif message.view in self._viewers:
+            self._viewers[message.view].take(message)
         else:
             self._perform(message)
 
     def _welcome(self, viewer: str) -> None:
-        self._viewers.pop(viewer, None)
-        self._viewers[viewer] = None
+        calls = self._viewers.pop(viewer) if viewer in self._viewers else Arrivals(self.home.loop, self._perform)
+        self._viewers[viewer] = calls
         while len(self._viewers) > _VIEWERS:
-            self._viewers.pop(next(iter(self._viewers)))
+            self._viewers.pop(next(iter(self._viewers))).end()
         if not self._attached:
             self._attached = True
             for part in list(self._parts.values()):
@@ -191,7 +194,8 @@ class View(anywidget.AnyWidget):
         self._emit({"n": self._number, "to": viewer, "s": content, "kinds": kinds}, buffers)
 
     def _goodbye(self, viewer: str) -> None:
-        self._viewers.pop(viewer, None)
+        if (calls := self._viewers.pop(viewer, None)) is not None:
+            calls.end()
         self._focused.pop(viewer, None)
         for name in list(self._mounted):
             self._op_unmount(name, viewer)
@@ -366,6 +370,8 @@ class View(anywidget.AnyWidget):
             log.debug("the loop of a view ended before the view")
 
     def _end(self) -> None:
+        for calls in self._viewers.values():
+            calls.end()
         self._viewers.clear()
         self._detach()
         if len(self.tasks):

@@ -98,8 +98,10 @@ async def test_a_pane_grows_marks_stderr_and_links(lab: Any, dark: bool) -> None
     await view.get_by_label("More").select_option("Copy the output")
     assert "a warning on stderr" in await page.page.evaluate("navigator.clipboard.readText()")
     await view.get_by_label("More").select_option("Show or hide times")
-    await view.get_by_label("Send a line to the process").fill("go")
-    await page.page.keyboard.press("Enter")
+    line = view.get_by_label("Send a line to the process")
+    await line.fill("go")
+    await line.press("Enter")
+    await expect(line).to_have_value("")
     await expect(screen(view)).to_contain_text("more 39")
     await expect(view.locator(".nb-gutter")).to_contain_text(re.compile(r"\d\d:\d\d:\d\d"))
     large = await view.locator(".nb-screen").evaluate("(n) => n.offsetHeight")
@@ -283,6 +285,25 @@ async def test_programs_that_take_all_of_the_screen(lab: Any, program: Any) -> N
     record = await page.output(0).locator("[class^=nb-rec-]").inner_html()
     assert "exit 0" in record
     assert "\x1b" not in record
+
+
+async def test_letters_reach_the_program_in_the_order_in_which_they_were_typed(lab: Any) -> None:
+    """ipykernel hands the messages of a comm to the main thread and to a subshell's by turns."""
+    heard = lab.server.folder / "heard.txt"
+    echo = (
+        "import os, tty; tty.setraw(0); os.write(1, b'ready')\n"
+        f"with open({str(heard)!r}, 'wb', buffering=0) as f:\n"
+        "    while (data := os.read(0, 1000)) and f.write(data) and not data.endswith(b'!'): os.write(1, b'.')"
+    )
+    page = await lab.open(cells=[f"{START}proc = await pm.spawn(sys.executable, '-c', {echo!r}, pty=True, stdin=True, name='raw')\nproc"])
+    await page.run(0)
+    view = page.output(0).locator(".nb-view")
+    await expect(screen(view)).to_contain_text("ready")
+    await view.get_by_role("button", name=re.compile("^Type into the program")).click()
+    text = "".join(f"{i:02d} the quick brown fox jumps over the lazy dog; " for i in range(15)) + "!"
+    await page.page.keyboard.type(text)
+    await expect(view.locator(".nb-facts")).to_contain_text("completed")
+    assert heard.read_text() == text
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe comes with: npm ci in nbprocs/widgets/js")

@@ -8,6 +8,13 @@ from playwright.async_api import expect
 from tests.browser.axe import AXE, violations
 
 START = "import nbprocs; p = await nbprocs.spawn('sh', '-c', 'echo here it is; exec sleep 1000', name='panel-job'); print(p.pid)"
+HIDE = """() => {
+  let hidden = true;
+  Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });
+  Object.defineProperty(document, 'visibilityState', { get: () => (hidden ? 'hidden' : 'visible'), configurable: true });
+  window.shown = () => { hidden = false; document.dispatchEvent(new Event('visibilitychange')); };
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
 
 
 async def opened_panel(page):
@@ -90,16 +97,11 @@ async def test_nothing_is_asked_while_the_page_is_hidden(lab):
     asked = []
     page.on("request", lambda request: asked.append(request.url) if "nbprocs/processes" in request.url else None)
     notebook.window.spoiled = True
-    await page.evaluate(
-        "() => { let hidden = true; Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
-        " window.shown = () => { hidden = false; document.dispatchEvent(new Event('visibilitychange')); };"
-        " document.dispatchEvent(new Event('visibilitychange')); }"
-    )
-    await page.wait_for_timeout(500)  # one may be under way
+    await page.evaluate(HIDE)
     asked.clear()
     await page.wait_for_timeout(5000)  # two looks of a panel that is seen
     assert asked == []
-    async with page.expect_request(re.compile("nbprocs/processes")):
+    async with page.expect_request(re.compile("nbprocs/processes"), timeout=1500):  # at once, not when the slow look is due
         await page.evaluate("window.shown()")
 
 
@@ -127,7 +129,7 @@ async def test_the_end_of_a_process_is_told(lab):
     await notebook.shot("panel-toast")
 
 
-AWAY = """() => {
+NOTED = """() => {
   const own = window.Notification;
   window.told = [];
   window.Notification = class extends own {
@@ -136,14 +138,9 @@ AWAY = """() => {
       window.told.push([title, options.body, own.permission]);
     }
   };
-  let hidden = true;
-  Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });
-  window.back = () => {
-    hidden = false;
-    document.dispatchEvent(new Event('visibilitychange'));
-  };
   window.undo = () => {
     delete document.hidden;
+    delete document.visibilityState;
     window.Notification = own;
   };
 }"""
@@ -165,13 +162,14 @@ async def test_who_looks_away_is_told_by_the_browser_and_by_the_title(lab):
     await notebook.run(0)
     title = await page.title()
     notebook.window.spoiled = True
-    await page.evaluate(AWAY)
+    await page.evaluate(NOTED)
+    await page.evaluate(HIDE)
     await notebook.run(1)
     await expect(page).to_have_title(re.compile(r"^\(2\) bad failed"))
     told = await page.evaluate("told")
     assert [news[0].split()[:2] for news in told] == [["done", "completed"], ["bad", "failed"]], told
     assert [news[1:] for news in told] == [["it was 0", "granted"], ["it was 3", "granted"]], told
-    await page.evaluate("back()")
+    await page.evaluate("shown()")
     await expect(page).to_have_title(title)
     await notebook.run(2)
     await expect(page.locator(".Toastify__toast", has_text="late completed")).to_be_visible(timeout=60_000)

@@ -14,7 +14,7 @@ TALK = f"import time\nfor i in range(10**6): print('line', i, 'x' * 60, flush=Tr
 
 @pytest.mark.slow
 async def test_five_panes_leave_the_main_thread_free(lab: Any) -> None:
-    start = [f"p{i} = await pm.spawn(sys.executable, '-c', {TALK!r}, name='talker-{i}')\np{i}" for i in range(PANES)]
+    start = [f"p{i} = await pm.spawn(sys.executable, '-c', {TALK!r})\np{i}" for i in range(PANES)]
     page = await lab.open(cells=[START, *start], height=1600)
     await page.run(0)
     session = await page.page.context.new_cdp_session(page.page)

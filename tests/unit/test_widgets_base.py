@@ -190,6 +190,18 @@ async def test_messages_may_arrive_on_any_thread() -> None:
         assert where == [threading.get_ident()]
 
 
+async def test_calls_that_overtake_each_other_are_performed_in_order() -> None:
+    view, part = counter()
+    with shown(view) as tab:
+        await tab.hello()
+        done: list[int] = []
+        part.add = op(by=number(0, 100))(lambda *, by: done.append(by))  # type: ignore[method-assign]
+        for call in (1, 3, 4, 2, 6, 5):
+            tab.say({"do": "call", "view": tab.name, "id": call, "part": "one", "op": "add", "args": {"by": call}})
+        await tab.until(lambda m: m.get("re") == 6)
+        assert done == [1, 2, 3, 4, 5, 6]
+
+
 async def test_a_view_of_a_background_manager_lives_there() -> None:
     pm = ProcessManager(background=True)
     try:

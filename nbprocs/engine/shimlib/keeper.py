@@ -450,12 +450,12 @@ def main(become_subreaper: Callable[[], None]) -> None:
         os._exit(0)
     os.setsid()
     become_subreaper()
-    answer = os.dup(1)
-    os.set_inheritable(answer, False)
+    answer = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)  # no number that is given away below: a kernel may have no stderr
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    os.close(null)
+    if null > 2:  # noqa: PLR2004 - the standard ones
+        os.close(null)
     os.chdir("/")
 
     def reply(said: dict[str, Any]) -> None:

@@ -30,8 +30,12 @@ export class Processes {
       name: "nbprocs:processes",
       factory: () => this.look(),
       frequency: { interval: UNSEEN, backoff: true, max: 60000 },
-      standby: "when-hidden",
+      standby: () => document.hidden, // Poll's own "when-hidden" asks once more
     });
+    this.shown = () => {
+      if (!document.hidden) void this.poll.refresh();
+    };
+    document.addEventListener("visibilitychange", this.shown);
     // A panel that opens is filled at once: the tick is cheap, the look is not taken unless the panel came into sight.
     this.watch = setInterval(() => {
       const interval = panelSeen() ? SEEN : UNSEEN;
@@ -88,6 +92,7 @@ export class Processes {
 
   dispose() {
     clearInterval(this.watch);
+    document.removeEventListener("visibilitychange", this.shown);
     this.poll.dispose();
     Signal.clearData(this);
   }

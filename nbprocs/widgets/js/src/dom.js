@@ -87,12 +87,15 @@ export async function copy(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement);
     const area = h("textarea", { style: { position: "fixed", opacity: "0" } });
     area.value = text;
     document.body.append(area);
+    area.focus();
     area.select();
     const done = document.execCommand?.("copy") ?? false; // where the page is not secure
     area.remove();
+    focused?.focus(); // whoever types goes on typing
     return done;
   }
 }

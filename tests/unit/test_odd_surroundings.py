@@ -1,0 +1,73 @@
+"""A kernel in odd surroundings: without its standard streams, without descriptors to spare. Each is an interpreter of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+STREAMLESS = """
+import asyncio, os, sys
+import nbprocs
+
+async def main():
+    for fd in map(int, sys.argv[2]):
+        os.close(fd)
+    async with nbprocs.ProcessManager() as pm, nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=1)) as pool:
+        result = await pm.run("sh", "-c", "echo out; echo err >&2")
+        kept = await (await pm.spawn("sh", "-c", "echo out; echo err >&2", detach=True)).wait()
+        said = [result.text, result.stderr, kept.text, kept.stderr, await pool.run(sum, [1, 2])]
+    from nbprocs.engine.shim import shims
+    return repr((said, shims.unusable))
+
+with open(sys.argv[1], "w") as answer:
+    answer.write(asyncio.run(main()))
+"""
+
+POOR = """
+import asyncio, os, resource, threading
+import nbprocs
+from nbprocs.engine.shim import WATCHER
+
+async def main():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    used, outcomes = len(os.listdir("/proc/self/fd")), []
+    for spare in range(16):
+        pm = nbprocs.ProcessManager()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+        try:
+            outcomes.append((await pm.run("echo", "x")).text)
+        except nbprocs.ResourceExhausted:
+            outcomes.append(None)
+        if outcomes[-1] is None:
+            await pm.aclose()  # it has nothing to end
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        await pm.aclose()
+    assert None in outcomes and set(outcomes) <= {None, "x\\n"}, outcomes
+    assert WATCHER in {thread.name for thread in threading.enumerate()}
+    async with nbprocs.ProcessManager() as pm:
+        print((await pm.run("echo", "fine")).text, end="")
+
+asyncio.run(main())
+"""
+
+
+def kernel(code: str, *args: str, state: Path) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "NBPROCS_STATE_DIR": str(state)}
+    return subprocess.run([sys.executable, "-c", code, *args], env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("closed", ["2", "12", "012"])
+def test_a_kernel_without_standard_streams_has_all_that_others_have(closed, tmp_path):
+    done = kernel(STREAMLESS, str(tmp_path / "answer"), closed, state=tmp_path / "state")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "answer").read_text() == repr((["out\n", b"err\n", "out\n", b"err\n", 3], ""))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts its descriptors in /proc")
+def test_a_kernel_short_of_descriptors_says_so_and_goes_on(tmp_path):
+    done = kernel(POOR, state=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
