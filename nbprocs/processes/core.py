@@ -98,8 +98,6 @@ class ProcessCore:
         self.ended_at: datetime | None = None
         self._owner = owner
         self.home: Home = owner.home
-        self.stdout: OutputLog
-        self.stderr: OutputLog
         self.stdout, self.stderr = logs_of(on_disk=config.detach, memory_limit=config.output_limit or DEFAULT_MEMORY)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
@@ -267,14 +265,9 @@ class ProcessCore:
         With ``timeout`` seconds raises TimeoutError after that time and leaves the process alone. Takes as long as the process and at most
         0.1 s more, if a grandchild still holds its output open; when it is being stopped, until its whole tree has ended.
         """
-        if timeout is None or self.result is not None:
-            return await self.outcome()
-        async with asyncio.timeout(timeout):
-            return await self.outcome()
-
-    async def outcome(self) -> ProcessResult:
-        """The same without a limit. On the home loop."""
-        await self.over()
+        if self.result is None:
+            async with contextlib.nullcontext() if timeout is None else asyncio.timeout(timeout):
+                await self.over()
         if self.result is None:
             raise self.broken("was not started")
         return self.result

@@ -234,7 +234,7 @@ class ManagerCore:
         try:
             if given is not None:
                 self.tasks.start(feed(process, given), name=f"input of {process.name}")
-            return await process.outcome()
+            return await process.wait()
         except BaseException:
             self._unwanted(process)
             raise
