@@ -15,7 +15,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -118,26 +120,37 @@ def _ps(options: argparse.Namespace) -> int:
 def _columns(row: Row, now: float) -> tuple[str, ...]:
     status = "paused" if row.get("paused") else row["status"]
     owner = "detached" if row["detached"] else f"kernel {row['kernel']}"
-    took = (row.get("ended") or now) - row["started"]
+    took = duration((row.get("ended") or now) - row["started"]) if row["started"] else ""  # of a broken record nothing is known
     cpu = "" if row.get("cpu") is None else f"{row['cpu']:.1f} s"
     memory = "" if not row.get("rss") else bytes_text(row["rss"])
     command = one_line(row["command"] or "", limit=200)
-    return readable(row["name"]), row["id"][:8], str(row["pid"] or ""), status, duration(took), cpu, memory, owner, command
+    return readable(one_line(row["name"])), row["id"][:8], str(row["pid"] or ""), status, took, cpu, memory, owner, command
 
 
 def _stop(options: argparse.Namespace) -> int:
     failed = 0
     for key in options.names:
         row = _one(key)
-        if "socket" not in row:
+        if "socket" in row:
+            request = {"op": "stop", "id": row["id"], "grace": options.grace}
+            reply = ask(Path(row["socket"]), request, timeout=options.grace + _MARGIN)
+            answer = reply.answer or {"ok": False, "error": reply.error}
+        elif (record := _record(key)).live:  # its shim was killed, or stopped
+            left = asyncio.run(_ended(record, options.grace))
+            answer = {"ok": not left, "error": f"still there after SIGKILL: {left}"}
+        else:
             print(f"{row['name']} has ended already ({row['status']})")
             continue
-        request = {"op": "stop", "id": row["id"], "grace": options.grace}
-        reply = ask(Path(row["socket"]), request, timeout=options.grace + _MARGIN)
-        answer = reply.answer or {"ok": False, "error": reply.error}
         print(f"stopped {row['name']}" if answer["ok"] else f"nbprocs: {row['name']}: {answer['error']}")
         failed |= not answer["ok"]
     return int(failed)
+
+
+async def _ended(record: DetachedRecord, grace: float) -> str:
+    """End it without asking its shim alone; returns who is left."""
+    from nbprocs.engine.detaching import DetachedChild  # noqa: PLC0415 - `ps` need not load it
+
+    return ", ".join(f"pid {one.pid}" for one in await DetachedChild(record, _Listener(lambda _: None)).end_tree(grace=grace))
 
 
 def _logs(options: argparse.Namespace) -> int:
@@ -265,8 +278,10 @@ async def _together(*coroutines: Any) -> Any:
 
     tasks = Tasks(Home.current())
     started = [tasks.start(coroutine, name="attach") for coroutine in coroutines]
-    yield started
-    await tasks.aclose()
+    try:
+        yield started
+    finally:
+        await tasks.aclose()
 
 
 async def _type(child: Any, typed: asyncio.Queue[bytes]) -> None:
@@ -301,24 +316,31 @@ async def _ran(options: argparse.Namespace) -> int:
             print(f"{process.name}  {process.id}  pid {process.pid}")
             return 0
         process = await pm.spawn(program, *args, stdin=False, **given)
-        async with _together(_poured(process, "stdout", sys.stdout.buffer), _poured(process, "stderr", sys.stderr.buffer)) as both:
+        outs = _poured(process, "stdout", sys.stdout.buffer), _poured(process, "stderr", sys.stderr.buffer)
+        async with _together(*outs) as both:
             result = await process.wait()
             await asyncio.wait(both)
+            for error in filter(None, (task.result() for task in both)):
+                raise error
     return _code(result.exit_code, result.signal)
 
 
-async def _poured(process: Any, stream: str, out: Any) -> None:
-    """Write what it writes, as it comes."""
+async def _poured(process: Any, stream: str, out: Any) -> OSError | None:
+    """Write what it writes, as it comes, until its end; where nobody takes that any more, stop it and return why."""
     log = getattr(process, stream)
     position = 0
     while True:
         position, data = log.read(position, 1 << 20)
         if data:
-            out.write(data)
-            out.flush()
+            try:
+                out.write(data)
+                out.flush()
+            except OSError as error:
+                await process.stop()
+                return error
             position += len(data)
         elif log.closed:
-            return
+            return None
         else:
             await log.wait(position)
 
@@ -341,6 +363,21 @@ def _doctor(options: argparse.Namespace) -> int:
 # -- words
 
 
+def _count(word: str) -> int:
+    """A number of lines, for argparse."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of lines")
+    return int(word)
+
+
+def _seconds(word: str) -> float:
+    """A time, for argparse."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(word)) and seconds >= 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{word!r} is no number of seconds")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nbprocs", description="The processes of all kernels, and the detached ones.")
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
@@ -355,11 +392,11 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", _logs, "show the output of a detached process, both streams in the order in which they came, each where it belongs")
     logs.add_argument("name", help="its name or id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    logs.add_argument("-n", "--lines", type=int, help=f"the last N lines, say {_USUAL_LINES}; all by default")
+    logs.add_argument("-n", "--lines", type=_count, help=f"the last N lines, say {_USUAL_LINES}; all by default")
     logs.add_argument("--stderr", action="store_true", help="its standard error only, on standard output")
     stop = add("stop", _stop, "end processes with all that they started")
     stop.add_argument("names", nargs="+", metavar="NAME", help="name or id")
-    stop.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL (5)")
+    stop.add_argument("--grace", type=_seconds, default=5.0, help="seconds between SIGTERM and SIGKILL (5)")
     wait = add("wait", _wait, "wait for the end of a process, and exit as it did")
     wait.add_argument("name", help="its name or id")
     attach = add("attach", _attach, "type to a detached process and see its output; Ctrl-] leaves it running")
@@ -369,7 +406,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="by default the program's name and a number")
     run.add_argument("--pty", action="store_true", help="give it a terminal")
     run.add_argument("--stdin", action="store_true", help="with --detach: keep its stdin open for attach")
-    run.add_argument("--timeout", type=float, help="seconds after which it is ended")
+    run.add_argument("--timeout", type=_seconds, help="seconds after which it is ended")
     run.add_argument("--dir", help="its working directory")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
     forget = add("forget", _forget, "remove the records and logs of detached processes that have ended")
@@ -384,8 +421,17 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     if getattr(options, "command", None) and options.command[0] == "--":
         options.command = options.command[1:]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))  # noqa: SIM115 - for good
+        with contextlib.suppress(AttributeError):  # a test's
+            getattr(sys, name).reconfigure(errors="replace")  # names and commands are in any alphabet
     try:
         status: int = options.act(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has enough; what is flushed at the exit must not say so again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNALLED + signal.SIGPIPE
     except (ProcessError, ValueError, OSError) as error:
         print(f"nbprocs: {error}", file=sys.stderr)
         return 1

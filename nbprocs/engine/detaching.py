@@ -18,6 +18,7 @@ import json
 import marshal
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -34,7 +35,7 @@ from nbprocs.engine.places import runtime_folder
 from nbprocs.engine.records import DetachedRecord, detached_folder, read_record
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.record import looked_at
-from nbprocs.engine.table import Identity
+from nbprocs.engine.table import Identity, read_row
 from nbprocs.engine.tree import Root, end_trees
 from nbprocs.engine.waiting import Waiters
 from nbprocs.errors import CommunicationError
@@ -72,7 +73,11 @@ async def launch(spec: Spec, about: dict[str, Any], *, limit: int = DETACHED_LOG
         folder = detached_folder() / spec.label.id  # made by the shim: a kernel that is killed now leaves nothing behind
     except OSError as error:
         raise ValueError(f"its record can't be kept: {error}; NBPROCS_STATE_DIR names another folder") from error
-    answer = await _ask_for_start(_order(spec, about, folder, limit=limit))
+    try:
+        order = _order(spec, about, folder, limit=limit)
+    except OSError as error:
+        raise ValueError(f"its socket can't be made: {error}; NBPROCS_RUNTIME_DIR names another folder") from error
+    answer = await _ask_for_start(order)
     if "refused" in answer:
         raise start_error(*answer["refused"])
     if answer["error"]:
@@ -235,6 +240,7 @@ class DetachedChild:
     async def _connect(self) -> asyncio.StreamReader:
         if self._record.socket is None or self._record.state not in {"running", "starting"}:
             raise FileNotFoundError
+        self._wake_shim()
         reader, self._writer = await asyncio.open_unix_connection(sock=connect(self._record.socket), limit=1 << 20)
         self._writer.write(b'{"v": 1, "op": "follow"}\n')
         return reader
@@ -275,6 +281,7 @@ class DetachedChild:
     async def _without_shim(self) -> None:
         """Its shim is gone: it has ended, or was killed, and then the process may live on unguarded."""
         looked_at(self._record.folder)
+        followed = self._met.is_set()
         record = read_record(self._record.folder) or self._record
         while record.state == "unguarded":
             await self._end_of_the_unguarded()
@@ -283,7 +290,8 @@ class DetachedChild:
         self._listener.grown({stream: record.size(stream) for stream in ("stdout", "stderr")})
         if self.exit is None:
             took = record.execution_time if record.execution_time is not None else 0.0
-            at = self._began(record) + took
+            lost_now = followed and record.execution_time is None  # just when, nobody has seen
+            at = time.monotonic() if lost_now else self._began(record) + took
             self._exited(wire.Exited(1, record.status, at, record.cpu, record.peak, record.read, record.written), record.reason)
         if not self._over:
             self._over = True
@@ -316,10 +324,19 @@ class DetachedChild:
 
     # -- what is asked of it
 
+    def _wake_shim(self) -> None:
+        """Let its shim go on if somebody has stopped it: it would answer nobody, and neither time nor end its process."""
+        row = None if self._record.shim_pid is None else read_row(self._record.shim_pid)
+        if row is not None and row.start == self._record.shim_start and row.state in "Tt":
+            log.warning("the shim of %s was stopped by somebody (pid %d): it is continued", self._record.name, row.pid)
+            with contextlib.suppress(OSError):
+                os.kill(row.pid, signal.SIGCONT)
+
     async def _ask(self, **request: Any) -> dict[str, Any]:
         """One question on a connection of its own. Raises ConnectionError where its shim is gone."""
         if self._record.socket is None:
             raise ConnectionRefusedError
+        self._wake_shim()
         reader, writer = await asyncio.open_unix_connection(sock=connect(self._record.socket), limit=16 << 20)
         try:
             writer.write(json.dumps({"v": 1, **request}).encode() + b"\n")
@@ -354,6 +371,7 @@ class DetachedChild:
         """Carry out an order without waiting for its answer. ProcessLookupError once its end is known."""
         if self.exit is not None or self._record.socket is None:
             raise ProcessLookupError(f"process {self.pid} has ended")
+        self._wake_shim()
         try:
             with connect(self._record.socket) as sock:
                 sock.setblocking(True)

@@ -40,5 +40,6 @@ def state_folder() -> Path:
 
 
 def _private(folder: Path) -> Path:
+    folder = folder.absolute()  # a shim works in the root folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from nbprocs.engine.places import state_folder
@@ -41,6 +42,7 @@ class DetachedRecord:
     pid: int | None = None
     start: float = 0.0  # ticks
     shim_pid: int | None = None
+    shim_start: float = 0.0  # ticks
     socket: Path | None = None
     created: float = 0.0  # unix time
     ended: float | None = None
@@ -117,7 +119,7 @@ def _read(folder: Path, boot: str) -> DetachedRecord | None:
                 id=folder.name, folder=folder, name=str(fields.get("name", "")), state="newer", seen=seen or _changed(folder)
             )
         return _judged(folder, fields, seen=seen, boot=boot)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return DetachedRecord(id=folder.name, folder=folder, state="broken", seen=seen or _changed(folder))
 
 
@@ -129,7 +131,32 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("id", "name", "command", "state"), str),
+    **dict.fromkeys(("socket", "reason", "boot"), (str, NoneType)),
+    **dict.fromkeys(("pid", "status", "peak", "read", "written", "kernel"), (int, NoneType)),
+    **dict.fromkeys(("start", "created"), (int, float)),
+    **dict.fromkeys(("ended", "execution_time", "cpu"), (int, float, NoneType)),
+    **dict.fromkeys(("config", "restart", "dropped", "shim"), (dict, NoneType)),
+}
+
+
+_MOST = 1 << 60  # far above every pid, size and time; NaN is not below it
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError for what no shim has written: whoever shows or adopts it relies on it."""
+    for name, kind in _KINDS.items():
+        if name in fields and not isinstance(fields[name], kind):
+            raise TypeError(name)
+        if isinstance(fields.get(name), (int, float)) and not 0 <= fields[name] < _MOST:
+            raise ValueError(name)
+    if fields["state"] not in {"starting", "running", "ended"}:
+        raise ValueError(fields["state"])
+
+
 def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> DetachedRecord:
+    _check(fields)
     state = fields["state"]
     shim = fields.get("shim") or {}
     rebooted = bool(boot and fields.get("boot") and fields["boot"] != boot)
@@ -149,6 +176,7 @@ def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> 
         pid=fields.get("pid"),
         start=fields.get("start", 0.0),
         shim_pid=shim.get("pid"),
+        shim_start=shim.get("start", 0.0),
         socket=Path(socket) if socket else None,
         created=fields.get("created", 0.0),
         ended=fields.get("ended"),

@@ -465,4 +465,8 @@ def _streams() -> Any:
 
 def main(data: int, control: int, page: int) -> None:
     """Serve; called by the bootstrap in nbprocs.pool.python."""
-    Worker(data, control, page).serve()
+    try:
+        Worker(data, control, page).serve()
+    except BaseException:  # noqa: BLE001 - a call has closed the socket, say
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)  # at once: threads and exit handlers of calls may take for ever, and the task waits for this end

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.checks import refuse
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.child import Spec
 from nbprocs.engine.claims import NameClaimed, claimed
@@ -222,13 +223,18 @@ def _plain(value: Any) -> Any:
 
 def config_of(record: DetachedRecord) -> ProcessConfig:
     """Its config, as far as the record has it; secrets are masked in it."""
+    why = "was written by a later version of nbprocs" if record.state == "newer" else f"in {record.folder} can't be read"
+    error = StartupFailed(
+        f"the record of {record.name or record.id} {why}", name=record.name, hint="update nbprocs, or forget() a broken one"
+    )
     if record.state in {"newer", "broken"}:
-        why = "was written by a later version of nbprocs" if record.state == "newer" else f"in {record.folder} can't be read"
-        raise StartupFailed(
-            f"the record of {record.name or record.id} {why}", name=record.name, hint="update nbprocs, or forget() a broken one"
-        )
+        raise error
     options = {name: value for name, value in record.config.items() if name != "lost"}
-    return ProcessConfig(**{"command": record.command or record.name or "?", **options, "name": record.name or None})
+    known = {"command": record.command or record.name or "?", **options, "name": record.name or None, "detach": True}
+    try:
+        return ProcessConfig(**known)
+    except (TypeError, ValueError) as wrong:
+        raise error from wrong
 
 
 def check_whole(record: DetachedRecord) -> None:
@@ -267,6 +273,8 @@ def policy_of(record: DetachedRecord) -> RestartPolicy | None:
 
 def find(key: str) -> DetachedRecord:
     """The record with that id, or the live one of that name, else the youngest. Raises UnknownProcess with close matches."""
+    if not isinstance(key, str):
+        refuse(TypeError, "key", "a name or an id", key)
     known = records()
     fitting = [record for record in known if key in (record.id, record.name)]
     if fitting:

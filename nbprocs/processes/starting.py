@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbprocs.checks import number
 from nbprocs.engine.home import Tasks
-from nbprocs.errors import CommunicationError, NotReady, ProcessError, StartupFailed, error_from_os, error_from_result
+from nbprocs.errors import CommunicationError, NotReady, ProcessError, ResourceExhausted, StartupFailed, error_from_os, error_from_result
 from nbprocs.model import EndReason, ProcessConfig, ProcessResult
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.talk import Talk
@@ -122,9 +122,11 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Pro
         if isinstance(cause, PermissionError) and os.path.isdir(config.command):
             cause = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), config.command)
         error = error_from_os(cause, command=command, **fields)
+        if step == "shim" and not isinstance(error, ResourceExhausted):  # what is said of programs would mislead
+            return StartupFailed(f"could not start {command}: {cause.strerror or cause}", command=command, **fields)
         error.hint = _why(config, cause) or error.hint
         return error
-    hint = "remove the NUL character; no argument, name or variable can hold one" if "null" in str(cause) else ""
+    hint = "remove the NUL character; no argument, name or variable can hold one" if "embedded null" in str(cause) else ""
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
 
 

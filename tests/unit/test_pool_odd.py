@@ -287,3 +287,17 @@ async def test_waiting_for_several_on_the_pools_own_thread_is_an_error_and_no_ha
 async def test_max_workers_is_what_the_executors_of_the_standard_library_have():
     async with ProcessPool(PoolConfig(max_processes=3)) as pool:
         assert pool.executor()._max_workers == 3
+
+
+async def test_a_worker_that_a_call_made_unusable_ends_though_a_thread_of_the_call_goes_on():
+    def cut_off():
+        import os
+        import threading
+
+        threading.Thread(target=threading.Event().wait).start()
+        os.closerange(3, 100)  # as programs that make daemons of themselves do
+
+    async with ProcessPool(ONE) as pool, asyncio.timeout(30):
+        with pytest.raises(ProcessError, match="ended its worker with exit status 1"):
+            await pool.run(cut_off)
+        assert await pool.run(abs, -1) == 1
