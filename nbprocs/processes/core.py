@@ -28,7 +28,7 @@ from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Surviv
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, LineReader, OutputLog
+from nbprocs.engine.output import DEFAULT_MEMORY, LineReader
 from nbprocs.engine.recorded import logs_of
 from nbprocs.engine.table import Identity, scan
 from nbprocs.engine.tree import check_ended, members
