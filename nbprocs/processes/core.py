@@ -28,7 +28,7 @@ from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Surviv
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
-from nbprocs.engine.output import DEFAULT_MEMORY, LineReader
+from nbprocs.engine.output import DEFAULT_MEMORY, LineReader, OutputLog
 from nbprocs.engine.recorded import logs_of
 from nbprocs.engine.table import Identity, scan
 from nbprocs.engine.tree import check_ended, members
@@ -98,6 +98,8 @@ class ProcessCore:
         self.ended_at: datetime | None = None
         self._owner = owner
         self.home: Home = owner.home
+        self.stdout: OutputLog
+        self.stderr: OutputLog
         self.stdout, self.stderr = logs_of(on_disk=config.detach, memory_limit=config.output_limit or DEFAULT_MEMORY)
         self._child: Child | None = None
         self._reason: EndReason | None = None  # why we stopped it
@@ -181,8 +183,7 @@ class ProcessCore:
 
     def _move(self, status: ProcessStatus) -> None:
         if not allowed(self.status, status):
-            msg = f"{self.name} can't go from {self.status} to {status}"
-            raise AssertionError(msg)
+            raise AssertionError(f"{self.name} can't go from {self.status} to {status}")
         self.status = status
 
     # -- what the child tells (engine.child.Listener)
