@@ -239,21 +239,25 @@ _crossings: set[_Crossing[Any]] = set()
 
 
 class Tasks:
-    """The tasks of one object: owned, named, their failures logged, all cancelled and waited for at its end."""
+    """The tasks of one object: owned, named, their failures logged, all cancelled (or let finish) and waited for at its end."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._finishing: set[asyncio.Task[Any]] = set()
 
-    def start(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Start a task. Only on the home loop."""
+    def start(self, coroutine: Coroutine[Any, Any, T], *, name: str, finish: bool = False) -> asyncio.Task[T]:
+        """Start a task; one that is to ``finish`` is not cancelled at the end, but waited for. Only on the home loop."""
         task = self._home.loop.create_task(coroutine, name=f"nbprocs: {name}")
         self._tasks.add(task)
+        if finish:
+            self._finishing.add(task)
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._finishing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed", task.get_name(), exc_info=error)
 
@@ -263,10 +267,9 @@ class Tasks:
     async def aclose(self) -> None:
         """Cancel all, and wait until all have ended; the calling task itself is left alone."""
         mine = asyncio.current_task()
-        others = {task for task in self._tasks if task is not mine}
-        for task in others:
-            task.cancel()
-        if others:
+        while others := {task for task in self._tasks if task is not mine}:  # one that finishes may begin another
+            for task in others - self._finishing:
+                task.cancel()
             await asyncio.wait(others)
 
 

@@ -67,6 +67,7 @@ class ProcessOwner(Protocol):
     tasks: Tasks
     launcher: Launcher
     oom: OomWatch
+    closed: bool
 
     def heard(self, kind: EventKind, process: ProcessCore, *, stream: Stream | None = None, size: int = 0) -> None:
         """Something happened to it."""

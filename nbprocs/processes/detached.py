@@ -103,21 +103,38 @@ async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | 
 
 
 async def start(core: ProcessCore, owner: ProcessOwner) -> None:
-    """Start it, detached, and be told of it from then on. A start that is cancelled is waited for, and then undone."""
-    launching = owner.tasks.start(launch(_spec(core), core.config, restart=core.restart_policy), name=f"detach {core.name}")
+    """Start it, detached, and be told of it from then on.
+
+    A start that is cancelled is waited for, and then undone; a manager that closes meanwhile waits for that, too.
+    """
+    launching = owner.tasks.start(_tried(core), name=f"detach {core.name}", finish=True)
     try:
         await asyncio.wait({launching})
-    except asyncio.CancelledError:
-        await asyncio.wait({owner.tasks.start(_undone(core, launching), name=f"end {core.name}")})  # goes on where this is cancelled again
+        record = launching.result()
+        if isinstance(record, Exception):
+            raise record
+        if owner.closed:
+            raise Closed("its manager was closed while it was being started", name=core.name)  # noqa: TRY301 - undone as a cancelled one
+    except (asyncio.CancelledError, Closed):
+        undoing = owner.tasks.start(_undone(core, launching), name=f"end {core.name}", finish=True)
+        await asyncio.wait({undoing})  # goes on where this is cancelled again
         raise
-    take_up(core, launching.result(), owner)  # nothing is awaited from here on: what is cancelled now has a process to be stopped
+    take_up(core, record, owner)  # nothing is awaited from here on: what is cancelled now has a process to be stopped
     owner.heard(EventKind.STARTED, core)
 
 
-async def _undone(core: ProcessCore, launching: asyncio.Task[DetachedRecord]) -> None:
+async def _tried(core: ProcessCore) -> DetachedRecord | Exception:
+    """Launch it; what the system refuses is raised to the caller, and is no failure of a task."""
+    try:
+        return await launch(_spec(core), core.config, restart=core.restart_policy)
+    except Exception as error:  # noqa: BLE001 - the caller raises it
+        return error
+
+
+async def _undone(core: ProcessCore, launching: asyncio.Task[DetachedRecord | Exception]) -> None:
     await asyncio.wait({launching})
-    if not launching.cancelled() and launching.exception() is None:
-        await DetachedChild(launching.result(), _Follows(core, launching.result().folder)).end_tree(grace=0.0)
+    if not launching.cancelled() and not isinstance(record := launching.result(), Exception):
+        await DetachedChild(record, _Follows(core, record.folder)).end_tree(grace=0.0)
 
 
 def _spec(core: ProcessCore) -> Spec:

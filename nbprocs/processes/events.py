@@ -62,12 +62,12 @@ class Subscribers(Generic[P]):
 class _Reader:
     """One reader of the stream: an async iterator, subscribed from the moment it is made until it is closed."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, *, over: bool) -> None:
         self.home = home
         self.unsubscribe: Callable[[], None] = lambda: None
         self._events: deque[ProcessEvent] = deque(maxlen=BACKLOG)
         self._waiters: Waiters[None] = Waiters()
-        self._over = False
+        self._over = over
 
     def put(self, event: ProcessEvent) -> None:
         self._events.append(event)
@@ -104,6 +104,7 @@ class EventStream:
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self._over = False
         self._everything: Subscribers[[ProcessEvent]] = Subscribers("the process events")
         self._output: Subscribers[[ProcessEvent]] = Subscribers("the process events")
 
@@ -119,7 +120,7 @@ class EventStream:
 
     def stream(self, *, output: bool) -> AsyncIterator[ProcessEvent]:
         """Events from now on, until CLOSED; on any loop. Close it (``contextlib.aclosing``) when it is left before the end."""
-        reader = _Reader(self._home)
+        reader = _Reader(self._home, over=self._over)
         reader.unsubscribe = self.subscribe(reader.put, output=output)
         return reader
 
@@ -129,4 +130,5 @@ class EventStream:
 
     def publish(self, event: ProcessEvent) -> None:
         """Tell the subscribers."""
+        self._over = self._over or event.kind is EventKind.CLOSED
         (self._output if event.kind is EventKind.OUTPUT else self._everything).tell(event)

@@ -52,17 +52,26 @@ def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
             value = getattr(config, option)
             if value is None or isinstance(value, (bool, bytes)):  # most: a question to a protocol costs 10 µs
                 continue
-            if isinstance(value, HasDescriptor):
-                flush = getattr(value, "flush", None)
-                if option != "stdin" and callable(flush):
-                    flush()
-                found[option] = value.fileno()
-            elif option == "stderr" and value is not None and value == config.stdout:
-                found[option] = found["stdout"]
-            elif isinstance(value, (str, os.PathLike)):
-                found[option] = _open(os.fspath(value), write=option != "stdin", again=again)
-                stack.callback(os.close, found[option])
+            try:
+                found[option] = _descriptor(config, option, found, stack, again=again)
+            except OSError as error:
+                error.step = option  # type: ignore[attr-defined]  # what it is about
+                raise
         yield found
+
+
+def _descriptor(config: ProcessConfig, option: str, found: Mapping[str, int], stack: contextlib.ExitStack, *, again: bool) -> int:
+    value = getattr(config, option)
+    if isinstance(value, HasDescriptor):
+        flush = getattr(value, "flush", None)
+        if option != "stdin" and callable(flush):
+            flush()
+        return value.fileno()
+    if option == "stderr" and value == config.stdout:
+        return found["stdout"]
+    fd = _open(os.fspath(value), write=option != "stdin", again=again)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _open(path: str, *, write: bool, again: bool) -> int:

@@ -6,15 +6,25 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import io
 import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.checks import number
+from nbprocs.checks import number, seconds
 from nbprocs.engine.home import Tasks
-from nbprocs.errors import CommunicationError, NotReady, ProcessError, ResourceExhausted, StartupFailed, error_from_os, error_from_result
+from nbprocs.errors import (
+    CommunicationError,
+    NotReady,
+    PermissionDenied,
+    ProcessError,
+    ResourceExhausted,
+    StartupFailed,
+    error_from_os,
+    error_from_result,
+)
 from nbprocs.model import EndReason, ProcessConfig, ProcessResult
 from nbprocs.processes.core import ProcessCore
 from nbprocs.processes.talk import Talk
@@ -76,6 +86,7 @@ async def tries(
             break
         error.attempts = attempt
         delay = None if retry is None else retry.decide(error, attempt=attempt, elapsed=time.monotonic() - began)
+        delay = seconds("what retry= decides", delay, zero=True)  # asyncio waits for ever for a NaN
         if delay is not None:
             await asyncio.sleep(delay)
             continue
@@ -122,12 +133,23 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Pro
         if isinstance(cause, PermissionError) and os.path.isdir(config.command):
             cause = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), config.command)
         error = error_from_os(cause, command=command, **fields)
-        if step == "shim" and not isinstance(error, ResourceExhausted):  # what is said of programs would mislead
-            return StartupFailed(f"could not start {command}: {cause.strerror or cause}", command=command, **fields)
+        if step in {"shim", "stdin", "stdout", "stderr"} and not isinstance(
+            error, ResourceExhausted
+        ):  # what is said of programs would mislead
+            kind = PermissionDenied if isinstance(cause, PermissionError) and step != "shim" else StartupFailed
+            return kind(f"could not start {command}: {_of_step(step, cause)}", command=command, **fields)
         error.hint = _why(config, cause) or error.hint
         return error
     hint = "remove the NUL character; no argument, name or variable can hold one" if "embedded null" in str(cause) else ""
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
+
+
+def _of_step(step: str, cause: OSError) -> str:
+    if step == "shim":
+        return cause.strerror or str(cause)
+    if isinstance(cause, io.UnsupportedOperation):
+        return f"{step}= can't be opened: a file in memory has no descriptor to be given to a process"
+    return f"{step}= can't be opened: {cause.filename or 'the file'}: {cause.strerror or cause}"
 
 
 _SHELL_ONLY = {"alias", "cd", "eval", "exec", "export", "popd", "pushd", "set", "shopt", "source", "ulimit", "umask", "unset"}

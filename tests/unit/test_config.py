@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import inspect
+import io
 import os
 import pickle
 import signal
@@ -250,8 +251,13 @@ async def test_input_from_files(tmp_path):
         with path.open() as file:
             assert (await pm.run("cat", stdin=file)).text == "from a file\n"
         assert (await pm.run("cat", stdin=subprocess.DEVNULL)).text == ""
-        with pytest.raises(StartupFailed, match="No such file"):
+        with pytest.raises(StartupFailed, match=r"stdin= can't be opened: .*/nobody: No such file") as caught:
             await pm.run("cat", stdin=tmp_path / "nobody")
+        assert not caught.value.hint, "nothing is wrong with the program"
+        with pytest.raises(StartupFailed, match=r"stdout= can't be opened: .*: Is a directory"):
+            await pm.run("true", stdout=tmp_path)
+        with pytest.raises(StartupFailed, match=r"stdin= can't be opened: a file in memory has no descriptor"):
+            await pm.run("cat", stdin=io.BytesIO(b"x"))
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(StartupFailed, match="FIFO"):
             await pm.run("cat", stdin=tmp_path / "fifo")

@@ -132,3 +132,34 @@ async def test_a_start_that_is_cancelled_when_its_shim_does_not_answer_yet_is_un
     if not start.cancelled():
         await start.result().stop()
     await until(lambda: not any(record.live for record in records.records()))
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_manager_that_closes_during_a_start_leaves_nothing(home, monkeypatch, cancelled):  # noqa: F811
+    begun, goes_on, launch_child = asyncio.Event(), asyncio.Event(), detached.launch_child
+
+    async def launched(*args):
+        begun.set()
+        await goes_on.wait()
+        return await launch_child(*args)
+
+    monkeypatch.setattr(detached, "launch_child", launched)
+    manager = nbprocs.ProcessManager()
+    start = asyncio.ensure_future(manager.spawn("sleep", "1000", name="job", detach=True))
+    await begun.wait()
+    if cancelled:
+        start.cancel()
+    closing = asyncio.ensure_future(manager.aclose())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.wait({start, closing})
+    assert start.cancelled() if cancelled else isinstance(start.exception(), nbprocs.Closed)
+    await closing
+    await until(lambda: [record.state for record in records.records()] == ["ended"])
+
+
+async def test_a_start_that_is_refused_is_told_to_its_caller_only(pm, caplog):  # noqa: F811
+    with pytest.raises(nbprocs.StartupFailed, match="no such program"):
+        await pm.spawn("no-such-program", detach=True)
+    assert not caplog.records

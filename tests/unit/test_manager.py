@@ -418,6 +418,17 @@ async def test_events_as_an_iterator_end_with_the_manager() -> None:
     await pm.aclose()
     await following
     assert kinds == [EventKind.STARTED, EventKind.READY, EventKind.EXITED, EventKind.CLOSED]
+    assert [event async for event in pm.events()] == [], "nothing comes after its end"
+
+
+@pytest.mark.parametrize("delay", [float("nan"), -1, "soon"])
+async def test_a_retry_policy_of_ones_own_that_decides_nonsense_is_refused(pm: ProcessManager, delay: object) -> None:
+    class Policy:
+        def decide(self, error: nbprocs.ProcessError, *, attempt: int, elapsed: float) -> object:
+            return delay
+
+    with pytest.raises((TypeError, ValueError), match="what retry= decides must be 0 or more seconds or None"):
+        await pm.run("false", retry=Policy())  # type: ignore[arg-type]
 
 
 async def test_a_failing_callback_harms_nobody(pm: ProcessManager, caplog: pytest.LogCaptureFixture) -> None:
