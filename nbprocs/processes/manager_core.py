@@ -31,7 +31,7 @@ from nbprocs.processes.notices import told_of_the_last
 from nbprocs.processes.process import face_of
 from nbprocs.processes.recording import RecordsRuns
 from nbprocs.processes.registry import Registry, Slots
-from nbprocs.processes.starting import Launch, become_ready, before_start, feed, start_error, tries
+from nbprocs.processes.starting import PLAIN, Launch, become_ready, before_start, feed, start_error, tries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +148,7 @@ class ManagerCore:
         except BaseException:
             self.slots.free()
             raise
-        if launch != Launch():
+        if launch != PLAIN:
             self.launches[process.id] = launch
         if isinstance(config.stdin, bytes):
             self.tasks.start(feed(process, config.stdin), name=f"input of {process.name}")
@@ -230,7 +230,7 @@ class ManagerCore:
         return await tries(lambda: self._run_once(config, given, wait=wait), retry=retry, check=check, told=told)
 
     async def _run_once(self, config: ProcessConfig, given: bytes | None, *, wait: bool) -> ProcessResult:
-        process = await self._start(config, Launch(), wait=wait)
+        process = await self._start(config, PLAIN, wait=wait)
         try:
             if given is not None:
                 self.tasks.start(feed(process, given), name=f"input of {process.name}")
@@ -245,10 +245,11 @@ class ManagerCore:
     async def restart(self, key: str, *, grace: float | None = None) -> ProcessCore:
         """See ProcessManager.restart."""
         process = self.registry.get(key)
-        held = self.supervisor.hold(process.id)
+        held, name = self.supervisor.hold(process.id), process.name
         try:
             if process.status.live:
                 await process.end_by_task(EndReason.RESTARTED, grace=self.grace if grace is None else grace)
+            self._check_place(process, name)
             new = await self.respawn(process)
         except BaseException as error:
             if held is not None:
@@ -262,10 +263,15 @@ class ManagerCore:
     async def replace(self, key: str, *, config: ProcessConfig | None = None, grace: float | None = None) -> ProcessCore:
         """See ProcessManager.replace."""
         old = self.registry.get(key)
-        held = self.supervisor.hold(old.id)
-        launch, next_name = self.launches.get(old.id, Launch()), self.registry.fresh_name(f"{old.name}-next")
+        held, name = self.supervisor.hold(old.id), old.name
+        launch, next_name = self.launches.get(old.id, PLAIN), self.registry.fresh_name(f"{old.name}-next")
         try:
             new = await self._start(config or old.config, launch, wait=True, predecessor=old, name=next_name)
+            try:
+                self._check_place(old, name)
+            except NameInUse:
+                await new.stop(self.grace)
+                raise
         except BaseException as error:
             if held is not None:
                 self.supervisor.lose(held, error)
@@ -277,6 +283,13 @@ class ManagerCore:
         if unwanted:
             await new.stop(self.grace)
         return new
+
+    def _check_place(self, process: ProcessCore, name: str) -> None:
+        """Raise NameInUse if another call has given its place to somebody else meanwhile: then there would be two of them."""
+        if process.name != name:
+            raise NameInUse(f"{name} was replaced or renamed meanwhile", name=name, hint="it is another process now: look at pm.get(…)")
+        if self.registry.find(name) is not process:
+            self.registry.check_free(name)
 
     @hops
     async def rename(self, key: str, name: str) -> None:
@@ -334,7 +347,7 @@ class ManagerCore:
 
             detached.check_whole(detached.find(process.id))
         await process.end_leftovers(grace=self.grace)
-        return await self._start(process.config, self.launches.get(process.id, Launch()), wait=True, predecessor=process, name=process.name)
+        return await self._start(process.config, self.launches.get(process.id, PLAIN), wait=True, predecessor=process, name=process.name)
 
     def on_end(self, process: ProcessCore, callback: Callable[[ProcessCore], None]) -> None:
         """The supervisor's way to hear of an end."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nbprocs.policy import RetryPolicy
     from nbprocs.processes.readiness import Probe, Ready
 
-__all__ = ["Launch", "become_ready", "before_start", "feed", "start_error", "tries"]
+__all__ = ["PLAIN", "Launch", "become_ready", "before_start", "feed", "start_error", "tries"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,9 @@ class Launch:
         from nbprocs.processes.readiness import as_probe  # noqa: PLC0415 - loaded where it is used: import must stay light
 
         return as_probe(self.ready)
+
+
+PLAIN = Launch()
 
 
 async def feed(process: ProcessCore, data: bytes) -> None:

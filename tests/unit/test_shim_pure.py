@@ -16,7 +16,7 @@ import nbprocs
 from nbprocs.engine.shimlib import looks, server, wire
 from nbprocs.engine.shimlib.endings import KILL_DEADLINE, Ending
 from nbprocs.engine.shimlib.evidence import Claim, Found, below, claimed, is_stray, tokens_in
-from nbprocs.engine.shimlib.kids import Kid, Kids
+from nbprocs.engine.shimlib.kids import REMEMBERED, Kid, Kids
 from nbprocs.engine.shimlib.launching import Refusal, launch
 from nbprocs.engine.shimlib.looks import send_signals
 from nbprocs.engine.shimlib.proc import read_proc
@@ -314,3 +314,17 @@ def test_what_stands_for_typing_in_a_shim_makes_the_same_named_tuples_and_hands_
     assert tuples == said(bare + TUPLES).strip()
     assert tuples.count("nbprocs.engine.shimlib") >= 8
     assert (loaded, real) == ("False", "typing.Optional[int] True")
+
+
+def test_the_sessions_of_the_last_4096_ended_children_are_known_and_no_memory_grows_with_more():
+    kids, size = Kids(), []
+    for pid in range(1, 4 * REMEMBERED):
+        kid = Kid(pid, pid, wire.tag_of_child(5, 2, pid), None, ("", "", None), (), "", (15, False, 5.0, None), 0.0)
+        kids.add(kid)
+        kids.remove(kid)
+        size.append(len(kids.sessions(2)) if not pid % 1000 else 0)
+    assert all(kids.led(pid) for pid in range(3 * REMEMBERED, 4 * REMEMBERED))
+    assert REMEMBERED <= max(size) <= 2 * REMEMBERED + 1
+    assert not kids.sessions(3)
+    kids.add(kid)
+    assert kids.sessions(2) >= {kid.pid}

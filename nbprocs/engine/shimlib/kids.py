@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kid", "Kids"]
 
-REMEMBERED = 4096  # children that have ended, whose sessions are still known: a daemon's only evidence may be its session
+REMEMBERED = 4096  # children that have ended, at least, whose sessions are still known: a daemon's only evidence may be its session
 
 
 class Kid:
@@ -81,7 +80,8 @@ class Kids:
     def __init__(self) -> None:
         self.by_number: dict[int, Kid] = {}
         self.by_pid: dict[int, Kid] = {}
-        self._ended: OrderedDict[int, int] = OrderedDict()  # pid → tag, oldest first
+        self._ended: dict[int, int] = {}  # pid → the manager's part of its tag
+        self._earlier: dict[int, int] = {}  # the same of those before: one that is emptied from its front would take twice the memory
 
     def __len__(self) -> int:
         return len(self.by_number)
@@ -94,24 +94,25 @@ class Kids:
         self.by_number[kid.number] = kid
         self.by_pid[kid.pid] = kid
         self._ended.pop(kid.pid, None)
+        self._earlier.pop(kid.pid, None)
 
     def remove(self, kid: Kid) -> None:
         """It has ended and was reaped."""
         self.by_number.pop(kid.number, None)
         if self.by_pid.get(kid.pid) is kid:
             del self.by_pid[kid.pid]
-        self._ended[kid.pid] = kid.tag
+        self._ended[kid.pid] = parts_of_tag(kid.tag)[1]
         if len(self._ended) > REMEMBERED:
-            self._ended.popitem(last=False)
+            self._earlier, self._ended = self._ended, {}
 
     def led(self, session: int) -> bool:
         """Whether a child of ours, alive or not long gone, led that session."""
-        return session in self.by_pid or session in self._ended
+        return session in self.by_pid or session in self._ended or session in self._earlier
 
     def sessions(self, manager: int) -> set[int]:
         """Those that a manager's children led, alive or not long gone. ``manager`` as ``parts_of_tag`` gives it."""
-        tags = [(kid.pid, kid.tag) for kid in self.by_number.values()] + list(self._ended.items())
-        return {pid for pid, tag in tags if parts_of_tag(tag)[1] == manager}
+        living = {kid.pid for kid in self.by_number.values() if parts_of_tag(kid.tag)[1] == manager}
+        return living | {pid for pid, ended in (*self._earlier.items(), *self._ended.items()) if ended == manager}
 
     def of_id(self, key: str) -> Kid | None:
         """By the id in its label."""
