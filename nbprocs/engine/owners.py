@@ -43,9 +43,10 @@ def register(owner: Owner, *, always: bool = False) -> None:
     maker = sys._getframe(2)  # noqa: SLF001 - who called the constructor; the documented way
     if not always and str(maker.f_globals.get("__name__", "")).startswith("nbprocs."):
         return
-    place = f"{maker.f_code.co_filename}:{maker.f_lineno}" if "ipykernel" in maker.f_code.co_filename else ""
+    place = f"{maker.f_code.co_filename}:{maker.f_lineno}:{maker.f_lasti}" if "ipykernel" in maker.f_code.co_filename else ""
     with _known.lock:
-        before = [old for ref, where in _known.owners.values() if place and where == place and _open(old := ref())]
+        there = [old for ref, where in _known.owners.values() if place and where == place and _open(old := ref())]
+        before = [old for old in there if type(old) is type(owner)]  # a statement may make one of each
         for key in [key for key, (ref, _) in _known.owners.items() if ref() is None]:
             del _known.owners[key]
         _known.owners[id(owner)] = weakref.ref(owner), place

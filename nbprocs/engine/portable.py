@@ -230,8 +230,9 @@ async def start_portable(spec: Spec, *, listener: Listener) -> PortableChild:
         spec.refuse("umask", "user", "group", "extra_groups", "inherit", why="Windows has nothing of the kind")
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
-        options |= {"start_new_session": True, "pass_fds": spec.inherit, "user": spec.user, "group": spec.group}
-        options |= {"extra_groups": spec.extra_groups, "umask": -1 if spec.umask is None else spec.umask}
+        options |= {"start_new_session": True, "pass_fds": spec.inherit}
+        asked = {"user": spec.user, "group": spec.group, "extra_groups": spec.extra_groups, "umask": spec.umask}
+        options |= {name: value for name, value in asked.items() if value is not None}  # uvloop knows none of them
     stdin = subprocess.DEVNULL if spec.stdin is False else subprocess.PIPE if spec.pipes_stdin else spec.stdin
     stdout = subprocess.PIPE if spec.stdout is None else spec.stdout
     stderr = subprocess.STDOUT if spec.merge_stderr else subprocess.PIPE if spec.stderr is None else spec.stderr

@@ -30,6 +30,7 @@ from nbprocs.engine.places import state_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, forget_record, records
 from nbprocs.engine.shimlib.order import OrderReader, pieces
+from nbprocs.engine.shimlib.proc import ON_LINUX, TICK, present
 from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
 from nbprocs.model import EndReason, EventKind, Stream
 from nbprocs.processes.core import ProcessCore, ProcessOwner
@@ -126,10 +127,17 @@ def _spec(core: ProcessCore) -> Spec:
     return core.spec({})
 
 
+def _age(record: DetachedRecord) -> float:
+    """Seconds since its start: of one that lives by the clock of its start time, which nobody sets."""
+    if record.live and record.start:
+        return (present() - record.start) / TICK if ON_LINUX else present() - record.start
+    return time.time() - record.created
+
+
 def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> DetachedChild:
     """Let it be the process of a record. Once its child is ``met`` what is known was told: its output's length, its end if it has ended."""
     core.created_at = datetime.fromtimestamp(record.created, UTC)
-    core.started = time.monotonic() - (time.time() - record.created)
+    core.started = time.monotonic() - _age(record)
     for log in (core.stdout, core.stderr):
         assert isinstance(log, RecordedLog)  # noqa: S101 - its config says detach
         log.lie_in(record.folder)

@@ -245,10 +245,11 @@ class ManagerCore:
     async def restart(self, key: str, *, grace: float | None = None) -> ProcessCore:
         """See ProcessManager.restart."""
         process = self.registry.get(key)
-        held = self.supervisor.hold(process.id)
+        held, name = self.supervisor.hold(process.id), process.name
         try:
             if process.status.live:
                 await process.end_by_task(EndReason.RESTARTED, grace=self.grace if grace is None else grace)
+            self._check_place(process, name)
             new = await self.respawn(process)
         except BaseException as error:
             if held is not None:
@@ -262,10 +263,15 @@ class ManagerCore:
     async def replace(self, key: str, *, config: ProcessConfig | None = None, grace: float | None = None) -> ProcessCore:
         """See ProcessManager.replace."""
         old = self.registry.get(key)
-        held = self.supervisor.hold(old.id)
+        held, name = self.supervisor.hold(old.id), old.name
         launch, next_name = self.launches.get(old.id, PLAIN), self.registry.fresh_name(f"{old.name}-next")
         try:
             new = await self._start(config or old.config, launch, wait=True, predecessor=old, name=next_name)
+            try:
+                self._check_place(old, name)
+            except NameInUse:
+                await new.stop(self.grace)
+                raise
         except BaseException as error:
             if held is not None:
                 self.supervisor.lose(held, error)
@@ -277,6 +283,13 @@ class ManagerCore:
         if unwanted:
             await new.stop(self.grace)
         return new
+
+    def _check_place(self, process: ProcessCore, name: str) -> None:
+        """Raise NameInUse if another call has given its place to somebody else meanwhile: then there would be two of them."""
+        if process.name != name:
+            raise NameInUse(f"{name} was replaced or renamed meanwhile", name=name, hint="it is another process now: look at pm.get(…)")
+        if self.registry.find(name) is not process:
+            self.registry.check_free(name)
 
     @hops
     async def rename(self, key: str, name: str) -> None:

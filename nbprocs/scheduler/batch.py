@@ -54,7 +54,10 @@ class TaskBatch:
                 if isinstance(task, (Mapping, ProcessConfig)):
                     self._prepare_own({"command": task} if isinstance(task, ProcessConfig) else dict(task), stamp)
                     continue
-                task = (task,) if isinstance(task, (str, bytes, PathLike)) or callable(task) else tuple(task)  # noqa: PLW2901 - in one form
+                alone = isinstance(task, (str, bytes, PathLike)) or callable(task)
+                if not alone and not isinstance(task, Iterable):
+                    checks.refuse(TypeError, "a task", "a command, a sequence of command and arguments, a ProcessConfig or a dict", task)
+                task = (task,) if alone else tuple(task)  # noqa: PLW2901 - in one form
             if not task:
                 raise ValueError("an empty command: a task is a command, or a sequence of a command and its arguments")
             command, args = make_argv(core, task[0], task[1:], shared)

@@ -199,6 +199,8 @@ class TaskScheduler(Displayable):
         ...     [(await handle).text for handle in handles]
         ['0\n', '1\n', '2\n']
         """
+        if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
+            checks.refuse(TypeError, "tasks", "a list of tasks", tasks)
         core = self._core
         core.check_open()
         core.bind()

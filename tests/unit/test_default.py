@@ -110,6 +110,16 @@ async def test_the_cell_that_makes_another_one_is_told_once(monkeypatch, caplog)
     assert not process.status.live
 
 
+async def test_a_line_that_makes_several_is_not_one_that_ran_twice(monkeypatch, caplog):
+    monkeypatch.setattr(owners._known, "told", False)
+    line = "sch = TaskScheduler(); pool, other, pm = ProcessPool(), ProcessPool(), ProcessManager()"
+    space = {"ProcessManager": ProcessManager, "TaskScheduler": nbprocs.TaskScheduler, "ProcessPool": nbprocs.ProcessPool}
+    exec(compile(line, "/tmp/ipykernel_1/3.py", "exec"), space)  # noqa: S102 - as a kernel does
+    assert not caplog.records
+    for name in ("sch", "pool", "other", "pm"):
+        await space[name].aclose()
+
+
 # --- a forgotten await -------------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,13 @@ def test_figures_that_are_none_are_refused(words):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
+
+
+async def test_the_time_that_it_took_is_not_that_of_a_clock_that_was_set(pm, other, monkeypatch):  # noqa: F811
+    job = await pm.spawn("cat", name="job", detach=True, stdin=True)
+    usual = time.time
+    monkeypatch.setattr(time, "time", lambda: usual() + 1e6)
+    adopted = await other.adopt("job")
+    await job.close_stdin()
+    assert (await job.wait()).execution_time < 60
+    assert (await adopted.wait()).execution_time < 60

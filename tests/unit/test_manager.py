@@ -288,6 +288,16 @@ async def test_restart_and_replace_keep_config_name_and_lineage(pm: ProcessManag
     assert seen.index((EventKind.READY, third.id)) < seen.index((EventKind.EXITED, new.id))
 
 
+@pytest.mark.parametrize("moves", [("replace", "replace", "replace"), ("restart", "replace"), ("replace", "restart", "restart")])
+async def test_of_several_who_replace_one_at_once_one_does(pm: ProcessManager, moves: tuple[str, ...]) -> None:
+    old = await pm.spawn(*SLEEPER, name="web", restart=True)
+    done = await asyncio.gather(*(getattr(pm, move)("web") for move in moves), return_exceptions=True)
+    [new] = [one for one in done if not isinstance(one, BaseException)]
+    assert all(isinstance(one, nbprocs.NameInUse) for one in done if one is not new), done
+    assert [process for process in pm.processes() if process.status.live] == [new]
+    assert (pm.get("web"), new.name, new.predecessor) == (new, "web", old)
+
+
 @pytest.mark.parametrize("probe", ["line", "callable", "async", "port"])
 async def test_readiness(pm: ProcessManager, probe: str, tmp_path) -> None:
     mark = tmp_path / "mark"

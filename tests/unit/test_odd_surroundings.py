@@ -1,11 +1,15 @@
 """A kernel in odd surroundings: without its standard streams, without descriptors to spare. Each is an interpreter of its own."""
 
+import asyncio
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import nbprocs
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +75,33 @@ def test_a_kernel_without_standard_streams_has_all_that_others_have(closed, tmp_
 def test_a_kernel_short_of_descriptors_says_so_and_goes_on(tmp_path):
     done = kernel(POOR, state=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
+
+
+UVLOOP = """
+import asyncio, uvloop
+import nbprocs
+
+async def main():
+    async with nbprocs.ProcessManager() as pm, nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=1)) as pool:
+        print((await pm.run("cat", input=b"x" * 100_000)).stdout == b"x" * 100_000, await pool.run(sum, [1, 2]), flush=True)
+        process = await pm.spawn("sleep", "1000")
+        print((await process.stop()).reason)
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("uvloop"), reason="uvloop is not installed")
+def test_uvloop_starts_what_asks_for_nothing_that_it_has_not(tmp_path):
+    done = kernel(UVLOOP, state=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "True 3\nstopped\n"), done.stderr
+
+
+async def test_the_loops_own_way_is_asked_for_no_more_than_was_wanted(monkeypatch):
+    loop, seen = asyncio.get_running_loop(), []
+    usual = loop.subprocess_exec
+    monkeypatch.setattr(loop, "subprocess_exec", lambda *args, **options: seen.append(set(options)) or usual(*args, **options))
+    async with nbprocs.ProcessManager(engine="portable") as pm:
+        await pm.run("true")
+    known_by_uvloop = {"stdin", "stdout", "stderr", "cwd", "env", "executable", "start_new_session", "pass_fds", "close_fds", "preexec_fn"}
+    assert seen[0] <= known_by_uvloop

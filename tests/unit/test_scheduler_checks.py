@@ -159,6 +159,8 @@ async def test_calls_check_all_that_they_take() -> None:
             lambda: sch.schedule_many([{"args": ["x"]}]),
             lambda: sch.schedule_many([{"command": "x", "args": "abc"}]),
             lambda: sch.schedule_many([5]),
+            lambda: sch.schedule_many("echo hi"),
+            lambda: sch.schedule_many(None),
             lambda: sch.set_limit(math.nan),
             lambda: sch.set_limit(-1),
             lambda: sch.set_group_limit("g", 1.5),
