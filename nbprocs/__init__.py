@@ -261,6 +261,11 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
+        try:
+            return importlib.import_module(f"nbprocs.{name}")  # a room: nbprocs.errors
+        except ModuleNotFoundError as error:
+            if error.name != f"nbprocs.{name}":
+                raise
         msg = f"module 'nbprocs' has no attribute {name!r}"
         raise AttributeError(msg)
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -4,6 +4,7 @@ A run's row is narrow: its command, and all that it shares with other runs (fold
 tables, found by a hash. A million runs of a thousand commands are a few hundred bytes each, and a search by command looks at the thousand.
 """
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Mapping
@@ -155,8 +156,8 @@ def whole_path(path: str | os.PathLike[str]) -> Path:
     """The file of a history, absolute. Raises RunsError for what can be no path of one: too long, a circle of links, with a NUL."""
     try:
         found = Path(path).expanduser().absolute()
-        found.resolve()
-        found.exists()
+        with contextlib.suppress(FileNotFoundError):
+            found.stat()  # exists() and resolve() say nothing of some of these, from Python 3.13 on
     except (OSError, RuntimeError, ValueError) as error:
         raise RunsError(f"the run history {path} can't be opened: {error}", hint="give the path of a file") from error
     return found

@@ -1,5 +1,6 @@
 """What the scheduler asks the machine for: both clocks, free memory, GPUs. Reads only."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -56,6 +57,8 @@ def whole_path(path: Word) -> Path:
     """The file that a queue is in, links followed. Raises TypeError, ValueError, or StoreError for links that lead nowhere."""
     given = Path(checks.path("store", path))
     try:
+        with contextlib.suppress(FileNotFoundError):
+            given.stat()  # since Python 3.13 resolve() says nothing of a circle of links
         return given.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL
+    except (OSError, ValueError) as error:  # a circle of links, a NUL
         raise StoreError(f"could not open the queue {given}: {error}", hint="give the path of a file") from error

@@ -42,14 +42,18 @@ async def test_a_process_is_seen_and_stopped(lab):
 
 
 async def test_it_works_while_the_kernel_is_blocked(lab):
-    notebook = await lab.open(cells=[START, "import time; time.sleep(12); print(p.pid, 'slept')"])
+    looked = lab.server.folder / "looked"
+    busy = f"import pathlib, time\nwhile not pathlib.Path({str(looked)!r}).exists(): time.sleep(0.05)\nprint('computed')"
+    notebook = await lab.open(cells=[START, busy])
     await notebook.run(0)
     await notebook.start(1)
     row = await opened_panel(notebook.page)
     await row.click(button="right")
     await notebook.page.locator(".lm-Menu-item[data-command='nbprocs:stop']").click()
     await expect(row).to_have_count(0)
-    await expect(notebook.output(1)).to_have_text("", use_inner_text=True)  # the cell still computes
+    await expect(notebook.output(1)).to_have_text("", use_inner_text=True)
+    looked.touch()
+    await expect(notebook.output(1)).to_contain_text("computed")
 
 
 async def test_the_output_opens_in_a_tab(lab):

@@ -84,6 +84,13 @@ def test_import_loads_nothing_that_nobody_has_asked_for():
     assert not loaded & {"asyncio", "dataclasses", "typing"}
 
 
+def test_rooms_are_attributes_and_nothing_else_is():
+    assert {"nbprocs.errors", "nbprocs.policy.restart"} <= loaded_by("nbprocs.errors.ProcessError, nbprocs.policy.restart")
+    for name in ("_repr_html_", "no_such_room"):
+        with pytest.raises(AttributeError, match=rf"module 'nbprocs' has no attribute '{name}'"):
+            getattr(nbprocs, name)
+
+
 def test_import_is_light():
     assert not loaded_by("nbprocs.ProcessManager, nbprocs.ProcessError") & {*HEAVY, "json", "nbprocs.widgets", "nbprocs.scheduler"}
 

@@ -80,7 +80,7 @@ def test_the_first_evidence_that_speaks_decides():
     assert claimed(claim._replace(strays=True), found(), stray=True)
     assert claimed(claim._replace(child=None), found(tag=other)), "the manager's"
     assert not claimed(claim._replace(child=None, manager=2), found(tag=other))
-    assert claimed(Claim(everything=True), found())
+    assert claimed(Claim(base, everything=True), found())
 
 
 def test_a_stray_is_what_no_evidence_ties_to_anybody():

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 class Claim(NamedTuple):
     """Whose tree is meant: one child's, a manager's, or everything."""
 
-    base: int = 0  # the kernel's part of every tag
+    base: int  # the kernel's part of every tag
     manager: int = 0
     child: int | None = None  # a tag's part; None: everything of the manager
     sessions: frozenset[int] = frozenset()  # pids of the children meant, which led a session each
