@@ -7,8 +7,7 @@
            ├──exited──► exit noted, timeout cancelled        status stays RUNNING: output may still be in the pipes
            └──drained─► result made, status final ──► wait() returns, callbacks, Owner.ended()
 
-The manager's core makes it and is its owner; nobody else constructs one. State changes happen on the home loop only. What a user
-holds is its face, a ManagedProcess: the face holds the core, and the core makes a face when one is asked for.
+The manager's core makes it and is its owner. State changes happen on the home loop only. A user holds its face, a ManagedProcess.
 """
 
 from __future__ import annotations
