@@ -105,7 +105,8 @@ def post(url: str, message: Any, *, timeout: float) -> int:
     timer = threading.Timer(timeout, sockets.shut)
     timer.daemon = True
     began = time.monotonic()
-    timer.start()
+    with contextlib.suppress(RuntimeError):  # an interpreter that ends starts no thread, from Python 3.12 on; it does not wait long, either
+        timer.start()
     try:
         with opener.open(request, timeout=timeout) as answer:
             return int(answer.status)

@@ -2,12 +2,13 @@
 
 A sync callback runs on the home loop and must be quick. An async one runs in a task of its own with a time limit. An error that a callback
 itself causes (it spawns something that fails) calls it again, but only to a depth of three: the context variable goes along with
-everything that a callback starts.
+everything that a callback starts. How deep a process is, is settled by who started it; its end is told from any context.
 """
 
 import asyncio
 import contextvars
 import inspect
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from nbprocs.engine.home import Tasks, log
@@ -20,6 +21,7 @@ from nbprocs.redact import mask_text
 __all__ = ["ErrorCallbacks"]
 
 DEEPEST = 3
+KEPT = 10_000  # processes whose depth is remembered
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("nbprocs_callback_depth", default=0)
 Callback = Callable[[BaseException], object]
 
@@ -34,6 +36,13 @@ class ErrorCallbacks:
         self._timeout = timeout
         self._callbacks: dict[int, tuple[str, Callback]] = {}
         self._count = 0
+        self._depths: OrderedDict[str, int] = OrderedDict()
+
+    def started(self, process_id: str) -> None:
+        """A process has started, in the context of whoever wanted it."""
+        self._depths[process_id] = _depth.get()
+        if len(self._depths) > KEPT:
+            self._depths.popitem(last=False)
 
     def add(self, callback: Callback, pattern: str) -> Callable[[], None]:
         """Call it for errors of names that fit; returns what ends it."""
@@ -51,7 +60,7 @@ class ErrorCallbacks:
         wanted = [callback for pattern, callback in self._callbacks.values() if matches(pattern, name)]
         if not wanted:
             return
-        depth = _depth.get()
+        depth = self._depths.get(process_id, _depth.get())  # the latter for one that could not be started
         if depth >= DEEPEST:
             self._note(name, process_id, f"not called: this error comes from a callback of a callback, {depth} deep")
             return

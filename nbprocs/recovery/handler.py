@@ -329,6 +329,7 @@ class ErrorHandler(Displayable):
                 self._close_now()
 
     def _started(self, event: ProcessEvent) -> None:
+        self._callbacks.started(event.process_id)
         again = event.info is not None and event.info.restarts > 0
         process = self._known(event.process_id)
         if process is not None:

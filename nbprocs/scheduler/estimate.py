@@ -81,9 +81,9 @@ def eta(guesses: Iterable[tuple[float, float]], *, slots: int, scale: float = 1.
         variance += spread
         longest = max(longest, mean)
         count += 1
+    total, variance, count = total * scale, variance * scale, round(count * scale)
     if not count:
         return None
-    total, variance, count = total * scale, variance * scale, round(count * scale)
     busy = max(1, min(slots, count))
     middle = max(longest, total / busy + total / count * (busy - 1) / busy / 2)
     side = _SIDE * math.sqrt(variance) / busy

@@ -1,6 +1,7 @@
 """ErrorHandler on real children: tries, then the strategy, once for each error, with a report and a record of all of it."""
 
 import asyncio
+import contextvars
 import os
 import pickle
 import signal
@@ -20,6 +21,7 @@ from nbprocs import (
     StartupFailed,
 )
 from nbprocs.recovery import ErrorHandler, RecoveryStrategy, RestartProcess, StepKind
+from nbprocs.recovery import callbacks as callbacks_room
 from nbprocs.testing import instant_waits
 from tests.children import SLEEPER, python_child
 from tests.unit.recovery_kit import until
@@ -389,6 +391,22 @@ class TestCallbacks:
         await process.wait()
         await until(handler, lambda: any("callback of a callback" in step.what for step in handler.journal))
         assert len(calls) == 3
+
+    async def test_the_end_of_a_process_counts_where_it_was_started_and_not_where_it_is_told(self, pm, handler):
+        """What tells of an end may run in the context of anybody who had to do with the shim."""
+        calls = []
+        callbacks = handler._callbacks
+        handler.on_error(calls.append)
+        deep = contextvars.copy_context()
+        deep.run(callbacks_room._depth.set, callbacks_room.DEEPEST)
+        deep.run(callbacks.started, "of a callback")
+        callbacks.started("of a cell")
+        callbacks.tell(OSError("one"), name="x", process_id="of a callback")
+        assert calls == []
+        deep.run(lambda: callbacks.tell(OSError("two"), name="x", process_id="of a cell"))
+        assert [str(error) for error in calls] == ["two"]
+        deep.run(lambda: callbacks.tell(OSError("three"), name="x", process_id="not started"))
+        assert len(calls) == 1
 
     async def test_one_that_handles_the_error_itself(self, pm, handler, tmp_path):
         reports = []

@@ -210,3 +210,7 @@ def test_values_refuse_nonsense() -> None:
 
 def test_layers_of_a_graph_with_a_stranger() -> None:
     assert layers([1, 2, 3], [(1, 3), (9, 2)]) == {1: 0, 2: 0, 3: 1}
+
+
+def test_nothing_is_left_by_the_time_that_it_is_asked():
+    assert eta([(1.0, 0.0)], slots=2, scale=0.0) is None  # the last one ended between two looks of another thread
