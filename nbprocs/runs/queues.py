@@ -147,26 +147,30 @@ _reading = threading.Lock()
 def _as_history(path: Path, query: Query, owner: tuple[str, int]) -> sqlite3.Connection:
     """The attempts as the rows of a history in memory. The first look at a queue takes a quarter of a millisecond an attempt."""
     prefix = str(query("SELECT value FROM meta WHERE name = 'prefix'")[0][0])
-    with _reading:
+    with _reading, contextlib.ExitStack() as failed:
         known = _read.pop(path, None)
         if known is not None and (known.prefix != prefix or query(_COUNT.format(known.last))[0][0] != known.count):  # some were forgotten
             known.db.close()
             known = None
         if known is None:
             known = _Read(prefix, fresh(), RowMaker(past=True), itertools.count(1))
+        failed.callback(known.db.close)
         last = int(query("SELECT coalesce(max(rowid), 0) FROM attempts")[0][0])
         _put(known.db, known.maker, known.numbers, _notes(query(_ATTEMPTS.format(known.last, last)), prefix))
         known.last, known.count = last, int(query(_COUNT.format(last))[0][0])
+        failed.pop_all()
         _read[path] = known  # only now: half of a look is no beginning for the next one
         if len(_read) > _KEPT:
             _read.popitem(last=False)[1].db.close()
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        failed.callback(db.close)
         known.db.backup(db)
-    host, pid = owner
-    alive = identify(pid) if pid and host == socket.gethostname() else None
-    session = "INSERT INTO sessions (key, host, pid, start, began) VALUES (1, ?, ?, ?, 0)"
-    db.execute(session, (host, pid, 0.0 if alive is None else alive.start))
-    _put(db, RowMaker(past=True), itertools.count(1 << 31), _notes(query(_RUNNING), prefix))
+        host, pid = owner
+        alive = identify(pid) if pid and host == socket.gethostname() else None
+        session = "INSERT INTO sessions (key, host, pid, start, began) VALUES (1, ?, ?, ?, 0)"
+        db.execute(session, (host, pid, 0.0 if alive is None else alive.start))
+        _put(db, RowMaker(past=True), itertools.count(1 << 31), _notes(query(_RUNNING), prefix))
+        failed.pop_all()
     return db
 
 
