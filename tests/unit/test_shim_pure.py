@@ -199,6 +199,50 @@ def test_one_empty_look_proves_nothing():
     assert empty >= 5
 
 
+def test_an_empty_look_during_which_somebody_ended_proves_next_to_nothing():
+    ending = Ending(now=0.0, signal=15, grace=0.0)
+    ending.looked(0.0, {1: 0.0})
+    for number in range(1, 16):
+        again = ending.looked(number / 100, {}, blurred=True).again
+        assert again is not None
+        assert again - number / 100 < 0.001, "at once: who was forked is to be seen now"
+    assert ending.looked(0.16, {}, blurred=True).again is None, "a neighbour's chain of forks must not hold it up for ever"
+
+
+def test_a_look_is_blurred_when_an_unknown_child_ends_during_it(monkeypatch):
+    mine = read_proc(os.getpid())
+    assert mine is not None
+    alive = mine._replace(pid=77)
+    looker = looks.Looker(Kids(), base=1, token="k")
+    everything = [Claim(1, everything=True)]
+    monkeypatch.setattr(looks, "children_of", lambda pid: [77] if pid == os.getpid() else [])
+    for rows, members, blurred in (
+        ([alive, alive], {77}, False),
+        ([None, None], set(), True),
+        ([alive, None], set(), True),  # it ended while its evidence was read
+        ([alive, alive._replace(state="Z")], set(), True),
+    ):
+        answers = iter(rows)
+        monkeypatch.setattr(looks, "read_proc", lambda _, answers=answers: next(answers))
+        looker.orphans.clear()
+        assert set(looker.look(everything)[0]) == members
+        assert looker.blurred is blurred
+
+
+def test_when_the_kernel_is_gone_the_system_says_when_nobody_descends_from_the_shim(monkeypatch):
+    shim = server.Server.__new__(server.Server)
+    asked = []
+    monkeypatch.setattr(shim, "_end_everything", lambda _over, *, grace, whole_table=False: asked.append((grace, whole_table)))
+    monkeypatch.setattr(shim, "_childless", lambda: False)
+    shim._own_ended([])
+    assert asked.pop() == (0.0, False), "once more, without waiting"
+    shim._own_ended([wire.Survivor(7, "immortal", False)])
+    assert asked.pop() == (server.LAST_GRACE, True)
+    monkeypatch.setattr(shim, "_childless", lambda: True)
+    shim._own_ended([])
+    assert asked.pop() == (server.LAST_GRACE, True)
+
+
 def test_looks_come_at_doubling_times_and_a_calm_tree_ends_with_the_second_empty_one():
     ending = Ending(now=0.0, signal=15, grace=10.0)
     waits, now = [], 0.0

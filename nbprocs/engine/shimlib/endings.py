@@ -11,8 +11,8 @@ With ``leader_first`` ASKING has two parts: the child alone is asked; when the g
 begins.
 
 One empty look proves nothing while things move: a process that forks and ends every few milliseconds may be between two names. The more
-often
-new members turned up, the more empty looks in a row are wanted.
+often new members turned up, the more empty looks in a row are wanted; and one during which somebody ended, who may have forked before that,
+counts for an eighth.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FIRST_LOOK, LONGEST_LOOK = 0.002, 0.1  # seconds between looks: doubled each tim
 CHASE = 0.0005  # seconds until the next look, where the one before showed somebody new who had to be killed
 CALM, RESTLESS = 2, 6  # empty looks in a row that end it, for a tree that stood still and for one in which new members kept turning up
 BETWEEN_EMPTY = 0.002  # seconds between such looks
+BLURRED = 0.125  # of an empty look: not nothing, since somebody else's chain of forks may blur every one
 SIGCONT = int(getattr(signal, "SIGCONT", signal.SIGTERM))
 SIGKILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
 
@@ -56,7 +57,7 @@ class Ending:
         self._kill_at = self._whole_tree_at + (min(SECOND_GRACE, grace) if leader_first else grace)
         self._give_up_at: float | None = None
         self._wait = FIRST_LOOK
-        self._empty = 0
+        self._empty = 0.0
         self._news = -1  # looks that showed somebody new; the first one always does
 
     def refused(self, pid: int, start: float) -> None:
@@ -68,8 +69,11 @@ class Ending:
         """The pids that we may not signal."""
         return {pid for pid, _ in self._refused}
 
-    def looked(self, now: float, seen: Mapping[int, float]) -> Measures:
-        """After a look that found these living members (pid → start). Raises RuntimeError when it is over already."""
+    def looked(self, now: float, seen: Mapping[int, float], *, blurred: bool = False) -> Measures:
+        """After a look that found these living members (pid → start). Raises RuntimeError when it is over already.
+
+        ``blurred``: somebody who may have been a member ended while it looked.
+        """
         if self.done:
             msg = "this ending is over"
             raise RuntimeError(msg)
@@ -79,8 +83,8 @@ class Ending:
             self._news += 1
             self._known |= members
         if not members:
-            return self._nobody(now)
-        self._empty = 0
+            return self._nobody(now, blurred=blurred)
+        self._empty = 0.0
         if self._give_up_at is not None and now >= self._give_up_at:
             self.done = True
             self.survivors = tuple(sorted(seen))
@@ -89,12 +93,12 @@ class Ending:
             return self._kill(now, members, news=news)
         return self._ask(now, members)
 
-    def _nobody(self, now: float) -> Measures:
-        self._empty += 1
+    def _nobody(self, now: float, *, blurred: bool) -> Measures:
+        self._empty += BLURRED if blurred else 1.0
         if self._empty >= (CALM if self._news <= 1 else RESTLESS):
             self.done = True
             return Measures((), None)
-        return Measures((), now + BETWEEN_EMPTY * self._empty)
+        return Measures((), now + (CHASE if blurred else BETWEEN_EMPTY * self._empty))
 
     def _ask(self, now: float, members: set[tuple[int, float]]) -> Measures:
         whole = now >= self._whole_tree_at

@@ -30,6 +30,7 @@ class Looker:
         self.token = token
         self.orphans: dict[int, Found] = {}  # children of ours that we did not start; by pid, which is theirs until we reap them
         self.everywhere = False  # a shim died: its orphans are not below us
+        self.blurred = False  # a child of ours that nobody knew ended during the latest look: whom it had forked was not seen
         self._nested: dict[int, int] = {}  # another kernel's part of its tags -> the tag of the tree that it was seen in
         self._kids = kids
         self._me = os.getpid()
@@ -51,6 +52,7 @@ class Looker:
 
     def look(self, claims: Sequence[Claim], *, whole_table: bool = False) -> list[dict[int, float]]:
         """For each claim the living members of its tree, pid → start; the start of children of our own is 0."""
+        self.blurred = False
         if whole_table or not self._lists or any(not kid.own for kid in self._kids):
             return self._by_table(claims)
         leaders, orphans = self._own()
@@ -103,9 +105,12 @@ class Looker:
         known = self.orphans.get(pid)
         if known is None:
             row = read_proc(pid)
-            if row is None or row.gone:
+            known = None if row is None or row.gone else found_of(row)
+            after = read_proc(pid)  # one that ended meanwhile may have shown half of its evidence
+            if known is None or after is None or after.gone:
+                self.blurred = True
                 return None
-            known = self.orphans[pid] = found_of(row)
+            self.orphans[pid] = known
         return self._translated(known)
 
     def _translated(self, found: Found) -> Found:

@@ -237,11 +237,19 @@ class Server:
         if not self.kids and not self._inherits and self._childless():
             self._done = True
             return
-        claim = Claim(base=self.looker.base, everything=True, strays=True)
         self.timers.at(time.monotonic() + GIVE_UP, self._finish)
-        self.tending.end(
-            claim, number=signal.SIGTERM, leader_first=False, grace=LAST_GRACE, leader=0, over=lambda _: self._finish(), whole_table=True
-        )
+        self._end_everything(self._own_ended, grace=LAST_GRACE)
+
+    def _end_everything(self, over: Callable[[list[wire.Survivor]], None], *, grace: float, whole_table: bool = False) -> None:
+        claim = Claim(base=self.looker.base, everything=True, strays=True)
+        self.tending.end(claim, number=signal.SIGTERM, leader_first=False, grace=grace, leader=0, over=over, whole_table=whole_table)
+
+    def _own_ended(self, survivors: list[wire.Survivor]) -> None:
+        """What descends from here first: a link of a chain of forks lives for less time than it takes to read the whole table."""
+        if survivors or self._childless():
+            self._end_everything(lambda _: self._finish(), grace=LAST_GRACE, whole_table=True)
+        else:  # the system knows better than any look
+            self._end_everything(self._own_ended, grace=0.0)
 
     def _childless(self) -> bool:
         self.reap()

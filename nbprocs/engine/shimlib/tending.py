@@ -111,7 +111,7 @@ class Tending:
         after = time.monotonic()
         self._soonest = after + (after - now) * _BREATH if after - now > 0.0005 else after  # noqa: PLR2004 - seconds: a small tree's look costs less
         for task, members in zip(due, seen, strict=True):
-            step = task.ending.looked(after, members)
+            step = task.ending.looked(after, members, blurred=self._looker.blurred)
             for pid, numbers in step.send:
                 try:
                     send_signals(pid, members[pid], numbers, own=not members[pid])
