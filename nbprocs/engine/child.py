@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DRAIN",
+    "ENGINES",
     "TIMEOUT_GRACE",
     "TOKEN",
     "Child",
@@ -48,6 +49,7 @@ DRAIN = 0.1  # seconds that a pipe may stay open after the process has gone
 TOKEN = "NBPROCS_TOKEN"  # noqa: S105 - not a secret: a hint at whose a descendant is, beside its inherited tag
 
 Engine = Literal["posix", "portable"]
+ENGINES = ("auto", "posix", "portable")  # what may be asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -321,7 +321,7 @@ class ProcessPool(Displayable):
         """
         self._submission.check_open()
         how = self._submission.how(priority, timeout, retries)
-        whom = as_notify("notify", notify)
+        whom, ordered = as_notify("notify", notify), checks.flag("ordered", ordered)
         if isinstance(self.worker, CommandWorker):
             lines: Any = function
             bar = progress_bar(progress, title=self.name, total=length_of((lines,)))

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from nbprocs.checks import data, flag, function, instance, refuse, whole
+from nbprocs.checks import data, flag, function, instance, one_of, refuse, whole
 from nbprocs.checks import grace as grace_of
 from nbprocs.checks import name as name_of
 from nbprocs.config import Command, Data, Options, Word, config_from, takes_config
 from nbprocs.display import Displayable, Html
-from nbprocs.engine.child import Engine
+from nbprocs.engine.child import ENGINES, Engine
 from nbprocs.engine.launcher import Stray
 from nbprocs.engine.output import DEFAULT_MEMORY
 from nbprocs.engine.owners import register
@@ -75,7 +75,7 @@ class ProcessManager(Displayable):
             background=flag("background", background),
             output_limit=limit,
             grace=_grace(grace, 0.0),
-            engine=engine,
+            engine=one_of("engine", engine, ENGINES),  # type: ignore[arg-type]
             recorder=recorder_for(runs),
         )
         register(self)

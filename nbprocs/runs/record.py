@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbprocs import checks
 from nbprocs.display import Displayable, Html, bytes_text, clock, joined, plain, table, text
 from nbprocs.errors import error_from_result
 from nbprocs.model import ProcessConfig, ProcessResult, Stream, signal_name
@@ -111,7 +112,7 @@ class RunRecord(Displayable):
         """What is different in the other run: command, environment, revision, inputs, duration, memory, output."""
         from nbprocs.runs.diff import compare  # noqa: PLC0415 - which needs this class
 
-        return compare(self, other)
+        return compare(self, checks.instance("other", other, RunRecord, "a RunRecord"))
 
     # -- again
 

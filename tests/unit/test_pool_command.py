@@ -51,6 +51,8 @@ async def test_jq():
     async with ProcessPool(ONE, worker=worker) as pool:
         assert await pool.run('{"a": 41}') == "42"
         assert [y async for y in pool.map(['{"a": 1}', '{"a": 2}'], ordered=False)] == ["2", "3"]
+        with pytest.raises(TypeError, match="ordered must be True or False"):
+            pool.map(["{}"], ordered=2)
 
 
 @pytest.mark.parametrize("end", ["END", re.compile("^END$"), lambda lines: lines[-1] == "END"], ids=["a line", "a pattern", "a callable"])

@@ -112,6 +112,12 @@ async def test_calls_of_a_manager():
                 pm.get(key)
 
 
+@pytest.mark.parametrize("engine", ["nonsense", None, 5])
+async def test_an_engine_that_there_is_not(engine):
+    with pytest.raises((TypeError, ValueError), match="engine must be one of 'auto', 'posix', 'portable'"):
+        ProcessManager(engine=engine)
+
+
 def test_the_tables_hold_every_argument():
     """A call or an argument that is added comes into the tables above."""
     for kind, table, spared in ((ManagedProcess, OF_A_PROCESS, set()), (ProcessManager, OF_A_MANAGER, {"key", "command"})):

@@ -84,6 +84,8 @@ async def test_git_revision_with_dirty_mark_and_hash_of_the_difference(path, tmp
     assert dirty.revision.startswith(head[:10] + "+")
     changes = clean.diff(dirty)
     assert {"revision", "input a.txt"} <= {row[0] for row in changes}
+    with pytest.raises(TypeError, match="other must be a RunRecord"):
+        clean.diff(5)
 
 
 async def test_failed_starts_signals_and_stops(path):
