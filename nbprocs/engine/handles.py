@@ -7,19 +7,15 @@ system doesn't tell it to us; nothing is ever estimated.
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-import psutil
-
-from nbprocs.engine.table import ON_LINUX, Row, parse_stat, read_psutil
+from nbprocs.engine.table import ON_LINUX, Row, parse_stat
 
 __all__ = [
     "KEEP_ALL",
     "Handle",
     "ProcHandle",
-    "PsutilHandle",
     "descriptor_budget",
     "latest_pid",
     "listening_inodes",
@@ -239,76 +235,14 @@ def _open(path: str, flags: int) -> int:
         return -1
 
 
-def _count_descriptors(process: Any) -> object:
-    return process.num_handles() if sys.platform == "win32" else process.num_fds()
-
-
-class PsutilHandle:
-    """By psutil, for every other system; one psutil.Process is kept, which knows its own start time."""
-
-    __slots__ = ("_process", "kept", "pid", "rested")
-
-    def __init__(self, pid: int) -> None:
-        """Raises ProcessLookupError when there is no such process."""
-        self.pid: int = pid
-        self.kept: int = 0
-        self.rested: bool = False
-        try:
-            self._process = psutil.Process(pid)
-        except psutil.Error as error:
-            raise ProcessLookupError(pid) from error
-
-    def row(self) -> Row | None:
-        """See Handle."""
-        try:
-            alive = self._process.is_running()  # compares the start time too
-        except psutil.Error:
-            return None
-        return read_psutil(self.pid) if alive else None
-
-    def run_time(self) -> int | None:
-        """See Handle."""
-        return None
-
-    def _ask(self, question: Callable[[psutil.Process], object]) -> object:
-        try:
-            return question(self._process)
-        except (psutil.Error, OSError, AttributeError):  # gone, forbidden, or not on this system
-            return None
-
-    def descriptors(self) -> int | None:
-        """See Handle."""
-        found = self._ask(_count_descriptors)
-        return found if isinstance(found, int) else None
-
-    def io(self) -> tuple[int, int] | None:
-        """See Handle. macOS does not tell."""
-        counters = self._ask(lambda p: p.io_counters())
-        if counters is None:
-            return None
-        read = getattr(counters, "read_chars", None)
-        if read is not None:
-            return int(read), int(getattr(counters, "write_chars", 0))
-        return int(getattr(counters, "read_bytes", 0)), int(getattr(counters, "write_bytes", 0))
-
-    def exact_memory(self) -> tuple[int | None, int | None]:
-        """See Handle. PSS is known on Linux only."""
-        info = self._ask(lambda p: p.memory_full_info())
-        return getattr(info, "pss", None), getattr(info, "uss", None)
-
-    def ports(self, inodes: Inodes) -> tuple[int, ...] | None:  # noqa: ARG002 - the other make's need
-        """See Handle."""
-        found = self._ask(lambda p: tuple(sorted({c.laddr.port for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN})))
-        return found if isinstance(found, tuple) else None
-
-    def close(self) -> None:
-        """See Handle."""
-
-
 def open_handle(pid: int, *, keep: int = 0, portable: bool = not ON_LINUX) -> Handle | None:
     """The handle of a process, or None if there is none."""
     try:
-        return PsutilHandle(pid) if portable else ProcHandle(pid, keep=keep)
+        if not portable:
+            return ProcHandle(pid, keep=keep)
+        from nbprocs.engine.handles_psutil import PsutilHandle  # noqa: PLC0415 - Linux needs it for nothing
+
+        return PsutilHandle(pid)
     except OSError:
         return None
 
@@ -322,11 +256,9 @@ def listing(*, portable: bool = not ON_LINUX) -> dict[int, float]:
     if not portable:
         with os.scandir("/proc") as entries:
             return {int(entry.name): entry.inode() for entry in entries if entry.name.isdigit()}
-    marks: dict[int, float] = {}
-    for pid in psutil.pids():
-        with contextlib.suppress(psutil.Error):
-            marks[pid] = psutil.Process(pid).create_time()
-    return marks
+    from nbprocs.engine.handles_psutil import starts  # noqa: PLC0415
+
+    return starts()
 
 
 def latest_pid() -> int:
@@ -353,6 +285,8 @@ def listening_inodes() -> dict[int, int]:
 
 def user_of(pid: int) -> tuple[str, str]:
     """Name and user of a process, as far as the system tells; empty strings else."""
+    import psutil  # noqa: PLC0415
+
     name = user = ""
     with contextlib.suppress(psutil.Error, OSError, KeyError):
         process = psutil.Process(pid)

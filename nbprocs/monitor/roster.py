@@ -9,7 +9,6 @@
 import functools
 import math
 import os
-import statistics
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +94,8 @@ class Roster:
         known = None if self._past is None else self._past.usual(tuple(map(os.fsdecode, config.argv)), shell=config.shell)
         if known is None or not known.exact or len(known.seconds) < _LEAST:
             return math.nan
+        import statistics  # noqa: PLC0415 - it loads fractions and decimal, which nothing else needs
+
         return max(float(statistics.median(known.seconds[:20])), 0.001)
 
     def _add(self, target: Target) -> None:

@@ -95,6 +95,11 @@ def test_import_is_light():
     assert not loaded_by("nbprocs.ProcessManager, nbprocs.ProcessError") & {*HEAVY, "json", "nbprocs.widgets", "nbprocs.scheduler"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_a_dashboard_loads_nothing_that_its_first_pixel_does_not_need():
+    assert not loaded_by("nbprocs.Dashboard") & {"psutil", "statistics", "pandas", "matplotlib", "sqlite3", "nbprocs.scheduler"}
+
+
 def test_import_starts_nothing():
     code = "import threading, os, nbprocs; nbprocs.ProcessManager; print(threading.active_count(), len(os.listdir('/proc/self/fd')))"
     plain = "import threading, os; print(threading.active_count(), len(os.listdir('/proc/self/fd')))"

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from nbprocs.engine.forest import Forest
-from nbprocs.engine.handles import ProcHandle, PsutilHandle, listening_inodes, listing, open_handle
+from nbprocs.engine.handles import ProcHandle, listening_inodes, listing, open_handle
+from nbprocs.engine.handles_psutil import PsutilHandle
 from nbprocs.engine.table import TICK, Identity, identify, read_psutil
 from nbprocs.monitor.gpu import Gpu
 from nbprocs.monitor.history import History
