@@ -18,7 +18,7 @@ class BothStreams:
     """The two logs, ``stdout`` and ``stderr``, and a place in each up to which they were taken."""
 
     def __init__(self, folder: Path) -> None:
-        self.logs = (RecordedLog("stdout"), RecordedLog("stderr"))
+        self.logs: tuple[RecordedLog, RecordedLog] = (RecordedLog("stdout"), RecordedLog("stderr"))
         self._order = OrderReader(os.fspath(folder))
         self._at = (0, 0)
         for log in self.logs:

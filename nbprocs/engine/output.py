@@ -222,7 +222,7 @@ class LineReader:
     ) -> None:
         self.source = source
         self.position: int = position
-        self.limit = max(limit, _LEAST)
+        self.limit: int = max(limit, _LEAST)
         self._carry: list[bytes] = []  # the beginning of a line whose end has not come
         self._carried = 0  # bytes
         self._framed = False  # a part of that line was given out already

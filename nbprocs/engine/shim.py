@@ -71,7 +71,7 @@ class Shim:
         self.leaving = False  # it was asked to leave, and has not yet answered
         self.greeted = False
         self.pinged: float | None = None  # since when an answer is awaited
-        self.answered = 0.0
+        self.answered: float = 0.0
         self.path: str | None = None
         self.first: socket.socket
         self.first, end = socket.socketpair()

@@ -8,8 +8,7 @@
                                 ▲                                                          │
                                 └──────────── ended: outcome, retry, next run ◄────────────┘
 
-Everything here runs on the home loop, in callbacks that never wait; there is no task of its own and nobody polls. A timer never sleeps
-longer than two seconds while a time is awaited: a machine that was suspended, or a clock that was set, is noticed within that.
+All of it runs on the home loop, in callbacks that never wait. A timer sleeps two seconds at most: a clock that was set is noticed by then.
 """
 
 import functools
@@ -61,8 +60,12 @@ class Runner:
         calls: Backend | None,
         clock: Callable[[], Now],
     ) -> None:
-        self.config, self.writer, self.prefix = config, writer, prefix
-        self.backend, self.calls, self.clock = backend, calls, clock
+        self.config: SchedulerConfig = config
+        self.writer: StoreWriter = writer
+        self.prefix: str = prefix
+        self.backend: Backend = backend
+        self.calls: Backend | None = calls
+        self.clock: Callable[[], Now] = clock
         self.home: Home | None = None
         self.inside: object = None  # what is to live as long as this does
         self.queue: TaskQueue = TaskQueue(groups=config.groups, resources=config.resources)
@@ -85,16 +88,13 @@ class Runner:
         self.closed: bool = False
         self.subscribers: Subscribers[[SchedulerEvent]] = Subscribers("the scheduler")
         self.tries: Tries = Tries(config)
-        self._runs, self._running = itertools.count(1), dict[int, Entry]()
+        self._runs, self._running, self._told = itertools.count(1), dict[int, Entry](), list[Entry]()  # told: once it is on disk
         self._slots, self._alarm, self._wanted = SlotNumbers(), Alarm(), False
-        self._told: list[Entry] = []  # ended, and to be told once it is on disk
         self.joiners: Waiters[None] = Waiters()
         self.at_rest: Callable[[], object] | None = None  # called once nothing runs and nothing starts by itself
         self.recorder: RecordsJobs | None = None
         self.fence: Fence = Fence(backend, prefix, stored=writer.store is not None)
         self._free_memory: Callable[[], float] | None = getattr(backend, "free_memory", None)
-
-    # -- life
 
     def bind(self, home: Home) -> None:
         """Live on this loop from now on."""

@@ -74,6 +74,7 @@ class Store:
                 )
             _open_here.add(self._identity)
         try:
+            self.prefix: str
             self._db, self.prefix = self._connect()
         except BaseException:
             with _registry:

@@ -30,7 +30,7 @@ class Looker:
         self.token = token
         self.orphans: dict[int, Found] = {}  # children of ours that we did not start; by pid, which is theirs until we reap them
         self.everywhere = False  # a shim died: its orphans are not below us
-        self.blurred = False  # a child of ours that nobody knew ended during the latest look: whom it had forked was not seen
+        self.blurred: bool = False  # a child of ours that nobody knew ended during the latest look: whom it had forked was not seen
         self._nested: dict[int, int] = {}  # another kernel's part of its tags -> the tag of the tree that it was seen in
         self._kids = kids
         self._me = os.getpid()
