@@ -67,8 +67,8 @@ def estimated(core: SchedulerCore) -> Eta | None:
         guess = (told, (told / 4) ** 2) if told is not None else seen.guess(entry.argv)
         if guess is None:
             continue
-        if entry.run is not None:
-            guess = (max(guess[0] - (now.elapsed - entry.run.elapsed), 0.0), guess[1])
+        if (run := entry.run) is not None:
+            guess = (max(guess[0] - (now.elapsed - run.elapsed), 0.0), guess[1])
         guesses.append(guess)
     if not guesses:
         return None
@@ -77,16 +77,16 @@ def estimated(core: SchedulerCore) -> Eta | None:
 
 def _spent(core: SchedulerCore, entry: Entry) -> float | None:
     """Seconds that it has run so far, or that its latest attempt took."""
-    if entry.run is not None:
-        return float(core.clock().elapsed - entry.run.elapsed)
+    if (run := entry.run) is not None:  # read once: it may end meanwhile, where another thread looks
+        return float(core.clock().elapsed - run.elapsed)
     outcome: TaskOutcome | None = entry.outcome
     return outcome.attempts[-1].execution_time if outcome is not None and outcome.attempts else None
 
 
 def _place(entry: Entry) -> tuple[str, str]:
     """Host and worker of its latest attempt."""
-    if entry.run is not None:
-        seen = entry.run.seen
+    if (run := entry.run) is not None:
+        seen = run.seen
         return ("", "") if seen is None else (seen.host, seen.worker)
     outcome: TaskOutcome | None = entry.outcome
     return (outcome.attempts[-1].host, outcome.attempts[-1].worker) if outcome is not None and outcome.attempts else ("", "")
