@@ -248,18 +248,21 @@ def _plain(value: Any) -> Any:
 
 def config_of(record: DetachedRecord) -> ProcessConfig:
     """Its config, as far as the record has it; secrets are masked in it."""
-    why = "was written by a later version of nbprocs" if record.state == "newer" else f"in {record.folder} can't be read"
-    error = StartupFailed(
-        f"the record of {record.name or record.id} {why}", name=record.name, hint="update nbprocs, or forget() a broken one"
-    )
     if record.state in {"newer", "broken"}:
-        raise error
+        raise _unreadable(record)
     options = {name: value for name, value in record.config.items() if name != "lost"}
     known = {"command": record.command or record.name or "?", **options, "name": record.name or None, "detach": True}
     try:
         return ProcessConfig(**known)
-    except (TypeError, ValueError) as wrong:
-        raise error from wrong
+    except (TypeError, ValueError) as error:
+        raise _unreadable(record) from error
+
+
+def _unreadable(record: DetachedRecord) -> StartupFailed:
+    why = "was written by a later version of nbprocs" if record.state == "newer" else f"in {record.folder} can't be read"
+    return StartupFailed(
+        f"the record of {record.name or record.id} {why}", name=record.name, hint="update nbprocs, or forget() a broken one"
+    )
 
 
 def check_whole(record: DetachedRecord) -> None:

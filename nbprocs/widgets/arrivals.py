@@ -56,7 +56,7 @@ class Arrivals:
             self._perform(early[number])
 
     def end(self) -> None:
-        """The front end is gone, and with it what still waits."""
+        """Wait no longer: for what is missing, or, when the front end is gone, at all."""
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
