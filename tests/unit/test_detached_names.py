@@ -92,8 +92,9 @@ async def test_where_nothing_can_be_locked_names_are_looked_up_all_the_same(home
     await job.stop()
 
 
-async def test_a_start_that_is_cancelled_twice_is_undone(home, pm, monkeypatch):  # noqa: F811
-    """Once while it is being started, and again while that is waited for."""
+@pytest.fixture
+def halfway(monkeypatch):
+    """A start says that it has begun, and goes on when it is told to: the two events."""
     begun, goes_on, launch_child = asyncio.Event(), asyncio.Event(), detached.launch_child
 
     async def launched(*args):
@@ -102,6 +103,12 @@ async def test_a_start_that_is_cancelled_twice_is_undone(home, pm, monkeypatch):
         return await launch_child(*args)
 
     monkeypatch.setattr(detached, "launch_child", launched)
+    return begun, goes_on
+
+
+async def test_a_start_that_is_cancelled_twice_is_undone(home, pm, halfway):  # noqa: F811
+    """Once while it is being started, and again while that is waited for."""
+    begun, goes_on = halfway
     start = asyncio.ensure_future(pm.spawn("sleep", "1000", name="job", detach=True))
     await begun.wait()
     for _ in range(2):
@@ -135,15 +142,8 @@ async def test_a_start_that_is_cancelled_when_its_shim_does_not_answer_yet_is_un
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-async def test_a_manager_that_closes_during_a_start_leaves_nothing(home, monkeypatch, cancelled):  # noqa: F811
-    begun, goes_on, launch_child = asyncio.Event(), asyncio.Event(), detached.launch_child
-
-    async def launched(*args):
-        begun.set()
-        await goes_on.wait()
-        return await launch_child(*args)
-
-    monkeypatch.setattr(detached, "launch_child", launched)
+async def test_a_manager_that_closes_during_a_start_leaves_nothing(home, halfway, cancelled):  # noqa: F811
+    begun, goes_on = halfway
     manager = nbprocs.ProcessManager()
     start = asyncio.ensure_future(manager.spawn("sleep", "1000", name="job", detach=True))
     await begun.wait()
