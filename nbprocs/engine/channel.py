@@ -67,9 +67,10 @@ class Channel:
             self._on_end = on_end
             self._backlog: deque[memoryview] = deque()
             self.closed: bool = False
+            self.child_fd: int = above_standard(theirs.detach())  # -1 once it is released
+            undo.callback(os.close, self.child_fd)
             loop.add_reader(ours, self.read)
             undo.pop_all()
-        self.child_fd: int = above_standard(theirs.detach())  # -1 once it is released
 
     def release_child(self) -> None:
         """Close our copy of the child's end, once the child has its own: else we should never see the end. Idempotent."""

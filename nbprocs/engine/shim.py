@@ -75,23 +75,24 @@ class Shim:
         self.path: str | None = None
         self.first: socket.socket
         self.first, end = socket.socketpair()
-        theirs = above_standard(end.detach())
         try:
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [program, "-I", "-S", "-E", _SCRIPT, str(theirs), str(os.getpid()), str(base), token, str(int(inherits))],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env={name: os.environ[name] for name in _KEPT if name in os.environ},
-                start_new_session=True,
-                pass_fds=(theirs,),
-            )
+            theirs = above_standard(end.detach())
+            try:
+                self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                    [program, "-I", "-S", "-E", _SCRIPT, str(theirs), str(os.getpid()), str(base), token, str(int(inherits))],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env={name: os.environ[name] for name in _KEPT if name in os.environ},
+                    start_new_session=True,
+                    pass_fds=(theirs,),
+                )
+            finally:
+                os.close(theirs)
         except BaseException:
             self.first.close()
             raise
-        finally:
-            os.close(theirs)
         self.pid: int = self.process.pid
 
     @property

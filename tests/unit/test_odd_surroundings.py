@@ -1,6 +1,7 @@
 """A kernel in odd surroundings: without its standard streams, without descriptors to spare. Each is an interpreter of its own."""
 
 import asyncio
+import errno
 import importlib.util
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import nbprocs
+from nbprocs.engine import channel, shim
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,3 +107,19 @@ async def test_the_loops_own_way_is_asked_for_no_more_than_was_wanted(monkeypatc
         await pm.run("true")
     known_by_uvloop = {"stdin", "stdout", "stderr", "cwd", "env", "executable", "start_new_session", "pass_fds", "close_fds", "preexec_fn"}
     assert seen[0] <= known_by_uvloop
+
+
+async def test_what_can_not_be_handed_on_leaves_nothing_open(monkeypatch):
+    def refused(fd):
+        os.close(fd)
+        raise OSError(errno.EMFILE, "no descriptors are left")
+
+    for room in (channel, shim):
+        monkeypatch.setattr(room, "above_standard", refused)
+    before = sorted(os.listdir("/proc/self/fd"))
+    loop = asyncio.get_running_loop()
+    with pytest.raises(OSError, match="no descriptors"):
+        channel.Channel(loop, None, on_messages=print, on_end=print)
+    with pytest.raises(OSError, match="no descriptors"):
+        shim.Shim(ambient=(), base=1, token="t", inherits=False)
+    assert sorted(os.listdir("/proc/self/fd")) == before
