@@ -1,4 +1,4 @@
-"""What a child inherits from its parent and nobody passes on: user, groups, niceness, limits, umask, CPU affinity.
+"""What a child inherits from its parent and nobody passes on: user, groups, limits, umask, CPU affinity, niceness, scheduling policy.
 
 A shim has those of its kernel at the shim's start. When the kernel's have changed since, another shim is started, which has the new ones.
 """
@@ -33,7 +33,7 @@ class Ambient:
         now = time.monotonic()
         if now >= self._until:
             with contextlib.suppress(OSError):  # no descriptors left: as it was
-                self._slow = (_umask_and_affinity(), os.getpriority(os.PRIO_PROCESS, 0), _limits())
+                self._slow = (_umask_and_affinity(), os.getpriority(os.PRIO_PROCESS, 0), _policy(), _limits())
             self._until = now + min((time.monotonic() - now) * _RARELY, _LONGEST)
         return (_users(), self._slow)
 
@@ -50,6 +50,10 @@ def _umask_and_affinity() -> bytes:
         return b""
     with open("/proc/thread-self/status", "rb") as file:
         return b"".join(line for line in file.read().splitlines() if line.startswith(_LINES))
+
+
+def _policy() -> int:
+    return os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else 0
 
 
 def _limits() -> tuple[tuple[int, int], ...]:

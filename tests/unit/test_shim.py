@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import random
 import resource
@@ -435,6 +436,28 @@ async def test_what_the_kernel_has_changed_is_inherited(tmp_path, monkeypatch):
         monkeypatch.chdir(gone)
         gone.rmdir()
         assert (await pm.run("echo", "fine")).text.strip() == "fine"
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has policies of scheduling")
+@pytest.mark.parametrize("options", [{}, {"nice": 1}, {"pty": True}], ids=["spawned", "forked", "pty"])
+async def test_a_shim_stands_back_and_its_children_do_not(options):
+    """The shim lets who wakes it go on; a child is scheduled as its kernel is, whatever that is, as if the kernel had started it."""
+    policy = python_child("import os; print(os.sched_getscheduler(0))")
+    async with ProcessManager() as pm:
+        assert (await pm.run(*policy, **options)).text.strip() == str(os.SCHED_OTHER)
+        assert {os.sched_getscheduler(shim) for shim in shims.pids} == {os.SCHED_BATCH}
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        try:
+            await asyncio.sleep(0.05)  # a burst may take what was looked at some milliseconds ago
+            assert (await pm.run(*policy, **options)).text.strip() == str(os.SCHED_BATCH)
+        finally:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="Linux has pipes of a size")
+async def test_the_pipes_of_a_child_that_lives_are_wide_before_a_cell_goes_on(pm):
+    proc = await pm.spawn(*SLEEPER)
+    assert [fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in process_core(proc).child._readers] == [256 << 10] * 2
 
 
 # --- pseudo-terminals -----------------------------------------------------------------------------------------------------

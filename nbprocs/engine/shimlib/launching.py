@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from nbprocs.engine.shimlib.proc import ON_LINUX, RLIMIT_LOCKS
 from nbprocs.engine.shimlib.wire import StartOrder
 
-__all__ = ["TAGS", "Refusal", "launch"]
+__all__ = ["TAGS", "Refusal", "launch", "stand_back"]
 
 TOKEN = b"NBPROCS_TOKEN"
 _FRESH = 0.1  # seconds: a thousand starts of one program look along PATH once in a while
@@ -31,6 +31,24 @@ _RESET = [number for number in (getattr(signal, name, None) for name in ("SIGPIP
 _HARD = resource.getrlimit(RLIMIT_LOCKS)[1] if ON_LINUX else 0
 _UNTAGGED = resource.getrlimit(RLIMIT_LOCKS) if ON_LINUX else (0, 0)
 TAGS = ON_LINUX and (_HARD == resource.RLIM_INFINITY or _HARD >= 1 << 62)  # whether the limit can hold a tag of ours
+
+_scheduler: dict[str, Any] = {}  # the policy of scheduling that a child gets, where it is not this process's own
+
+
+def stand_back(*, really: bool = True) -> None:
+    """Let who wakes this process go on first, for the kernel often has more to ask; or, not ``really``, be as every other process again.
+
+    The batch policy: its tasks have their share, and take the processor from nobody when they wake. Children do not get it. A kernel that
+    has another policy than the common one has chosen it for its children, too: then nothing is changed.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        return
+    with contextlib.suppress(OSError):
+        if really and os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            _scheduler["scheduler"] = (os.SCHED_OTHER, os.sched_param(0))
+        elif not really and _scheduler:
+            os.sched_setscheduler(0, *_scheduler.pop("scheduler"))
 
 
 class Refusal(Exception):
@@ -102,7 +120,9 @@ def _spawned(order: StartOrder, fds: Sequence[int], env: Mapping[bytes, bytes]) 
             raise Refusal("cwd", error) from error
     try:
         program = find(order.executable or order.argv[0], env.get(b"PATH"), order.cwd)
-        return os.posix_spawn(program, order.argv, env, file_actions=_actions(order, fds), setsid=True, setsigmask=(), setsigdef=_RESET)
+        return os.posix_spawn(
+            program, order.argv, env, file_actions=_actions(order, fds), setsid=True, setsigmask=(), setsigdef=_RESET, **_scheduler
+        )
     except (OSError, ValueError) as error:
         raise Refusal("program", error) from error
     finally:
@@ -199,6 +219,8 @@ def _become(order: StartOrder, fds: Sequence[int], env: Mapping[bytes, bytes], o
 
 def _prepare(order: StartOrder, fds: Sequence[int], options: dict[str, Any], step: list[str]) -> None:
     os.setsid()
+    if _scheduler:
+        os.sched_setscheduler(0, *_scheduler["scheduler"])
     for number in _RESET:
         signal.signal(number, signal.SIG_DFL)
     step[0] = "descriptors"

@@ -28,7 +28,7 @@ from typing import Any
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.evidence import Claim
 from nbprocs.engine.shimlib.kids import Kid, Kids
-from nbprocs.engine.shimlib.launching import TAGS, Refusal, launch
+from nbprocs.engine.shimlib.launching import TAGS, Refusal, launch, stand_back
 from nbprocs.engine.shimlib.links import Link, ShimLink
 from nbprocs.engine.shimlib.looks import Looker
 from nbprocs.engine.shimlib.proc import command_of, read_proc, tag_of
@@ -113,6 +113,7 @@ class Server:
         self.watch(self._first.fd, self._first_ready)
         with contextlib.suppress(AttributeError, OSError):  # not on this system, or it is gone already: then the parent's pid tells
             self.watch(os.pidfd_open(self.kernel), self._kernel_gone)
+        stand_back()
         self._first.tell(wire.HELLO, wire.VERSION, os.getpid(), TAGS)
         if os.getppid() != self.kernel:
             self._kernel_gone(-1)
@@ -225,6 +226,7 @@ class Server:
         if not self.kernel_alive:
             return
         self.kernel_alive = False
+        stand_back(really=False)
         self.unwatch(fd)
         self.unwatch(self._first.fd)
         for link in (self._first, *self._links.values()):
