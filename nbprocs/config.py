@@ -323,10 +323,10 @@ class ProcessConfig:
     def __init__(self, *, command: Word, args: Iterable[Word] = (), **options: Unpack[Options]) -> None:
         """Check and freeze everything. Raises TypeError or ValueError, which name the option and what it takes."""
         given: Mapping[str, Any] = {"command": command, "args": args, **options}
-        for option, default, check in _checks():
+        for option, default, check, put in _checks():
             value = given.get(option, UNSET)
-            object.__setattr__(self, option, default if value is UNSET or value is default else check(option, value))
-        if len(options) > len(_NAMES) or not options.keys() <= _NAMES:
+            put(self, default if value is UNSET or value is default else check(option, value))
+        if options and not options.keys() <= _NAMES:
             raise _unknown(options.keys() - _NAMES)
         if self.shell and self.args:
             raise WrongValue("with shell=True the command is one line; put the arguments into it (shlex.join helps)")
@@ -345,13 +345,17 @@ class ProcessConfig:
         >>> ProcessConfig(command="ls", timeout=5).changed()
         {'command': 'ls', 'timeout': 5}
         """
-        found = {option: getattr(self, option) for option, default, _ in _checks() if getattr(self, option) != default}
+        found = {}
+        for option, default, _, _ in _checks():
+            value = getattr(self, option)
+            if value is not default and value != default:
+                found[option] = value
         return {option: dict(value) if isinstance(value, Mapping) else value for option, value in found.items()}
 
     def replace(self, **options: Any) -> ProcessConfig:
         """The same with other options; UNSET changes nothing. Raises as the constructor."""
         given = {option: value for option, value in options.items() if value is not UNSET}
-        return ProcessConfig(**{**{option: getattr(self, option) for option, _, _ in _checks()}, **given}) if given else self
+        return ProcessConfig(**{**{option: getattr(self, option) for option, _, _, _ in _checks()}, **given}) if given else self
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -392,9 +396,16 @@ class ProcessConfig:
 
 
 @functools.cache
-def _checks() -> tuple[tuple[str, Any, Callable[[str, Any], Any]], ...]:
+def _checks() -> tuple[tuple[str, Any, Callable[[str, Any], Any], Callable[[ProcessConfig, Any], None]], ...]:
+    """Of each option its name, its default, its check, and what sets it in an object that is frozen otherwise."""
     return tuple(
-        (f.name, f.default if f.default_factory is MISSING else f.default_factory(), f.metadata["check"]) for f in fields(ProcessConfig)
+        (
+            f.name,
+            f.default if f.default_factory is MISSING else f.default_factory(),
+            f.metadata["check"],
+            vars(ProcessConfig)[f.name].__set__,
+        )
+        for f in fields(ProcessConfig)
     )
 
 

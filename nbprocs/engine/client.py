@@ -93,7 +93,7 @@ class ShimClient:
         self._poller = poller_of(loop)
         self._fd = self._socket.fileno()
         try:
-            self._poller.add(self._fd, self._readable)
+            loop.add_reader(self._fd, self._readable)  # not by the poller: there is one for thousands of children
         except BaseException:
             self._socket.close()
             raise
@@ -198,19 +198,18 @@ class ShimClient:
 
     # -- in
 
-    def _readable(self, _: int) -> bool:
+    def _readable(self) -> None:
         try:
             data = self._socket.recv(_READ)
         except (BlockingIOError, InterruptedError):
-            return False
+            return
         except OSError:
             data = b""
         if not data:
             self.lost()
-            return False
+            return
         for message in self._unpacker.feed(data):
             self._hear(message)
-        return len(data) == _READ
 
     def _hear(self, message: tuple[Any, ...]) -> None:
         operation = message[0]
@@ -346,12 +345,12 @@ class ShimClient:
         self.closed = True
         loop = self._loop()
         if loop is not None:
+            loop.remove_reader(self._fd)
             loop.remove_writer(self._fd)
         if self._closing is not None:
             self._closing.cancel()
         self._drop_queue()
-        self._socket.detach()
-        self._poller.close(self._fd)
+        self._socket.close()
         self._owner.forget_client(loop, self)
 
     def forget(self) -> None:

@@ -204,6 +204,9 @@ class DetachedChild:
         """Its tree as the process table shows it."""
         return Root(token=self._record.id, since=self._record.start, identity=self.identity, reaped_at=None)
 
+    def begin(self) -> None:
+        """Nothing is held back: ``follow`` tells."""
+
     async def met(self) -> None:
         """Wait until the listener was told what is known already; a moment, unless its shim is stopped."""
         await self._met.wait()

@@ -77,6 +77,8 @@ class PosixChild:
             order = self._order(spec, theirs)
             self._client = shims.for_start(self._loop)
             self._client.start(self, order, spec.env, (*theirs, *spec.inherit))
+            for fd in self._readers:  # while the shim works
+                os.set_blocking(fd, False)
         except BaseException:
             self._let_go_of_pipes()
             raise
@@ -127,11 +129,13 @@ class PosixChild:
     def _output_pipe(self, stream: Stream) -> int:
         ours, other = os.pipe()
         self._readers[ours] = stream
-        os.set_blocking(ours, False)
-        if _F_SETPIPE_SZ is not None:
-            with contextlib.suppress(OSError):  # over the user's quota: the default size does as well
-                fcntl.fcntl(ours, _F_SETPIPE_SZ, _PIPE)
         return other
+
+    def _widen_pipes(self) -> None:
+        if _F_SETPIPE_SZ is not None and not self._spec.pty:
+            for fd in self._readers:
+                with contextlib.suppress(OSError):  # over the user's quota: the default size does as well
+                    fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE)
 
     def _pty_place(self, spec: Spec, theirs: list[int]) -> tuple[int, int, int]:
         spec.refuse("stdout", "stderr", "merge_stderr", why="a pseudo-terminal is its stdout and stderr")
@@ -141,7 +145,6 @@ class PosixChild:
         master, slave = os.openpty()
         theirs.append(slave)
         self._readers[master] = Stream.STDOUT
-        os.set_blocking(master, False)
         self._set_size(master, _ROWS, _COLUMNS)
         if spec.stdin:
             self._stdin = os.dup(master)  # so that the end of input and the end of output are closed apart
@@ -157,6 +160,8 @@ class PosixChild:
         except BaseException:
             self._let_go_of_pipes()
             raise
+        if self._report is None:  # most short ones have ended when we hear of them
+            self._widen_pipes()
 
     def abandon(self) -> None:
         """Nobody will ever know it: it goes, and all that was opened for it."""
@@ -167,7 +172,9 @@ class PosixChild:
             self._client.say(wire.STOP, *self.unwanted())
 
     def begin(self) -> None:
-        """It was taken in: from here on its output and its exit are told."""
+        """See Child."""
+        if self._taken_in:
+            return
         self._taken_in = True
         if self._report is not None:
             self._exited(self._report)

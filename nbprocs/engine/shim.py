@@ -27,16 +27,14 @@ import time
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbprocs.engine.ambient import Ambient
+from nbprocs.engine.client import ShimClient
 from nbprocs.engine.home import log
 from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.proc import read_proc
 from nbprocs.redact import mask_command
-
-if TYPE_CHECKING:
-    from nbprocs.engine.client import ShimClient
 
 __all__ = ["NoShim", "Shim", "Shims", "above_standard", "shims"]
 
@@ -187,9 +185,14 @@ class Shims:
         """The client of the shim that is to start the next child for this loop. Raises OSError, NoShim."""
         ambient = self._looked()
         with self._lock:
-            fitting = [shim for shim in self._shims if shim.alive and not shim.leaving and shim.ambient == ambient]
-            best = min(fitting, key=lambda shim: shim.queued, default=None)
-            if best is None or (best.queued >= _CROWD and len(fitting) < _most()):
+            best, least, fitting = None, 0, 0
+            for shim in self._shims:
+                if shim.alive and not shim.leaving and shim.ambient == ambient:
+                    fitting += 1
+                    queued = shim.queued
+                    if best is None or queued < least:
+                        best, least = shim, queued
+            if best is None or (least >= _CROWD and fitting < _most()):
                 best = self._start(ambient)
             best.used = True
             best.idle_since = time.monotonic()  # it must not leave before the start has reached it

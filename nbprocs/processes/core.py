@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbprocs.checks import whole
-from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Survivor
+from nbprocs.engine.child import TIMEOUT_GRACE, Child, Exit, Label, Spec, Survivor, new_id
 from nbprocs.engine.home import Home, Tasks, hops, log
 from nbprocs.engine.launcher import Launcher
 from nbprocs.engine.oom import OomWatch
@@ -82,9 +82,7 @@ class ProcessCore:
     """The machinery of one process, for code of ours; all methods on the home loop, unless they hop."""
 
     def __init__(self, config: ProcessConfig, *, name: str, owner: ProcessOwner, predecessor: ProcessCore | None = None) -> None:
-        import uuid  # noqa: PLC0415 - it loads platform; the first start pays for it, not the import
-
-        self.id: str = str(uuid.uuid4())
+        self.id: str = new_id()
         self.name = name
         self.config = config
         self.created_at: datetime = datetime.now(UTC)

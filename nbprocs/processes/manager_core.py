@@ -234,6 +234,8 @@ class ManagerCore:
         try:
             if given is not None:
                 self.tasks.start(feed(process, given), name=f"input of {process.name}")
+            if process.child is not None:
+                process.child.begin()  # nobody but us knows it: an end that has come already need not wait for the loop's next turn
             return await process.wait()
         except BaseException:
             self._unwanted(process)

@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 import threading
+import uuid
 from contextlib import aclosing
 from typing import Any
 
@@ -60,7 +61,7 @@ async def test_spawn_gives_a_running_process_with_everything_that_the_contract_n
     process = await pm.spawn(*SLEEPER, name="sleeper")
     assert process.status is ProcessStatus.RUNNING
     assert process.pid is not None and alive(process.pid)
-    assert len(process.id) == 36
+    assert (str(uuid.UUID(process.id)), uuid.UUID(process.id).version, uuid.UUID(process.id).variant) == (process.id, 4, uuid.RFC_4122)
     assert process.created_at.tzinfo is not None
     assert process.config.command == sys.executable
     assert pm.get("sleeper") is pm.get(process.id) is process

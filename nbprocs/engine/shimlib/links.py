@@ -18,6 +18,7 @@ MOST_DESCRIPTORS = 250  # in one frame; the system's own limit is 253
 _READ = 64 << 10
 _SPACE = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_CUT = int(socket.MSG_CTRUNC)  # as itself it makes an object for each question
 
 
 class Link(Protocol):
@@ -61,7 +62,7 @@ class ShimLink:
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        if flags & socket.MSG_CTRUNC:  # no descriptors left here: what did come is of no use without the rest
+        if flags & _CUT:  # no descriptors left here: what did come is of no use without the rest
             for fd in fds:
                 os.close(fd)
             self._sets.append(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
