@@ -13,6 +13,8 @@ import pytest
 import nbprocs
 from nbprocs import ProcessStatus, StartupFailed, cli
 from nbprocs.engine import records
+from nbprocs.processes import detached
+from nbprocs.processes.manager import manager_core
 from tests.unit.test_detached import alive, command, home, other, pm, until  # noqa: F401 - fixtures
 
 ROOT = Path(nbprocs.__file__).parents[1]
@@ -101,6 +103,47 @@ async def test_a_damaged_record_harms_nobody_who_looks_and_can_be_forgotten(pm, 
                 assert "can't be read" in str(error), damage
     path.write_text("null")
     assert nbprocs.forget() == 1
+
+
+NO_POLICIES = [
+    {"max_restarts": "x"},
+    {"no_such_field": 1},
+    {"initial_delay": -1},
+    {"window": float("nan")},
+    {"window": 10**400},
+    {"jitter": [[]]},
+    {"exit_codes": [[1]]},
+    {"breaker": True},
+    {"rng": {}},
+    {"": None},
+    [1],
+    "x",
+    7,
+    True,
+]
+
+
+async def test_a_restart_policy_that_can_not_be_read_is_said_once_and_not_used(pm, caplog):  # noqa: F811
+    await pm.spawn("sleep", "1000", name="job", detach=True, restart=True)
+    [record] = records.records()
+    path = record.folder / "record.json"
+    whole = json.loads(path.read_text())
+    for damage in NO_POLICIES:
+        restart = {**whole["restart"], **damage} if isinstance(damage, dict) else damage
+        path.write_text(json.dumps({**whole, "restart": restart}))
+        detached._SAID.clear()
+        caplog.clear()
+        async with nbprocs.ProcessManager() as kernel:
+            job = await kernel.adopt("job")
+            assert await kernel.adopt(job.id) is job, damage
+            supervises = manager_core(kernel).supervisor.supervises
+            assert (job.status, supervises(job.id)) == (ProcessStatus.RUNNING, False), damage
+            [said] = caplog.messages
+            assert "restart policy in the record of job can't be read" in said, damage
+            assert "adopt('job', restart=…)" in said, damage
+            await kernel.adopt("job", restart=True)
+            assert supervises(job.id), damage
+    path.write_text(json.dumps(whole))
 
 
 # --- its folders
