@@ -299,7 +299,8 @@ def policy_of(record: DetachedRecord) -> RestartPolicy | None:
 
     try:
         stored = mapping("restart", record.restart)
-        return RestartPolicy(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        return RestartPolicy(**fields)
     except (TypeError, ValueError) as error:
         if record.id not in _SAID:
             _SAID.add(record.id)
