@@ -1,5 +1,6 @@
 """Detached processes in trouble: a shim that somebody stopped, records that nobody wrote so, odd folders, readers that have had enough."""
 
+import asyncio
 import json
 import os
 import signal
@@ -44,6 +45,17 @@ async def test_a_shim_that_somebody_stopped_is_continued_when_it_is_asked(pm, ot
     stop_shim()
     assert (await job.stop()).status is ProcessStatus.TERMINATED
     assert not alive(job.pid)
+
+
+async def test_a_shim_that_somebody_stops_is_continued_by_who_follows_it(pm, monkeypatch, caplog):  # noqa: F811
+    monkeypatch.setattr("nbprocs.engine.detaching._LOOK", 0.05)
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    waiting = asyncio.ensure_future(job.wait())
+    stop_shim()
+    os.kill(job.pid, signal.SIGKILL)  # nobody else asks its shim anything
+    async with asyncio.timeout(30):
+        assert (await waiting).signal == signal.SIGKILL
+    assert any("the shim of job was stopped by somebody" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow), signal.SIGKILL])
