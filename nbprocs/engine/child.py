@@ -210,6 +210,9 @@ class Child(Protocol):
     def resume(self) -> None:
         """Let it go on; ProcessLookupError as above."""
 
+    def rename(self, name: str) -> None:
+        """What it is called from now on, for all who ask its shim; ProcessLookupError as above."""
+
     async def end_tree(self, *, grace: float) -> Sequence[Survivor]:
         """The stop signal to its whole tree, SIGKILL to who is left after ``grace`` seconds; returns who survived that for 5 seconds."""
 

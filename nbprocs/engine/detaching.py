@@ -417,6 +417,10 @@ class DetachedChild:
         """Let it go on."""
         self._order(op="resume")
 
+    def rename(self, name: str) -> None:
+        """What its record and its shim call it, for the kernels to come. A shim of an earlier version keeps the old name."""
+        self._order(op="rename", name=name)
+
     def resize(self, rows: int, columns: int) -> None:
         """Tell a pseudo-terminal its size."""
         with contextlib.suppress(ProcessLookupError):

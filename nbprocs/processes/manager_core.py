@@ -13,6 +13,7 @@ processes; users get their faces.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from typing import TYPE_CHECKING, Literal
@@ -194,6 +195,14 @@ class ManagerCore:
             await process.launch()
 
     @staticmethod
+    def _naming(process: ProcessCore, name: str) -> contextlib.AbstractContextManager[None]:
+        if not (process.config.detach and process.status.live):
+            return contextlib.nullcontext()
+        from nbprocs.processes import detached  # noqa: PLC0415 - as above
+
+        return detached.naming(name)
+
+    @staticmethod
     def _detached_names() -> set[str]:
         from nbprocs.processes import detached  # noqa: PLC0415 - as above
 
@@ -267,9 +276,10 @@ class ManagerCore:
         """See ProcessManager.replace."""
         old = self.registry.get(key)
         held, name = self.supervisor.hold(old.id), old.name
-        launch, next_name = self.launches.get(old.id, PLAIN), self.registry.fresh_name(f"{old.name}-next")
+        launch, config = self.launches.get(old.id, PLAIN), config or old.config
+        next_name = self.registry.fresh_name(f"{old.name}-next", taken=self._detached_names() if config.detach else ())
         try:
-            new = await self._start(config or old.config, launch, wait=True, predecessor=old, name=next_name)
+            new = await self._start(config, launch, wait=True, predecessor=old, name=next_name)
             try:
                 self._check_place(old, name)
             except NameInUse:
@@ -280,6 +290,8 @@ class ManagerCore:
                 self.supervisor.lose(held, error)
             raise
         self.registry.swap(old, new)
+        for process in (new, old):
+            process.renamed()
         unwanted = held is not None and not self.supervisor.give(held, new)
         if old.status.live:
             await old.end_by_task(EndReason.REPLACED, grace=self.grace if grace is None else grace)
@@ -297,7 +309,10 @@ class ManagerCore:
     @hops
     async def rename(self, key: str, name: str) -> None:
         """See ProcessManager.rename."""
-        self.registry.rename(self.registry.get(key), name)
+        process = self.registry.get(key)
+        with self._naming(process, name):
+            self.registry.rename(process, name)
+            process.renamed()
 
     @hops
     async def strays(self) -> tuple[Stray, ...]:
