@@ -113,7 +113,8 @@ class ManagerCore:
         predecessor: ProcessCore | None = None,
         name: str | None = None,
     ) -> ProcessCore:
-        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name)
+        kept = None if predecessor is None or not self._supervises(predecessor.id) else self.supervisor.policy(predecessor.id)
+        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name, policy=kept)
         await self._become_ready(process, probe, launch)
         return process
 

@@ -392,7 +392,7 @@ class Keeper(Server):
             self.tell(wire.ENDED, NUMBER, tuple(tuple(one) for one in left))
             reply.say({**_OK, "survivors": [tuple(one) for one in left]})
 
-        self._announce({"event": "ending", "reason": self._reason or "stopped"})
+        self._announce({"event": "ending", "reason": self._reason or "stopped", "by": request.get("by")})
         self.tending.end(claim, number=number, leader_first=leader_first, grace=grace, leader=kid.pid if kid else 0, over=over)
 
     def _op_signal(self, request: dict[str, Any], reply: Any) -> None:
