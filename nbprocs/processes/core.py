@@ -155,12 +155,6 @@ class ProcessCore:
         self._move(ProcessStatus.RUNNING)
         self.home.watch()
 
-    def renamed(self) -> None:
-        """Its manager gave it another name: let who asks its shim see that one, too."""
-        if self._child is not None:
-            with contextlib.suppress(OSError):  # it has ended
-                self._child.rename(self.name)
-
     def failed_to_start(self) -> None:
         """The manager's word that there will be no child."""
         self._move(ProcessStatus.FAILED)

@@ -35,6 +35,7 @@ from nbprocs.engine.shimlib.proc import ON_LINUX, TICK, present
 from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
 from nbprocs.model import EndReason, EventKind, Stream
 from nbprocs.processes.core import ProcessCore, ProcessOwner
+from nbprocs.processes.registry import tell_name
 from nbprocs.redact import is_secret_name, mask_words
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ async def start(core: ProcessCore, owner: ProcessOwner) -> None:
         raise
     take_up(core, record, owner)  # nothing is awaited from here on: what is cancelled now has a process to be stopped
     if core.name != record.name:  # it was renamed meanwhile
-        core.renamed()
+        tell_name(core)
     owner.heard(EventKind.STARTED, core)
 
 

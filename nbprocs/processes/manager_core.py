@@ -290,8 +290,6 @@ class ManagerCore:
                 self.supervisor.lose(held, error)
             raise
         self.registry.swap(old, new)
-        for process in (new, old):
-            process.renamed()
         unwanted = held is not None and not self.supervisor.give(held, new)
         if old.status.live:
             await old.end_by_task(EndReason.REPLACED, grace=self.grace if grace is None else grace)
@@ -312,7 +310,6 @@ class ManagerCore:
         process = self.registry.get(key)
         with self._naming(process, name):
             self.registry.rename(process, name)
-            process.renamed()
 
     @hops
     async def strays(self) -> tuple[Stray, ...]:
