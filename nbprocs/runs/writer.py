@@ -58,6 +58,7 @@ class RunWriter:
         self._after: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._place: tuple[int, int] | None = None  # which file that is: somebody may put another one there, or none
         self._hopeless = False
         self._maker = RowMaker()
         self._session = 0
@@ -185,6 +186,11 @@ class RunWriter:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        if self._db is not None and place_of(self.path) != self._place:
+            log.warning("the run history %s was removed or replaced while it was in use: a new one is begun or continued there", self.path)
+            with contextlib.suppress(sqlite3.Error):
+                self._maker.carry_over(self._db, session=self._session)
+            self._close()
         if self._db is None:
             db = connect(self.path)
             try:
@@ -201,7 +207,7 @@ class RunWriter:
             except BaseException:
                 db.close()
                 raise
-            self._db = db
+            self._db, self._place = db, place_of(self.path)
         return self._db
 
     def _failed(self, error: Exception, *, hopeless: bool) -> None:
@@ -219,9 +225,19 @@ class RunWriter:
         self._notes.clear()
 
     def _close(self) -> None:
-        if self._db is not None:
+        db, self._db = self._db, None
+        if db is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._db.close()
+                db.close()
+
+
+def place_of(path: Path) -> tuple[int, int] | None:
+    """What tells the file that is there now from any other; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _mark_lost(db: sqlite3.Connection) -> None:
