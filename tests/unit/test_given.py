@@ -182,3 +182,16 @@ async def test_a_run_is_asked_for_by_place_name_or_id(tmp_path):
         with pytest.raises(error, match=r"^limit must be a whole number, 0 or more"):
             history.frame(limit=limit)
     assert (history["one"].id, len(history.filter(since=datetime.now(UTC) - timedelta(hours=1), until=2e9))) == (history[0].id, 1)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_queue_and_a_run_history_are_two_files(tmp_path, monkeypatch, kernel):
+    monkeypatch.chdir(tmp_path)
+    runs = RunsConfig(path=tmp_path / "one.db")
+    try:
+        nbprocs.set_runs(runs if kernel else None)
+        with pytest.raises(WrongValue, match=r"^runs must be another file than the queue's own"):
+            TaskScheduler(store="one.db", runs=None if kernel else runs)
+    finally:
+        nbprocs.set_runs(None)
+    assert list(tmp_path.iterdir()) == []
