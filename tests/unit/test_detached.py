@@ -256,11 +256,18 @@ async def test_the_kernel_that_has_its_secret_restarts_and_replaces_it(home, pm,
     policy = RestartPolicy(initial_delay=0.01, max_delay=0.02)
     script = 'echo "$API_KEY" >> keys; exec sleep 1000'
     job = await pm.spawn("sh", "-c", script, name="job", detach=True, restart=policy, env_vars={"API_KEY": "hush"}, working_dir=tmp_path)
+
+    async def told(count):  # each has written before the next step ends it
+        await until(lambda: (tmp_path / "keys").exists() and (tmp_path / "keys").read_text() == "hush\n" * count)
+
+    await told(1)
     os.kill(job.pid, signal.SIGKILL)
+    await told(2)
     await until(lambda: pm.get("job").pid not in {None, job.pid} and pm.get("job").status is ProcessStatus.RUNNING)
     await pm.restart("job")
+    await told(3)
     new = await pm.replace("job")
-    await until(lambda: (tmp_path / "keys").read_text() == "hush\n" * 4)
+    await told(4)
     await new.stop()
 
 
