@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nbprocs.engine.places import file_at
 from nbprocs.engine.table import identify
 from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
@@ -186,7 +187,7 @@ class RunWriter:
             raise
 
     def _open(self) -> sqlite3.Connection:
-        if self._db is not None and place_of(self.path) != self._place:
+        if self._db is not None and file_at(self.path) != self._place:
             log.warning("the run history %s was removed or replaced while it was in use: a new one is begun or continued there", self.path)
             with contextlib.suppress(sqlite3.Error):
                 self._maker.carry_over(self._db, session=self._session)
@@ -207,7 +208,7 @@ class RunWriter:
             except BaseException:
                 db.close()
                 raise
-            self._db, self._place = db, place_of(self.path)
+            self._db, self._place = db, file_at(self.path)
         return self._db
 
     def _failed(self, error: Exception, *, hopeless: bool) -> None:
@@ -229,15 +230,6 @@ class RunWriter:
         if db is not None:
             with contextlib.suppress(sqlite3.Error):
                 db.close()
-
-
-def place_of(path: Path) -> tuple[int, int] | None:
-    """What tells the file that is there now from any other; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _mark_lost(db: sqlite3.Connection) -> None:

@@ -1,6 +1,7 @@
 """TaskScheduler: the public face. All that it shows is for users; the work is done inside."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
@@ -14,6 +15,7 @@ from nbprocs.engine.owners import register
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import ProcessResult
 from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.recording import kernel_runs
 from nbprocs.scheduler import intake, views
 from nbprocs.scheduler.backend import Backend
 from nbprocs.scheduler.batch import TaskBatch
@@ -85,6 +87,7 @@ class TaskScheduler(Displayable):
         if backend is not None and not all(callable(getattr(backend, name, None)) for name in ("start", "cancel", "capacity", "bind")):
             checks.refuse(TypeError, "backend", "a backend, such as LocalBackend() or DaskBackend()", backend)
         checks.flag("background", background)
+        _check_apart(store, kernel_runs() if runs is None or runs is True else runs)
         self._core = SchedulerCore(
             config or SchedulerConfig(),
             store=None if store is None else checks.path("store", store),
@@ -358,11 +361,11 @@ class TaskScheduler(Displayable):
 
     def tasks(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have not ended, in the order of their arrival, then of those that have, latest last."""
-        return views.tasks(self._core, limit=limit)
+        return views.tasks(self._core, limit=_limit(limit))
 
     def ended(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have ended, latest first; of very many the last ``history``."""
-        return views.ended(self._core, limit=limit)
+        return views.ended(self._core, limit=_limit(limit))
 
     def attempts(self) -> list[Attempt]:
         """Every attempt that is known, the running ones last: of the store, or the last ones of this scheduler."""
@@ -418,3 +421,14 @@ class TaskScheduler(Displayable):
             f"<TaskScheduler: {status.queued_tasks:,} queued, {status.running_tasks} of {status.max_concurrent} running, "
             f"{status.succeeded:,} succeeded, {status.failed:,} failed{extra}>"
         )
+
+
+def _limit(given: int | None) -> int | None:
+    return None if given is None else checks.whole("limit", given, least=0)
+
+
+def _check_apart(store: Word | None, runs: object) -> None:
+    """Raise ValueError where the queue and the run history are one file: the queue holds it for itself, and no run could be written."""
+    path = getattr(runs, "path", runs)
+    if store is not None and isinstance(path, (str, os.PathLike)) and checks.path("runs", path) == checks.path("store", store):
+        checks.refuse(ValueError, "runs", "another file than the queue's own (nbprocs.runs(…) reads a queue as it is)", path)
