@@ -21,6 +21,7 @@ __all__ = [
     "function",
     "grace",
     "instance",
+    "like",
     "mapping",
     "member",
     "name",
@@ -203,6 +204,18 @@ def instance(argument: str, value: object, kind: type[T] | tuple[type[T], ...], 
     nbprocs.guard.WrongType: policy must be a dict, not 5
     """
     if not isinstance(value, kind):
+        refuse(TypeError, argument, what, value)
+    return value
+
+
+def like(argument: str, value: T, names: tuple[str, ...], what: str) -> T:
+    """An object that has these attributes, whatever its class is: one of ours, or what stands in for it. No class.
+
+    >>> like("manager", "web", ("list", "subscribe"), "a ProcessManager")
+    Traceback (most recent call last):
+    nbprocs.guard.WrongType: manager must be a ProcessManager, not 'web'
+    """
+    if isinstance(value, type) or not all(hasattr(value, name) for name in names):
         refuse(TypeError, argument, what, value)
     return value
 

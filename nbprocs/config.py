@@ -114,6 +114,10 @@ def _stdin(argument: str, value: object) -> object:
     return data(argument, value)
 
 
+def _program(argument: str, value: object) -> str:
+    return word(argument, value) or refuse(ValueError, argument, "a program by name or path", value)
+
+
 def _output(argument: str, value: object) -> object:
     if value is None or _file(value) or (type(value) is int and value == _PIPE):
         return None if isinstance(value, int) else value
@@ -281,7 +285,7 @@ class ProcessConfig:
     encoding: str = _option("utf-8", _encoding, label="Encoding", help="of its text, in both directions")
     errors: str = _option("replace", _errors, label="Undecodable bytes", help="what becomes of bytes that are not in that encoding")
     executable: str | None = _option(
-        None, _optional(word), label="Executable", help="the program really run, where it is to be called something else"
+        None, _optional(_program), label="Executable", help="the program really run, where it is to be called something else"
     )
     timeout: float | None = _option(None, seconds, label="Timeout", help="seconds after which its whole tree is ended")
     name: str | None = _option(

@@ -44,6 +44,9 @@ __all__ = ["DETACHED_LOG", "DetachedChild", "DetachedListener", "launch"]
 
 DETACHED_LOG = 1 << 30  # bytes of each stream that are kept on disk
 _MAIN = os.path.join(os.path.dirname(__file__), "shim_main.py")
+_LOOK = (
+    3.0  # seconds between two looks at a shim that is followed: one that is stopped says nothing, and neither does one with a silent child
+)
 _AGAIN = 0.5  # seconds between two tries to reach a shim that lives, or to watch a process: too few descriptors, say
 
 
@@ -189,6 +192,7 @@ class DetachedChild:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.StreamWriter | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._over = False
         self._met = asyncio.Event()
         self.exit: Exit | None = None
@@ -208,14 +212,15 @@ class DetachedChild:
         """Nothing is held back: ``follow`` tells."""
 
     async def met(self) -> None:
-        """Wait until the listener was told what is known already; a moment, unless its shim is stopped."""
+        """Wait until the listener was told what is known already; a moment, three seconds where its shim is stopped just now."""
         await self._met.wait()
 
     async def follow(self) -> None:
         """Tell the listener what happens, until its end or until ``leave``; then return. What happened before is told first.
 
         A shim that is killed meanwhile is noticed at once: then the record says what is known. One that lives and can't be reached,
-        for want of a descriptor or since its socket was cleared away, is tried again.
+        for want of a descriptor or since its socket was cleared away, is tried again. One that somebody stops is continued within
+        three seconds.
         """
         while True:
             with contextlib.suppress(OSError):  # a shim that is killed closes nothing by itself
@@ -246,10 +251,18 @@ class DetachedChild:
         self._wake_shim()
         reader, self._writer = await asyncio.open_unix_connection(sock=connect(self._record.socket), limit=1 << 20)
         self._writer.write(b'{"v": 1, "op": "follow"}\n')
+        self._looking = self._loop.call_later(_LOOK, self._look)
         return reader
+
+    def _look(self) -> None:
+        self._wake_shim()
+        self._looking = self._loop.call_later(_LOOK, self._look)
 
     def leave(self) -> None:
         """Listen no more; the process goes on. Idempotent."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None

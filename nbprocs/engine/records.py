@@ -58,7 +58,7 @@ class DetachedRecord:
     stdin: bool = False
     seen: float = 0.0  # unix time: when somebody looked last
     config: Mapping[str, Any] = field(default_factory=dict)  # without secrets
-    restart: Mapping[str, Any] | None = None
+    restart: object = None  # fields of a policy, or whatever stands there: who reads it judges it, and the process can be had without
     started_by: int | None = None  # the pid of the kernel
 
     @property
@@ -137,7 +137,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("pid", "status", "peak", "read", "written", "kernel"), (int, NoneType)),
     **dict.fromkeys(("start", "created"), (int, float)),
     **dict.fromkeys(("ended", "execution_time", "cpu"), (int, float, NoneType)),
-    **dict.fromkeys(("config", "restart", "dropped", "shim"), (dict, NoneType)),
+    **dict.fromkeys(("config", "dropped", "shim"), (dict, NoneType)),
 }
 
 

@@ -285,6 +285,7 @@ def replay(frame: "pd.DataFrame", rules: AlertThresholds | Rule | Iterable[Rule]
     import pandas as pd  # noqa: PLC0415
 
     chosen = as_rules(rules)
+    instance("frame", frame, pd.DataFrame, "a DataFrame, as ProcessMonitor.frame(scope=None) gives it")
     episodes = Episodes(chosen, history=1_000_000)
     if frame.empty:
         return ()

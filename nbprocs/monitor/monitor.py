@@ -21,7 +21,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from nbprocs.checks import flag, instance, seconds, whole
+from nbprocs.checks import flag, function, instance, path, refuse, seconds, whole
 from nbprocs.checks import name as check_name
 from nbprocs.config import Command, Word
 from nbprocs.display import Displayable, Html
@@ -43,7 +43,7 @@ from nbprocs.monitor.prometheus import exposition
 from nbprocs.monitor.remote import RemoteSource, RemoteWatches
 from nbprocs.monitor.roster import Roster, look_up
 from nbprocs.monitor.sampler import Sample, Sampler
-from nbprocs.monitor.targets import MonitorPlace, Target, current_home
+from nbprocs.monitor.targets import MonitorPlace, Target, current_home, group_name
 from nbprocs.monitor.views import alert_frame, latest_frame, metrics_of, summary_frame, table_html, wide_frame
 from nbprocs.processes.events import Subscribers
 from nbprocs.processes.process import ManagedProcess
@@ -93,7 +93,7 @@ class ProcessMonitor(Displayable):
         rules: Iterable[Rule] = (),
         members: bool = True,
         history_bytes: int = 64 << 20,
-        spill: str | None = None,
+        spill: str | os.PathLike[str] | None = None,
         background: bool = False,
         runs: object = None,
         clock: Callable[[], float] = time.monotonic,
@@ -105,16 +105,16 @@ class ProcessMonitor(Displayable):
             instance("thresholds", thresholds, AlertThresholds, "AlertThresholds or None")
         self.thresholds: AlertThresholds = thresholds or AlertThresholds()
         self.spill_lost: int = 0  # samples that could not be spilled
-        self._spill = None if spill is None else Spill(spill)
-        self._core = MonitorPlace(Home.background() if background else current_home())
+        self._spill = None if spill is None else Spill(path("spill", spill))
+        self._core = MonitorPlace(Home.background() if flag("background", background) else current_home())
         chosen = (*self.thresholds.rules(), *as_rules(rules))
         self._book = Book(
             chosen,
             max_bytes=whole("history_bytes", history_bytes, least=0),
-            clock=clock,
+            clock=function("clock", clock),
             on_full=None if self._spill is None else self._leaving,
         )
-        self._sampler = Sampler(interval=interval or 1.0, portable=portable, gpu=gpu, members=flag("members", members))
+        self._sampler = Sampler(interval=interval or 1.0, portable=flag("portable", portable), gpu=gpu, members=flag("members", members))
         self._portable = portable
         self._roster = Roster(self._book, clock=clock, report=self._tell, portable=portable, past=past_for(runs))
         self._listeners: Subscribers[[]] = Subscribers("the monitor's ticks")
@@ -150,12 +150,10 @@ class ProcessMonitor(Displayable):
             self._at_home(self._roster.add_process, target, None)
         elif isinstance(target, RemoteSource):
             self._at_home(lambda: self._remotes.add(target, self._own_tasks.start, self.interval))
-        elif callable(getattr(target, "processes", None)) or callable(getattr(target, "metrics", None)):
-            label = name or (target.name if callable(getattr(target, "metrics", None)) else "manager")
-            self._at_home(self._watch_group, target, label)
+        elif (label := group_name(target)) is not None:
+            self._at_home(self._watch_group, target, name or label)
         else:
-            msg = f"a manager, a pool, a ManagedProcess or a pid can be watched, not {target!r}"
-            raise TypeError(msg)
+            refuse(TypeError, "target", "a manager, a pool, a ManagedProcess, a DaskBackend or a pid", target)
 
     def add(self, pid: int, *, name: str | None = None) -> None:
         """Watch any process of this machine, whoever started it. What the system keeps to its owner (descriptors, I/O, PSS) is absent.

@@ -117,6 +117,16 @@ class Target:
     usual: float = math.nan  # seconds that its command used to take
 
 
+def group_name(target: object) -> str | None:
+    """What a manager or a pool is called as a group, by what it offers; None for anything else, such as a class or another monitor."""
+    if isinstance(target, type):
+        return None
+    name = getattr(target, "name", None)
+    if callable(getattr(target, "metrics", None)):
+        return name if isinstance(name, str) else None
+    return "manager" if callable(getattr(target, "processes", None)) else None
+
+
 def failed(info: ProcessInfo) -> bool:
     """Whether an end counts as an error. One that we stopped counts as neither, unless its time had run out."""
     return info.status is ProcessStatus.FAILED or (info.status is ProcessStatus.TERMINATED and info.reason is EndReason.TIMEOUT)

@@ -111,6 +111,7 @@ class CommandConnection:
     """The parent's side of one such worker: asks, and reads until the answer is whole. One question at a time."""
 
     deepest = 1
+    tells_begin = False
 
     def __init__(self, kind: CommandWorker, events: ConnectionEvents, tasks: Tasks) -> None:
         self._kind = kind

@@ -29,6 +29,7 @@ class Connection(Protocol):
     """The way to one worker."""
 
     deepest: int  # tasks that it can hold at once
+    tells_begin: bool  # claimed() is what the worker says; False: what was sent counts as begun
 
     async def open(self, manager: ProcessManager, name: str) -> ManagedProcess:
         """Start it. Raises what ``manager.spawn`` raises; nothing is left open then."""

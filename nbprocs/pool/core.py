@@ -36,6 +36,7 @@ from nbprocs.processes.manager import ProcessManager, manager_core
 __all__ = ["PoolCore"]
 
 _BURST = 64  # tasks submitted in one go before they are handed out without waiting for the loop
+_LATE = 1.0  # seconds after which a worker that has not begun what it was given is looked at
 _DOUBT = 0.2  # seconds after a worker closed its socket: normally it is ending
 
 
@@ -64,6 +65,7 @@ class PoolCore:
         self._manager = manager if own_manager else None
         self._due = False
         self._tick: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._joiners: Waiters[None] = Waiters()
         self._tasks = Tasks(self.home)
         self._closing: asyncio.Task[None] | None = None
@@ -128,6 +130,18 @@ class PoolCore:
             self._kills.watch(worker)
         if self._tick is None and len(window.sent) > 1:
             self._tick = self.home.loop.call_later(STALE, self._take_stale)
+        if self._watch is None:
+            self._watch = self.home.loop.call_later(_LATE, self._look_at_late)
+
+    def _look_at_late(self) -> None:
+        """Runs once a second while tasks are out: a worker that somebody has stopped while it was idle begins nothing (ADR 0215)."""
+        self._watch = None
+        out = [window for window in self.dispatcher.windows if window.sent]
+        for window in out:
+            if time.monotonic() - window.filled_at >= _LATE and not window.owner.has_begun:
+                self.workers.wake(window.owner)
+        if out:
+            self._watch = self.home.loop.call_later(_LATE, self._look_at_late)
 
     def _take_stale(self) -> None:
         """Runs every few milliseconds while a window holds more than one task: what does not get on is taken back."""
@@ -346,9 +360,10 @@ class PoolCore:
         self.hopeless(closed)
         await self.workers.aclose()
         self.hopeless(closed)  # what the workers had not started
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
+        for timer in (self._tick, self._watch):
+            if timer is not None:
+                timer.cancel()
+        self._tick = self._watch = None
         if self._manager is not None:
             await self._manager.aclose(grace=0.5)
 

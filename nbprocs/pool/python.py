@@ -31,6 +31,7 @@ class PythonConnection:
     """The parent's end of what nbprocs.pool.worker_main draws."""
 
     deepest = DEEPEST
+    tells_begin = True
 
     def __init__(self, kind: PythonWorker, codec: Codec, events: ConnectionEvents, *, setup: bytes | None, most: int) -> None:
         """``setup`` is the pickled (initialiser, arguments), or None; ``most`` the number of workers that share the CPUs."""

@@ -95,6 +95,11 @@ class WorkerHandle:
         """It can take tasks."""
         return self.state is WorkerState.IDLE or self.state is WorkerState.BUSY
 
+    @property
+    def has_begun(self) -> bool:
+        """It works on what it was given; of a program that answers lines nobody can tell, and that is False."""
+        return self.connection.tells_begin and next(iter(self.window.sent), 0) <= self.connection.claimed()[0]
+
     def move(self, state: WorkerState) -> None:
         """Change its state. Raises InvalidTransition, with its history, for a step that is none."""
         if state not in _NEXT[self.state]:
@@ -140,6 +145,7 @@ class _NotYet:
     """Stands for the connection until there is one; nothing is sent before."""
 
     deepest = 0
+    tells_begin = True
 
     def close(self) -> None:
         """Nothing is open."""

@@ -10,6 +10,8 @@ core by the calls of ``WorkersOwner``; the tasks are the core's business.
 """
 
 import asyncio
+import contextlib
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -363,6 +365,15 @@ class Workers:
             worker.ping()
         elif time.monotonic() - worker.pinged_at > _ANSWER:
             self.end(worker, "it does not answer")
+
+    def wake(self, worker: WorkerHandle) -> None:
+        """It does not begin what it was given: let it go on if somebody has stopped it, unless that was its owner by ``pause()``."""
+        process = worker.process
+        row = None if process is None or process.pid is None else read_row(process.pid)
+        if process is not None and row is not None and row.state == "T" and not process.info.paused:
+            log.warning("%s was stopped by somebody (pid %d) and a task waits for it: it is continued", worker.name, row.pid)
+            with contextlib.suppress(ProcessError):  # it has ended just now
+                process.send_signal(signal.SIGCONT)
 
     def maintain(self) -> None:
         """One round of health checks and dismissals; sets the timer for the next."""

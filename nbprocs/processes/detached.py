@@ -20,12 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbprocs.checks import refuse
+from nbprocs.checks import mapping, refuse
 from nbprocs.config import ProcessConfig
 from nbprocs.engine.child import Spec
 from nbprocs.engine.claims import NameClaimed, claimed
 from nbprocs.engine.detaching import DetachedChild
 from nbprocs.engine.detaching import launch as launch_child
+from nbprocs.engine.home import log
 from nbprocs.engine.places import state_folder
 from nbprocs.engine.recorded import RecordedLog
 from nbprocs.engine.records import DetachedRecord, forget_record, records
@@ -61,6 +62,7 @@ __all__ = [
 STALE = 7 * 86400.0  # seconds since anybody looked at it
 _CELL_KEPT = 3600.0  # seconds: a cell's file is written before its process has a record that names it
 _LOST = "what was masked in its record is lost"
+_SAID: set[str] = set()  # ids of the records of which the log says already that their restart policy can't be read
 
 
 # -- start
@@ -155,9 +157,9 @@ def take_up(core: ProcessCore, record: DetachedRecord, owner: ProcessOwner) -> D
     """Let it be the process of a record. Once its child is ``met`` what is known was told: its output's length, its end if it has ended."""
     core.created_at = datetime.fromtimestamp(record.created, UTC)
     core.started = time.monotonic() - _age(record)
-    for log in (core.stdout, core.stderr):
-        assert isinstance(log, RecordedLog)  # noqa: S101 - its config says detach
-        log.lie_in(record.folder)
+    for recorded in (core.stdout, core.stderr):
+        assert isinstance(recorded, RecordedLog)  # noqa: S101 - its config says detach
+        recorded.lie_in(record.folder)
     child = DetachedChild(record, _Follows(core, record.folder))
     core.became(child)
     owner.tasks.start(child.follow(), name=f"follow {core.name}")
@@ -202,9 +204,9 @@ class _Follows:
         after = (ends.get("stdout", 0), ends.get("stderr", 0))
         for which, begin, end in pieces(self._order.changes(after), before, after):
             self._core.order.add(which, end - begin)
-        for stream, log, size in zip(Stream, logs, (after[0] - before[0], after[1] - before[1]), strict=True):
-            if size > 0 and isinstance(log, RecordedLog):
-                log.grown(log.end + size)
+        for stream, recorded, size in zip(Stream, logs, (after[0] - before[0], after[1] - before[1]), strict=True):
+            if size > 0 and isinstance(recorded, RecordedLog):
+                recorded.grown(recorded.end + size)
                 self._core.wrote(stream, size)
 
     def because(self, reason: str) -> None:
@@ -287,13 +289,28 @@ def _policy_as_json(policy: RestartPolicy) -> dict[str, Any] | None:
 
 
 def policy_of(record: DetachedRecord) -> RestartPolicy | None:
-    """The restart policy that it was started with, if its record could keep it."""
+    """The restart policy that it was started with, if its record could keep it; a damaged one is said in the log, once, and is none.
+
+    The process can be looked after without a policy: a damaged one is no reason to leave it alone.
+    """
     if record.restart is None:
         return None
     from nbprocs.policy import RestartPolicy  # noqa: PLC0415 - most processes have none
 
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.restart.items()}
-    return RestartPolicy(**fields)
+    try:
+        stored = mapping("restart", record.restart)
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        return RestartPolicy(**fields)
+    except (TypeError, ValueError) as error:
+        if record.id not in _SAID:
+            _SAID.add(record.id)
+            log.warning(
+                "the restart policy in the record of %s can't be read, and it is not supervised: %s; adopt(%r, restart=…) gives it another",
+                record.name,
+                str(error)[:300],
+                record.name,
+            )
+        return None
 
 
 # -- looking

@@ -118,7 +118,8 @@ class ProcessManager(Displayable):
 
         It is a ManagedProcess like any other: status, output from the first byte, send, stop, pause; ``wait`` gives the true exit code
         also where it ended while no kernel was there. ``restart``: None goes on with the policy that it was started with, False with
-        none. A process that is here already is returned as it is. The exit status is None where its shim was killed.
+        none; a recorded policy that can't be read is said in the log, and the process is adopted without one. A process that is here
+        already is returned as it is. The exit status is None where its shim was killed.
 
         Raises UnknownProcess, NameInUse, StartupFailed for a record that can't be read here, Closed. Takes some milliseconds, whatever it
         has written.

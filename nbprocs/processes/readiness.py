@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from nbprocs.checks import name, refuse, text, whole
+from nbprocs.checks import member, name, refuse, text, whole
 from nbprocs.engine.handles import listening_inodes, listing, open_handle, user_of
 from nbprocs.engine.output import LineReader
 from nbprocs.errors import CommunicationError
@@ -86,7 +86,7 @@ class LogLine:
         except re.error as error:
             refuse(ValueError, "pattern", f"a regular expression ({error})", self.pattern)
         if self.stream is not None:
-            object.__setattr__(self, "stream", Stream(self.stream))
+            object.__setattr__(self, "stream", member("stream", self.stream, Stream))
 
     async def check(self, process: ManagedProcess) -> bool:
         """Waits for the line; False when the output ended without it."""

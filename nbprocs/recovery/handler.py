@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from nbprocs.checks import LONGEST, flag, function, instance, number
+from nbprocs.checks import LONGEST, flag, function, instance, like, number
 from nbprocs.checks import text as check_text
 from nbprocs.display import Displayable, Html, text
 from nbprocs.engine.home import Home, Tasks, hops
@@ -98,6 +98,10 @@ class ErrorHandler(Displayable):
         if settle != math.inf:  # for jobs: until it has ended
             number("settle", settle, least=0, most=LONGEST, what="a number of seconds, 0 or more")
         number("callback_timeout", callback_timeout, above=0, most=LONGEST, what="a positive number of seconds")
+        if pool is not None:
+            like("pool", pool, ("config", "metrics", "resize"), "a ProcessPool or None")
+        for name, given in (("clock", clock), ("sleep", sleep)):
+            function(name, given)
         self.home: Home = manager_core(manager).home
         self._manager = manager
         self._automatic = flag("automatic", automatic)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from nbprocs import checks
 from nbprocs.display import Displayable, Html, table, text
 from nbprocs.engine.table import identify
 from nbprocs.errors import UnknownProcess
@@ -91,8 +92,8 @@ class RunHistory(Displayable):
     """
 
     def __init__(self, path: str | os.PathLike[str], where: Where | None = None) -> None:
-        """Raises RunsError when it is read and can't be."""
-        self.path: Path = Path(path).expanduser().absolute()
+        """Raises TypeError or ValueError for what is no path; RunsError when it is read and can't be."""
+        self.path: Path = Path(checks.path("path", path))
         self.where: Where = where or Where()
 
     def filter(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbprocs import checks
 from nbprocs.model import EventKind
 from nbprocs.processes.process import ManagedProcess
 from nbprocs.processes.recording import Look, Subscribe
@@ -22,7 +23,7 @@ _NOTED = frozenset({EventKind.STARTED, EventKind.EXITED, EventKind.FAILED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunsConfig:
-    """Where runs are recorded, and how much of their output. Raises ValueError for a negative size.
+    """Where runs are recorded, and how much of their output. ``path`` is made absolute. Raises TypeError or ValueError for what is none.
 
     >>> RunsConfig(path="runs.db", output=True).tail
     4096
@@ -34,17 +35,18 @@ class RunsConfig:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        if self.tail < 0:
-            raise ValueError(f"tail must be 0 or more bytes, not {self.tail!r}")
+        object.__setattr__(self, "path", checks.path("path", self.path))
+        object.__setattr__(self, "tail", checks.whole("tail", self.tail, least=0))
+        checks.flag("output", self.output)
 
     @classmethod
     def of(cls, runs: "RunsConfig | str | os.PathLike[str]") -> "RunsConfig":
         """A path stands for the defaults. Raises TypeError for anything else."""
         if isinstance(runs, cls):
             return runs
-        if isinstance(runs, (str, os.PathLike)):
-            return cls(path=runs)
-        raise TypeError(f"runs must be a path or a RunsConfig, not {type(runs).__name__}")
+        if not isinstance(runs, (str, os.PathLike)):
+            checks.refuse(TypeError, "runs", "a path or a RunsConfig", runs)
+        return cls(path=checks.path("runs", runs))
 
 
 class ManagerRecorder:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from nbprocs.checks import like
 from nbprocs.engine.container import available_memory
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import ExecutionTimeout, StartupFailed
@@ -33,7 +34,7 @@ class PoolBackend:
     name = "pool"
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self._pool = like("pool", pool, ("submit",), "a ProcessPool, or anything else with submit()")
         self._running: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, Any] = {}
         self._cancelled: set[str] = set()

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from nbprocs.checks import instance
 from nbprocs.engine.container import available_memory, usable_cpus
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import NameInUse, ProcessError, StartupFailed, error_from_result
@@ -33,6 +34,8 @@ class LocalBackend:
     name = "local"
 
     def __init__(self, manager: ProcessManager | None = None, *, runs: object = None) -> None:
+        if manager is not None:
+            instance("manager", manager, ProcessManager, "a ProcessManager or None")
         self._manager = manager
         self._runs = runs
         self._owned = manager is None

@@ -82,8 +82,6 @@ class TaskScheduler(Displayable):
             checks.refuse(TypeError, "config", "a SchedulerConfig or None", config)
         if manager is not None and not isinstance(manager, ProcessManager):
             checks.refuse(TypeError, "manager", "a ProcessManager or None", manager)
-        if pool is not None and not callable(getattr(pool, "submit", None)):
-            checks.refuse(TypeError, "pool", "a ProcessPool, or anything else with submit()", pool)
         if backend is not None and not all(callable(getattr(backend, name, None)) for name in ("start", "cancel", "capacity", "bind")):
             checks.refuse(TypeError, "backend", "a backend, such as LocalBackend() or DaskBackend()", backend)
         checks.flag("background", background)
@@ -92,7 +90,7 @@ class TaskScheduler(Displayable):
             store=None if store is None else checks.path("store", store),
             backend=backend or LocalBackend(manager, runs=runs),
             calls=None if pool is None else PoolBackend(pool),
-            clock=clock,
+            clock=checks.function("clock", clock),
         )
         self._core.watch(self)
         self._recorded = record(self._core, runs if manager is None else False)

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import anywidget
 import traitlets
 
+from nbprocs.checks import whole
 from nbprocs.display import Html, joined, plain
 from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
@@ -114,6 +115,8 @@ class View(anywidget.AnyWidget):
     spec: "traitlets.Dict[str, Any]" = traitlets.Dict().tag(sync=True)  # {parts: [{name, kind}], ...}: how to lay out, fixed for life
 
     def __init__(self, parts: Mapping[str, Part], *, model: Any, home: Home, **spec: Any) -> None:
+        if "height" in spec:
+            spec["height"] = whole("height", spec["height"], least=1)
         self.home = home
         self.tasks: Tasks = Tasks(home)
         self._parts: dict[str, Part] = dict(parts)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from nbprocs.checks import instance
 from nbprocs.display import Html, plain
 from nbprocs.engine.home import home_of
 from nbprocs.pool import ProcessPool, WorkerInfo
@@ -27,7 +28,7 @@ class PoolPart(Part):
     kind = "pool"
 
     def __init__(self, pool: ProcessPool) -> None:
-        self._pool = pool
+        self._pool = instance("pool", pool, ProcessPool, "a ProcessPool")
         self._board = BoardRows()
         self._rates: deque[float] = deque(maxlen=RATES)
         self._before: tuple[float, int] | None = None

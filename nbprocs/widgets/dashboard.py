@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from nbprocs.checks import flag
 from nbprocs.processes.manager import manager_core
 from nbprocs.widgets.base import Part, View
 from nbprocs.widgets.charts import ChartsPart
@@ -44,7 +45,7 @@ class Dashboard(View):
     ) -> None:
         readings = readings_of(manager, monitor)
         parts: dict[str, Part] = {}
-        if form:
+        if flag("form", form):
             parts["form"] = FormPart(manager)
         parts["table"] = TablePart(manager, readings)
         parts["charts"] = ChartsPart(manager, monitor, readings)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from nbprocs.checks import like
 from nbprocs.display import Html, plain
 from nbprocs.engine.home import Tasks
 from nbprocs.model import Stream
@@ -116,7 +117,7 @@ class PanePart(Part):
     kind = "pane"
 
     def __init__(self, process: Any) -> None:
-        self._process = process
+        self._process = like("process", process, ("config", "stdout", "stderr", "status"), "a ManagedProcess")
         self._journal = PaneJournal()
         self._waiting: deque[tuple[Stream, int, int]] = deque()
         self._budget = Budget()

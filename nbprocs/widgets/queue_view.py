@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from nbprocs.checks import instance
 from nbprocs.display import Html, duration, plain
 from nbprocs.engine.home import home_of
 from nbprocs.errors import ProcessError
@@ -31,7 +32,7 @@ class QueuePart(Part):
     kind = "queue"
 
     def __init__(self, scheduler: TaskScheduler) -> None:
-        self._scheduler = scheduler
+        self._scheduler = instance("scheduler", scheduler, TaskScheduler, "a TaskScheduler")
         self._rows: dict[str, list[Any]] = {}
         self._dirty: dict[str, None] = {}
         self._ended: deque[str] = deque()

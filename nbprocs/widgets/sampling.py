@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbprocs.checks import instance, like
 from nbprocs.engine.home import Tasks
 from nbprocs.model import EventKind
 from nbprocs.monitor import ProcessMonitor
 from nbprocs.processes.manager import manager_core
 
-__all__ = ["Reading", "Readings", "readings_of"]
+__all__ = ["Reading", "Readings", "manager_given", "readings_of"]
 
 KEPT = 120  # readings of each process
 INTERVAL = 1.0  # seconds, of a private monitor
@@ -116,8 +117,19 @@ def _reading(found: Any) -> Reading:
 _shared: "weakref.WeakValueDictionary[tuple[int, int], Readings]" = weakref.WeakValueDictionary()
 
 
+def manager_given(manager: Any) -> Any:
+    """The manager that a view is made for. Raises TypeError for anything else."""
+    return like("manager", manager, ("list", "subscribe"), "a ProcessManager")
+
+
 def readings_of(manager: Any, monitor: ProcessMonitor | None = None) -> Readings:
-    """The readings of a manager by a monitor, or by a private one; all views share them, so a later view knows what an earlier one saw."""
+    """The readings of a manager by a monitor, or by a private one; all views share them, so a later view knows what an earlier one saw.
+
+    Raises TypeError for what is no manager or no monitor.
+    """
+    manager_given(manager)
+    if monitor is not None:
+        instance("monitor", monitor, ProcessMonitor, "a ProcessMonitor or None")
     key = (id(manager), id(monitor))
     known = _shared.get(key)
     if known is None:

@@ -19,6 +19,7 @@ from nbprocs.processes.readiness import LogLine, Port, Url
 from nbprocs.redact import is_secret_name, mask_text
 from nbprocs.widgets.base import Host, Part, View
 from nbprocs.widgets.record import MONO, MUTED
+from nbprocs.widgets.sampling import manager_given
 from nbprocs.widgets.wire import Delta, Refused, choice, flag, mapping, op, text
 
 __all__ = ["FormPart", "SpawnForm", "python_line"]
@@ -210,7 +211,7 @@ class FormPart(Part):
     kind = "form"
 
     def __init__(self, manager: Any) -> None:
-        self._manager = manager
+        self._manager = manager_given(manager)
         self._programs = Programs()
         self._history: list[str] = []
         self._new: list[str] = []

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nbprocs.checks import like
 from nbprocs.display import Html, plain
 from nbprocs.engine.home import Home, Tasks, home_of
 from nbprocs.widgets.base import Host, Part, View
@@ -58,7 +59,7 @@ class WorkersPart(Part):
     kind = "workers"
 
     def __init__(self, backend: Cluster) -> None:
-        self._backend = backend
+        self._backend = like("backend", backend, ("seen", "trees", "capacity"), "a DaskBackend")
         self._board = BoardRows()
         self._looking: asyncio.Task[None] | None = None
         self._looked = float("-inf")

@@ -1,11 +1,13 @@
 """JupyterLab's panel over the processes of all kernels: rows, orders, output in a tab, notices; with real kernels and real shims."""
 
 import re
+import shutil
 
 import pytest
 from playwright.async_api import expect
 
 from tests.browser.axe import AXE, violations
+from tests.browser.pages import OPEN, NotebookPage
 
 START = "import nbprocs; p = await nbprocs.spawn('sh', '-c', 'echo here it is; exec sleep 1000', name='panel-job'); print(p.pid)"
 HIDE = """() => {
@@ -237,3 +239,67 @@ async def test_a_detached_process_outlives_a_restart_and_is_adopted(lab):
     await notebook.run(2)
     await expect(notebook.output(2)).to_contain_text("6")
     await expect(line).to_contain_text("failed")
+
+
+TOLD = "await nbprocs.run('sh', '-c', 'echo reason', name='{}', notify=True)"
+CLOSE_ONE = """(path) => {
+  const one = [...jupyterapp.shell.widgets('main')].find((widget) => widget.context?.path === path);
+  one.context.model.dirty = false;
+  one.dispose();
+}"""
+OPEN_WITH_KERNEL = """async ([path, id]) => {
+  const { commands } = window.jupyterapp;
+  const widget = await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id }, options: { mode: 'split-right' } });
+  await widget.sessionContext.ready;
+}"""
+
+
+async def test_an_output_tab_leaves_a_notebook_its_widgets(lab):
+    """A kernel's comms are those of one connection of the page: a tab of output that took them left none to a notebook opened after it."""
+    notebook = await lab.open(cells=[START, "p"])
+    await notebook.run(0)
+    page = notebook.page
+    row = await opened_panel(page)
+    await page.evaluate(CLOSE_ONE, notebook.notebook)
+    await row.click(button="right")
+    await page.locator(".lm-Menu-item[data-command='nbprocs:output']").click()
+    await expect(page.locator(".nbprocs-output .xterm-accessibility")).to_contain_text("here it is")
+    await page.evaluate(OPEN, notebook.notebook)
+    await notebook.ready()
+    await notebook.run(1)
+    await expect(notebook.output(1).locator(".nb-view .xterm-rows")).to_contain_text("here it is")
+
+
+async def test_each_notebook_of_a_kernel_hears_its_news(lab):
+    """The second one has a connection without comms. A thing is told once for all of them, and still by the one that is left."""
+    first = await lab.open(cells=["import nbprocs", TOLD.format("both")])
+    await first.run(0)
+    page, toasts = first.page, first.page.locator(".Toastify__toast")
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    shutil.copy(lab.server.folder / first.notebook, lab.server.folder / "second.ipynb")
+    await page.evaluate(OPEN_WITH_KERNEL, ["second.ipynb", lab.server.ask("api/kernels")[0]["id"]])
+    second = NotebookPage(lab.server, first.window, "second.ipynb", first.shots)
+    async with page.expect_response(re.compile("nbprocs/processes")):
+        await page.evaluate("() => jupyterapp.commands.execute('nbprocs:refresh')")
+    await first.run(1)
+    await expect(toasts.filter(has_text="both completed")).to_have_count(1, timeout=60_000)
+    await page.evaluate(CLOSE_ONE, first.notebook)
+    await second.run(1)
+    await expect(toasts.filter(has_text="both completed")).to_have_count(2, timeout=60_000)
+    assert errors == []
+
+
+async def test_a_kernel_that_was_killed_is_heard_again(lab):
+    notebook = await lab.open(
+        cells=["import nbprocs", TOLD.format("before"), "import os; os.kill(os.getpid(), 9)", TOLD.format("killed-and-back")]
+    )
+    await notebook.run(0)
+    await notebook.run(1)
+    toasts = notebook.page.locator(".Toastify__toast")
+    await expect(toasts.filter(has_text="before")).to_be_visible(timeout=60_000)
+    await notebook.start(2)
+    await notebook.page.locator(".jp-Dialog .jp-mod-accept").first.click(timeout=60_000)
+    await notebook.run(0)
+    await notebook.run(3)
+    await expect(toasts.filter(has_text="killed-and-back")).to_be_visible(timeout=60_000)

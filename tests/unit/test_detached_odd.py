@@ -1,5 +1,6 @@
 """Detached processes in trouble: a shim that somebody stopped, records that nobody wrote so, odd folders, readers that have had enough."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 import nbprocs
 from nbprocs import ProcessStatus, StartupFailed, cli
 from nbprocs.engine import records
+from nbprocs.processes import detached
+from nbprocs.processes.manager import manager_core
 from tests.unit.test_detached import alive, command, home, other, pm, until  # noqa: F401 - fixtures
 
 ROOT = Path(nbprocs.__file__).parents[1]
@@ -42,6 +45,17 @@ async def test_a_shim_that_somebody_stopped_is_continued_when_it_is_asked(pm, ot
     stop_shim()
     assert (await job.stop()).status is ProcessStatus.TERMINATED
     assert not alive(job.pid)
+
+
+async def test_a_shim_that_somebody_stops_is_continued_by_who_follows_it(pm, monkeypatch, caplog):  # noqa: F811
+    monkeypatch.setattr("nbprocs.engine.detaching._LOOK", 0.05)
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    waiting = asyncio.ensure_future(job.wait())
+    stop_shim()
+    os.kill(job.pid, signal.SIGKILL)  # nobody else asks its shim anything
+    async with asyncio.timeout(30):
+        assert (await waiting).signal == signal.SIGKILL
+    assert any("the shim of job was stopped by somebody" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow), signal.SIGKILL])
@@ -101,6 +115,47 @@ async def test_a_damaged_record_harms_nobody_who_looks_and_can_be_forgotten(pm, 
                 assert "can't be read" in str(error), damage
     path.write_text("null")
     assert nbprocs.forget() == 1
+
+
+NO_POLICIES = [
+    {"max_restarts": "x"},
+    {"no_such_field": 1},
+    {"initial_delay": -1},
+    {"window": float("nan")},
+    {"window": 10**400},
+    {"jitter": [[]]},
+    {"exit_codes": [[1]]},
+    {"breaker": True},
+    {"rng": {}},
+    {"": None},
+    [1],
+    "x",
+    7,
+    True,
+]
+
+
+async def test_a_restart_policy_that_can_not_be_read_is_said_once_and_not_used(pm, caplog):  # noqa: F811
+    await pm.spawn("sleep", "1000", name="job", detach=True, restart=True)
+    [record] = records.records()
+    path = record.folder / "record.json"
+    whole = json.loads(path.read_text())
+    for damage in NO_POLICIES:
+        restart = {**whole["restart"], **damage} if isinstance(damage, dict) else damage
+        path.write_text(json.dumps({**whole, "restart": restart}))
+        detached._SAID.clear()
+        caplog.clear()
+        async with nbprocs.ProcessManager() as kernel:
+            job = await kernel.adopt("job")
+            assert await kernel.adopt(job.id) is job, damage
+            supervises = manager_core(kernel).supervisor.supervises
+            assert (job.status, supervises(job.id)) == (ProcessStatus.RUNNING, False), damage
+            [said] = caplog.messages
+            assert "restart policy in the record of job can't be read" in said, damage
+            assert "adopt('job', restart=…)" in said, damage
+            await kernel.adopt("job", restart=True)
+            assert supervises(job.id), damage
+    path.write_text(json.dumps(whole))
 
 
 # --- its folders

@@ -175,7 +175,7 @@ async def test_one_process_and_any_pid_can_be_watched(pm, make):
     assert len(mon.current()) == 1
     with pytest.raises(UnknownProcess):
         mon.add(2**22 + 1)
-    with pytest.raises(TypeError, match="can be watched"):
+    with pytest.raises(TypeError, match="target must be a manager, a pool"):
         mon.watch("web")
 
 

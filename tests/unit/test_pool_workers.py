@@ -14,7 +14,8 @@ import pytest
 
 from nbprocs.engine.home import Home
 from nbprocs.errors import ResourceExhausted, StartupFailed
-from nbprocs.pool import PoolConfig, ProcessPool, PythonWorker
+from nbprocs.pool import CommandWorker, PoolConfig, ProcessPool, PythonWorker
+from nbprocs.pool.workers import Workers
 from nbprocs.processes.manager import ProcessManager
 from tests.waiting import until
 
@@ -133,6 +134,64 @@ async def test_an_idle_worker_that_hangs_is_replaced():
         await until(lambda: pool.metrics().total_processes_created == 2)
         assert reasons(pool) == ["it does not answer"]
         assert await pool.run(os.getpid) != pid
+
+
+async def stop_from_outside(pool):
+    """Stop its only worker, as ``kill -STOP`` does; returns its process once it stands."""
+    (process,) = pool.manager.processes()
+    os.kill(process.pid, signal.SIGSTOP)
+    await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    return process
+
+
+@pytest.mark.parametrize(("worker", "task", "answer"), [(None, (pow, 2, 5), 32), (CommandWorker("cat"), ("hello",), "hello")])
+async def test_a_worker_that_was_stopped_while_idle_is_continued_for_a_task(monkeypatch, caplog, worker, task, answer):
+    monkeypatch.setattr("nbprocs.pool.core._LATE", 0.05)  # and no health check comes for a minute
+    async with ProcessPool(PoolConfig(max_processes=1, health_check_interval=60), worker=worker) as pool:
+        assert await pool.run(*task) == answer
+        process = await stop_from_outside(pool)
+        async with asyncio.timeout(30):
+            assert await pool.run(*task) == answer
+        assert (pool.metrics().total_processes_created, process.status.live) == (1, True)
+        assert [m for m in caplog.messages if f"(pid {process.pid}) and a task waits for it: it is continued" in m]
+
+
+async def test_a_worker_that_its_owner_paused_is_not_continued_for_a_task(monkeypatch):
+    monkeypatch.setattr("nbprocs.pool.core._LATE", 0.01)
+    looks = []
+    monkeypatch.setattr(Workers, "wake", lambda workers, worker, wake=Workers.wake: looks.append(wake(workers, worker)))
+    async with ProcessPool(PoolConfig(max_processes=1)) as pool:
+        await pool.run(int)
+        (process,) = pool.manager.processes()
+        process.pause()
+        await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        handle = pool.submit(int)
+        await until(lambda: len(looks) > 2)
+        assert (handle.done(), psutil.Process(process.pid).status()) == (False, psutil.STATUS_STOPPED)
+        process.resume()
+        assert await handle == 0
+
+
+async def test_who_works_on_a_long_task_is_not_looked_at(monkeypatch, tmp_path):
+    monkeypatch.setattr("nbprocs.pool.core._LATE", 0.01)
+    monkeypatch.setattr(Workers, "wake", lambda _, worker: looks.append(worker))
+    looks, go_on = [], tmp_path / "go on"
+
+    def wait():
+        while not go_on.exists():
+            __import__("time").sleep(0.001)
+
+    async with ProcessPool(PoolConfig(max_processes=1)) as pool:
+        core = pool._core
+        handle = pool.submit(wait)
+        await until(lambda: (w := next(iter(core.workers.live.values()))).window.sent and w.has_begun)
+        looks.clear()
+        timer = core._watch
+        await until(lambda: core._watch is not timer)
+        go_on.touch()
+        await handle
+        assert looks == []
+        await until(lambda: core._watch is None)  # with nothing to do nobody looks
 
 
 async def test_a_stopped_busy_worker_is_replaced_and_its_task_fails_by_name(tmp_path):

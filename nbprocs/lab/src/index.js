@@ -215,14 +215,11 @@ class Panel {
 
   /** @param {Process} row @param {OutputTab} tab @returns {() => void} */
   flowOf(row, tab) {
-    const shown = this.tracker?.find((panel) => panel.sessionContext.session?.kernel?.id === row.kernel);
-    const kernel = shown?.sessionContext.session?.kernel;
-    if (kernel) return fromKernel(kernel, tab);
     if (!row.kernel) {
       tab.say(TEXTS.noNotebook);
       return () => {};
     }
-    const own = this.app.serviceManager.kernels.connectTo({ model: { id: row.kernel, name: "" } });
+    const own = this.app.serviceManager.kernels.connectTo({ model: { id: row.kernel, name: "" }, handleComms: false }); // a notebook's may end before the tab
     const end = fromKernel(own, tab);
     return () => {
       end();

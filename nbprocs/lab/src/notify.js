@@ -1,6 +1,7 @@
 // The news of ends: what kernels tell on a comm "nbprocs.notify", opened from here, becomes a toast, and while the page is hidden a browser
 // notification and a mark in the title. The contract stands in nbprocs/notify/__init__.py.
 import { Notification as Toast } from "@jupyterlab/apputils";
+import { openComm } from "./comm.js";
 import { TEXTS } from "./texts.js";
 
 const COMM = "nbprocs.notify";
@@ -30,14 +31,14 @@ export class Announcer {
 
   /** Hear a kernel from now on. @param {import("@jupyterlab/services").Kernel.IKernelConnection | null | undefined} kernel */
   listen(kernel) {
-    if (!kernel || this.kernels.has(kernel)) return;
+    if (!kernel || kernel.status === "dead" || this.kernels.has(kernel)) return;
     this.kernels.add(kernel);
-    const comm = kernel.createComm(COMM);
-    comm.onMsg = (message) => {
-      for (const news of /** @type {any} */ (message.content.data).notices ?? []) this.tell(news);
-    };
-    comm.onClose = () => void this.kernels.delete(kernel); // nbprocs was not loaded, or the kernel restarted: asked again when it is
-    comm.open({});
+    openComm(kernel, COMM, {}, {
+      heard: (data) => {
+        for (const news of data.notices ?? []) this.tell(news);
+      },
+      closed: () => void this.kernels.delete(kernel), // nbprocs was not loaded, or the kernel ended: asked again when it is there
+    });
   }
 
   /** @param {News} news */

@@ -1,5 +1,6 @@
 // A tab with the output of one process: a read-only terminal. A detached process's log comes from its shim, any other's from its kernel.
 import { Widget } from "@lumino/widgets";
+import { openComm } from "./comm.js";
 import { TEXTS } from "./texts.js";
 
 /** @typedef {import("./rows.js").Process} Process */
@@ -117,19 +118,17 @@ export function fromShim(processes, tab) {
 /** What a kernel's own process wrote, told by that kernel. @param {import("@jupyterlab/services").Kernel.IKernelConnection} kernel @param {OutputTab} tab */
 export function fromKernel(kernel, tab) {
   tab.say(TEXTS.busy);
-  const comm = kernel.createComm(COMM);
   const over = new Set();
-  comm.onMsg = (message) => {
-    const content = /** @type {any} */ (message.content.data);
-    if (content.ended) over.add(content.stream);
-    for (const buffer of message.buffers ?? []) {
-      tab.write(buffer instanceof ArrayBuffer ? new Uint8Array(buffer) : new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength));
-    }
-    tab.say(content.unknown ? TEXTS.unknown : over.size === 2 ? TEXTS.ended : "");
-  };
-  comm.onClose = () => tab.say(tab.note.textContent || TEXTS.kernelGone);
-  comm.open({ op: "output", id: tab.row.id });
-  return () => {
-    if (!comm.isDisposed) comm.close();
-  };
+  return openComm(kernel, COMM, { op: "output", id: tab.row.id }, {
+    heard: (content, buffers) => {
+      if (content.ended) over.add(content.stream);
+      for (const buffer of buffers) {
+        tab.write(buffer instanceof ArrayBuffer ? new Uint8Array(buffer) : new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength));
+      }
+      tab.say(content.unknown ? TEXTS.unknown : over.size === 2 ? TEXTS.ended : "");
+    },
+    closed: () => {
+      if (over.size < 2 && tab.note.textContent !== TEXTS.unknown) tab.say(TEXTS.kernelGone);
+    },
+  });
 }

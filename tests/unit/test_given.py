@@ -1,0 +1,146 @@
+"""What a view, a monitor, a handler or a history is made of: a wrong object, and an empty path, are refused where they are given."""
+
+import functools
+
+import pytest
+
+import nbprocs
+from nbprocs import (
+    Charts,
+    CommandWorker,
+    Dashboard,
+    ErrorHandler,
+    LogLine,
+    OutputPane,
+    PoolView,
+    ProcessConfig,
+    ProcessManager,
+    ProcessMonitor,
+    ProcessPool,
+    ProcessTable,
+    PythonWorker,
+    QueueView,
+    RunHistory,
+    RunsConfig,
+    SpawnForm,
+    TaskScheduler,
+    WorkersView,
+)
+from nbprocs.guard import WrongType, WrongValue
+from nbprocs.scheduler.calls import PoolBackend
+from nbprocs.scheduler.local import LocalBackend
+
+
+class Odd:
+    """Of no use to anybody."""
+
+
+async def test_a_wrong_object_is_refused_where_it_is_given():
+    async with ProcessManager() as pm, ProcessMonitor() as monitor, ProcessPool() as pool, TaskScheduler() as sch:
+        process = await pm.spawn("sleep", "1000")
+        result = await pm.run("true")
+        ours = {"manager": pm, "monitor": monitor, "pool": pool, "scheduler": sch, "process": process}
+        wrong = {**ours, "none": None, "number": 5, "text": "web", "list": [pm], "class": ProcessManager, "odd": Odd(), "result": result}
+        takers = [  # what is called, the name of the argument, and what it takes
+            *[(view, "manager", {"manager"}) for view in (Charts, Dashboard, ProcessTable, SpawnForm)],
+            *[(functools.partial(view, pm), "monitor", {"monitor", "none"}) for view in (Charts, Dashboard, ProcessTable)],
+            (PoolView, "pool", {"pool"}),
+            (functools.partial(Dashboard, pm), "pool", {"pool", "none"}),
+            (QueueView, "scheduler", {"scheduler"}),
+            (functools.partial(Dashboard, pm), "scheduler", {"scheduler", "none"}),
+            (OutputPane, "process", {"process"}),
+            (WorkersView, "backend", set()),
+            (ErrorHandler, "manager", {"manager"}),
+            (functools.partial(ErrorHandler, pm), "pool", {"pool", "none"}),
+            (monitor.watch, "target", {"manager", "pool", "process", "number"}),
+            (LocalBackend, "manager", {"manager", "none"}),
+            (PoolBackend, "pool", {"pool"}),
+            (functools.partial(nbprocs.replay, rules=()), "frame", set()),
+        ]
+        for take, argument, right in takers:
+            for kind, thing in wrong.items():
+                if kind not in right:
+                    with pytest.raises(WrongType, match=rf"^{argument} must be "):
+                        take(**{argument: thing})
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "wrong"),
+    [
+        (ProcessMonitor, "clock", 5),
+        (ProcessMonitor, "background", 1),
+        (ProcessMonitor, "portable", "no"),
+        (ProcessMonitor, "spill", 5),
+        (TaskScheduler, "clock", 5),
+        (TaskScheduler, "runs", 5),
+        (ProcessManager, "runs", 5),
+        (ProcessMonitor, "runs", 5),
+        (RunHistory, "path", 5),
+        (RunsConfig, "path", 5),
+        (functools.partial(RunsConfig, path="x.db"), "tail", "x"),
+        (functools.partial(RunsConfig, path="x.db"), "output", 1),
+        (functools.partial(LogLine, "x"), "stream", []),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_refused_where_it_is_given(make, argument, wrong):
+    with pytest.raises(WrongType, match=rf"^{argument} must be "):
+        make(**{argument: wrong})
+
+
+async def test_options_of_views_and_handlers_are_refused_where_they_are_given():
+    async with ProcessManager() as pm:
+        for view in (Charts, Dashboard, ProcessTable):
+            for height in ("300", None, [], 2.5):
+                with pytest.raises(WrongType, match=r"^height must be a whole number"):
+                    view(pm, height=height)
+            with pytest.raises(WrongValue, match=r"^height must be a whole number"):
+                view(pm, height=0)
+        with pytest.raises(WrongType, match=r"^form must be True or False"):
+            Dashboard(pm, form="yes")
+        for name in ("clock", "sleep"):
+            with pytest.raises(WrongType, match=rf"^{name} must be a callable"):
+                ErrorHandler(pm, **{name: 5})
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (ProcessManager, "runs"),
+        (TaskScheduler, "runs"),
+        (ProcessMonitor, "runs"),
+        (nbprocs.set_runs, "runs"),
+        (RunsConfig, "path"),
+        (RunHistory, "path"),
+        (nbprocs.runs, "path"),
+        (TaskScheduler, "store"),
+        (TaskScheduler.opened, "store"),
+        (ProcessMonitor, "spill"),
+        (functools.partial(ProcessConfig, command="true"), "working_dir"),
+        (functools.partial(ProcessConfig, command="true"), "stdout"),
+        (functools.partial(ProcessConfig, command="true"), "stderr"),
+        (functools.partial(ProcessConfig, command="true"), "executable"),
+        (PythonWorker, "working_dir"),
+        (functools.partial(CommandWorker, "bc"), "working_dir"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(make, argument):
+    with pytest.raises(WrongValue, match=rf"^{argument} must be a (path|program by name or path), not ''"):
+        make(**{argument: ""})
+
+
+async def test_an_empty_folder_or_file_of_a_task_is_refused():
+    async with TaskScheduler() as sch:
+        for options in ({"working_dir": ""}, {"files": [""]}):
+            with pytest.raises(WrongValue, match=r"must be a path, not ''"):
+                sch.schedule("true", **options)
+
+
+async def test_where_runs_are_kept_is_the_same_file_wherever_the_kernel_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = RunsConfig(path="runs.db")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    async with ProcessManager(runs=config) as pm:
+        await pm.run("true")
+    assert len(nbprocs.runs(tmp_path / "runs.db")) == 1
+    assert not (tmp_path / "below" / "runs.db").exists()
