@@ -54,8 +54,12 @@ _publisher: Publisher | None = None
 # Patterns as text, compiled by re at their first use: importing stays light.
 # CSI, OSC (ended by BEL or ST) and the two-byte escapes; what is left of a broken one is caught by _CONTROL
 _ANSI = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
-# C0 and C1 controls, and the characters that reorder or hide text (bidi embeddings, isolates, zero-width, BOM, line separators)
-_CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+# C0 and C1 controls, and the characters that reorder or hide text (bidi embeddings, isolates, zero-width, BOM, line separators).
+# A joiner between two letters of Persian or Hindi, or two pictures, is a part of the writing; beside a Latin letter it only hides
+_CONTROL = (
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    "|(?<=[\x00-\u02ff])[\u200c\u200d]|[\u200c\u200d](?=[\x00-\u02ff\u200c\u200d])"
+)
 
 # Letters with more marks than any writing has: a run of thousands holds a page's layout up
 _MARK = "[\u0300-\u036f\u0483-\u0489\u1160-\u11ff\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f]"

@@ -210,6 +210,9 @@ class Child(Protocol):
     def resume(self) -> None:
         """Let it go on; ProcessLookupError as above."""
 
+    def rename(self, name: str) -> None:
+        """What it is called from now on, for all who ask its shim; ProcessLookupError as above."""
+
     async def end_tree(self, *, grace: float) -> Sequence[Survivor]:
         """The stop signal to its whole tree, SIGKILL to who is left after ``grace`` seconds; returns who survived that for 5 seconds."""
 
@@ -256,9 +259,9 @@ def child_environment(changes: Mapping[str, str | None]) -> Mapping[str, str] | 
     return env
 
 
-def shell_argv(line: str) -> tuple[str, ...]:
-    """What runs a shell line on this system."""
-    return ("/bin/sh", "-c", line) if os.name == "posix" else ("cmd", "/c", line)
+def shell_argv(line: str, executable: str | None = None) -> tuple[str, ...]:
+    """What runs a shell line on this system. Another shell goes by its own name: bash that is called sh keeps to POSIX, zsh acts as sh."""
+    return (executable or "/bin/sh", "-c", line) if os.name == "posix" else ("cmd", "/c", line)
 
 
 def engine_for(loop: asyncio.AbstractEventLoop) -> Engine | None:

@@ -56,6 +56,9 @@ class DetachedListener(Listener, Protocol):
     def grown(self, ends: dict[str, int]) -> None:
         """The logs reach up to there."""
 
+    def ending(self, reason: str, *, here: bool = False) -> None:
+        """Its tree is being ended; ``here``: it was ``end_tree`` of this kernel's own that asked for it."""
+
     def because(self, reason: str) -> None:
         """Why it ends, where that is not its own doing; before ``exited``."""
 
@@ -195,6 +198,7 @@ class DetachedChild:
         self._looking: asyncio.TimerHandle | None = None
         self._over = False
         self._met = asyncio.Event()
+        self._me = secrets.token_hex(4)  # the shim says who asked for an end
         self.exit: Exit | None = None
         self.pid: int = record.pid or 0
 
@@ -277,7 +281,7 @@ class DetachedChild:
         elif event == "paused":
             self._listener.changed(paused=said["paused"])
         elif event == "ending":
-            self._listener.ending(said["reason"])
+            self._listener.ending(said["reason"], here=said.get("by") == self._me)
         elif event == "tree_ended":
             self._listener.tree_ended([Survivor(*one) for one in said["survivors"]])
         elif event == "exited":
@@ -413,6 +417,10 @@ class DetachedChild:
         """Let it go on."""
         self._order(op="resume")
 
+    def rename(self, name: str) -> None:
+        """What its record and its shim call it, for the kernels to come. A shim of an earlier version keeps the old name."""
+        self._order(op="rename", name=name)
+
     def resize(self, rows: int, columns: int) -> None:
         """Tell a pseudo-terminal its size."""
         with contextlib.suppress(ProcessLookupError):
@@ -421,7 +429,7 @@ class DetachedChild:
     async def end_tree(self, *, grace: float) -> Sequence[Survivor]:
         """The stop signal to its whole tree, SIGKILL after ``grace`` seconds. Where its shim was killed, from here."""
         try:
-            answer = await self._ask(op="end", grace=grace)
+            answer = await self._ask(op="end", grace=grace, by=self._me)
         except (ConnectionError, FileNotFoundError):
             if (record := read_record(self._record.folder)) is None or record.state != "unguarded":
                 return ()

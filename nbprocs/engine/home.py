@@ -18,6 +18,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
@@ -59,7 +60,8 @@ class Home:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)  # the table of homes is keyed by loop: a strong reference would keep every loop for ever
+        # The table of homes is keyed by loop: a strong reference would keep every loop for ever.
+        self._loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
         self.thread_id: int = threading.get_ident()
         self._holders = 0
         self._watchers = 0
@@ -74,6 +76,22 @@ class Home:
         if loop is None:
             raise _gone()
         return loop
+
+    def reach(self) -> asyncio.AbstractEventLoop:
+        """The loop, for who waits for it on another thread. Raises Closed where it will never answer.
+
+        That is: it is closed; the interpreter is ending, which stops all threads but the main one; this is a fork of the loop's process.
+        """
+        loop = self._loop()
+        if loop is None or loop.is_closed() or (sys.is_finalizing() and not self.here):
+            raise _gone()
+        return loop
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: a loop of another thread, or the one that was running, is here only in name."""
+        loop = self._loop()
+        if loop is None or threading.get_ident() != self.thread_id or loop.is_running():
+            self._loop = _nowhere
 
     @classmethod
     def current(cls) -> Home:
@@ -110,7 +128,7 @@ class Home:
             if self.here:
                 self.loop.call_soon(callback, *args)
             else:
-                self.loop.call_soon_threadsafe(callback, *args)
+                self.reach().call_soon_threadsafe(callback, *args)
         except RuntimeError as error:
             raise _gone() from error
 
@@ -121,8 +139,8 @@ class Home:
         """
         crossing = _Crossing(self, coroutine, undo)
         try:
-            self.loop.call_soon_threadsafe(crossing.begin)
-        except RuntimeError as error:
+            self.reach().call_soon_threadsafe(crossing.begin)
+        except (RuntimeError, Closed) as error:
             coroutine.close()
             raise _gone() from error
         try:
@@ -186,7 +204,16 @@ class Home:
 
 
 def _gone() -> Closed:
-    return Closed("the event loop that this object lives on is closed", hint="create a new one in this kernel")
+    if sys.is_finalizing():
+        return Closed("the interpreter is ending: the event loop that this object lives on has stopped", hint="use it before, or in atexit")
+    return Closed(
+        "the event loop that this object lives on is closed, or another process's that this one was forked from",
+        hint="create a new one in this process",
+    )
+
+
+def _nowhere() -> None:
+    """In place of a loop that stayed in the parent."""
 
 
 class _Crossing(Generic[T]):
@@ -318,6 +345,8 @@ class _Host:
         self._lock = threading.Lock()
 
     def start(self) -> Home:
+        if sys.is_finalizing():  # a thread that is started now never runs
+            raise _gone()
         with self._lock:
             if self._home is None or self._home.loop.is_closed():
                 ready: list[Home] = []
@@ -363,5 +392,16 @@ class _Host:
 
 
 _host = _Host()
+
+
+def _forked() -> None:
+    """In a forked child: what waited for the parent's threads here would wait for ever."""
+    global _lock  # noqa: PLW0603 - a thread that is not here may have held it
+    _lock = threading.Lock()
+    _host.forget()
+    for home in list(_homes.values()):
+        home.leave_to_parent()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_host.forget)
+    os.register_at_fork(after_in_child=_forked)

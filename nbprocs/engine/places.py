@@ -1,11 +1,20 @@
-"""The folders outside of any kernel: where shims answer, and where detached processes keep their records."""
+"""The folders outside of any kernel: where shims answer, and where detached processes keep their records; which file is at a path."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["runtime_folder", "state_folder"]
+__all__ = ["file_at", "runtime_folder", "state_folder"]
+
+
+def file_at(path: Path) -> tuple[int, int] | None:
+    """What tells the file that is there now from any other; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def runtime_folder() -> Path:

@@ -186,6 +186,9 @@ class PortableChild:
             self._guarded = shims.number()
             shims.guard(self._guarded, self.pid, self.identity.start, self._spec.token)
 
+    def rename(self, name: str) -> None:
+        """No shim tells of it."""
+
     def resize(self, rows: int, columns: int) -> None:
         """There is no pseudo-terminal here."""
 

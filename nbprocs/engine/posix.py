@@ -18,11 +18,11 @@ import contextlib
 import errno
 import fcntl
 import os
-import signal
 import struct
 import termios
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nbprocs.engine.child import DRAIN, Exit, Listener, Spec
@@ -404,7 +404,7 @@ class PosixChild:
 
     def send_signal(self, number: int) -> None:
         """To the process itself. ProcessLookupError once its end is known."""
-        self._order_while_alive(wire.SIGNAL, signal.Signals(number) if number in set(signal.valid_signals()) else number)
+        self._order_while_alive(wire.SIGNAL, int(number))
 
     def interrupt(self) -> None:
         """SIGINT as a terminal's Ctrl-C gives it: to its foreground group, or, without a terminal, to the whole tree."""
@@ -418,10 +418,15 @@ class PosixChild:
         """Let a stopped tree go on."""
         self._order_while_alive(wire.RESUME)
 
-    def _order_while_alive(self, operation: int, *fields: int) -> None:
+    def rename(self, name: str) -> None:
+        """What the shim tells of it, and another shim after it."""
+        self._spec = replace(self._spec, label=replace(self._spec.label, name=name))
+        self._order_while_alive(wire.RENAME, name)
+
+    def _order_while_alive(self, operation: int, *fields: int | str) -> None:
         if self._report is not None:
             raise ProcessLookupError(f"process {self.pid} has ended")
-        self._client.say(operation, self.number, *map(int, fields))
+        self._client.say(operation, self.number, *fields)
 
     async def end_tree(self, *, grace: float) -> tuple[wire.Survivor, ...]:
         """Have its whole tree ended, also after its own end; returns who survived SIGKILL. At most ``grace`` + 5 seconds."""

@@ -56,7 +56,7 @@ def main(path: str) -> int:
         import traceback  # noqa: PLC0415 - only when it is needed
 
         shown = error.__traceback__
-        while shown is not None and shown.tb_frame.f_code.co_filename != name and shown.tb_next is not None:
+        while shown is not None and shown.tb_frame.f_code.co_filename != name:  # none of them, where the cell is no Python
             shown = shown.tb_next
         traceback.print_exception(type(error), error, shown)
         return 1

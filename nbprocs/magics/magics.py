@@ -14,6 +14,7 @@ import asyncio
 import functools
 import io
 import itertools
+import keyword
 import pickle
 import re
 import shlex
@@ -236,7 +237,7 @@ class ProcessMagics(Magics):
         if options is None:
             return None
         shell: Any = self.shell
-        if options.out is not None and not options.out.isidentifier():
+        if options.out is not None and (not options.out.isidentifier() or keyword.iskeyword(options.out)):
             raise UsageError(f"--out takes the name of a variable, not {options.out!r}")
         if not options.ready_timeout > 0:  # nan is no time either
             raise UsageError(f"--ready-timeout takes a positive number of seconds, not {options.ready_timeout}")

@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 from collections import deque
@@ -184,7 +185,8 @@ class Submission:
 
     def give_up(self, task: Task) -> None:
         """A handle was cancelled, on whatever thread."""
-        self.do(lambda: self._core.give_up(task))
+        with contextlib.suppress(Closed):  # the loop is gone, and the call with it
+            self.do(lambda: self._core.give_up(task))
 
     def snapshot(self, function: Callable[..., Any]) -> Function:
         """The function as it is now, for a whole map(). Raises CommunicationError if it can't be sent."""

@@ -220,6 +220,7 @@ def _check_thread(home: Home) -> None:
             "waiting here would stop the event loop that the result must come through",
             hint="make the pool with background=True, or await pool.run(…) instead of blocking for the result",
         )
+    home.reach()
 
 
 class _Waiters(list[Any]):

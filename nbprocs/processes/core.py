@@ -339,9 +339,9 @@ class ProcessCore:
         if not self._endings and self._drained and self.status.live:
             self._finish()
 
-    def ending(self, reason: str) -> None:
-        """The shim has begun to end its tree: its time is up, or somebody asked the shim."""
-        if reason == "stopped":
+    def ending(self, reason: str, *, here: bool = False) -> None:
+        """The shim has begun to end its tree: its time is up, or somebody asked the shim; ``here``: its own manager, which knows why."""
+        if reason == "stopped" and not here:
             self._owner.let_go(self)
         self.blame(EndReason(reason))
         self._endings += 1

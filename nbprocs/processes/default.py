@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -27,6 +28,7 @@ __all__ = ["adopt", "default_manager", "run", "run_sync", "spawn"]
 _BEAT = 0.2  # seconds; a blocked main thread notices an interrupt when it wakes
 _lock = threading.Lock()
 _kept: list[ProcessManager] = []  # one, or none before the first use and after its end
+_parents: list[ProcessManager] = []  # in a forked child: its parent's, which is nothing to clean up here
 
 
 def default_manager() -> ProcessManager:
@@ -113,7 +115,8 @@ def run_sync(
 ) -> ProcessResult:
     r"""The same without await: blocks this thread until the process has ended. For scripts, functions and other threads.
 
-    An interrupt stops the process. Raises RuntimeError on the background loop itself, which it would block for ever.
+    An interrupt stops the process. Raises RuntimeError on the background loop itself, which it would block for ever, and Closed when the
+    interpreter is ending (a ``__del__`` of what lives until then), where no other thread runs any more; ``atexit`` is early enough.
 
     >>> run_sync("echo", "hello").text
     'hello\n'
@@ -123,7 +126,8 @@ def run_sync(
     if home.here:
         raise RuntimeError("run_sync would block the loop that is to run the process; await nbprocs.run() here")
     more: dict[str, Any] = {"input": input, "check": check, "retry": retry, "wait": wait}
-    future = asyncio.run_coroutine_threadsafe(manager.run(command, *args, **more, **options), home.loop)
+    loop = home.reach()
+    future = asyncio.run_coroutine_threadsafe(manager.run(command, *args, **more, **options), loop)
     try:
         while True:
             with contextlib.suppress(concurrent.futures.TimeoutError):
@@ -133,3 +137,15 @@ def run_sync(
     except BaseException:
         future.cancel()
         raise
+
+
+def _forked() -> None:
+    """In a forked child: the next use makes a manager of its own."""
+    global _lock  # noqa: PLW0603 - a thread that is not here may have held it
+    _lock = threading.Lock()
+    _parents.extend(_kept)
+    _kept.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

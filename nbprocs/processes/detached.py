@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from nbprocs.engine.shimlib.proc import ON_LINUX, TICK, present
 from nbprocs.errors import Closed, NameInUse, StartupFailed, UnknownProcess
 from nbprocs.model import EndReason, EventKind, Stream
 from nbprocs.processes.core import ProcessCore, ProcessOwner
+from nbprocs.processes.registry import tell_name
 from nbprocs.redact import is_secret_name, mask_words
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ __all__ = [
     "launch",
     "leave",
     "live_names",
+    "naming",
     "policy_of",
     "start",
     "take_up",
@@ -84,6 +86,19 @@ def live_names() -> set[str]:
     return {record.name for record in records() if record.live}
 
 
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Hold a name while a process gets it. Raises NameInUse if a live detached process has it, or is about to."""
+    try:
+        with claimed(name):
+            check_name(name)
+            yield
+    except NameClaimed as error:
+        raise NameInUse(
+            f"another kernel starts a detached process named {name!r} just now", name=name, hint="choose another name"
+        ) from error
+
+
 async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | None) -> DetachedRecord:
     """Start it with a shim of its own. Raises as nbprocs.engine.detaching.launch, and NameInUse."""
     name = spec.label.name
@@ -94,14 +109,8 @@ async def launch(spec: Spec, config: ProcessConfig, *, restart: RestartPolicy | 
         "config": _as_json(config),
         "restart": None if restart is None else _policy_as_json(restart),
     }
-    try:
-        with claimed(name):
-            check_name(name)
-            return await launch_child(spec, about)
-    except NameClaimed as error:
-        raise NameInUse(
-            f"another kernel starts a detached process named {name!r} just now", name=name, hint="choose another name"
-        ) from error
+    with naming(name):
+        return await launch_child(spec, about)
 
 
 async def start(core: ProcessCore, owner: ProcessOwner) -> None:
@@ -122,6 +131,8 @@ async def start(core: ProcessCore, owner: ProcessOwner) -> None:
         await asyncio.wait({undoing})  # goes on where this is cancelled again
         raise
     take_up(core, record, owner)  # nothing is awaited from here on: what is cancelled now has a process to be stopped
+    if core.name != record.name:  # it was renamed meanwhile
+        tell_name(core)
     owner.heard(EventKind.STARTED, core)
 
 

@@ -13,6 +13,7 @@ processes; users get their faces.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from typing import TYPE_CHECKING, Literal
@@ -113,7 +114,8 @@ class ManagerCore:
         predecessor: ProcessCore | None = None,
         name: str | None = None,
     ) -> ProcessCore:
-        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name)
+        kept = None if predecessor is None or not self._supervises(predecessor.id) else self.supervisor.policy(predecessor.id)
+        process, probe = await self._open(config, launch, wait=wait, predecessor=predecessor, name=name, policy=kept)
         await self._become_ready(process, probe, launch)
         return process
 
@@ -193,6 +195,14 @@ class ManagerCore:
             await process.launch()
 
     @staticmethod
+    def _naming(process: ProcessCore, name: str) -> contextlib.AbstractContextManager[None]:
+        if not (process.config.detach and process.status.live):
+            return contextlib.nullcontext()
+        from nbprocs.processes import detached  # noqa: PLC0415 - as above
+
+        return detached.naming(name)
+
+    @staticmethod
     def _detached_names() -> set[str]:
         from nbprocs.processes import detached  # noqa: PLC0415 - as above
 
@@ -266,9 +276,10 @@ class ManagerCore:
         """See ProcessManager.replace."""
         old = self.registry.get(key)
         held, name = self.supervisor.hold(old.id), old.name
-        launch, next_name = self.launches.get(old.id, PLAIN), self.registry.fresh_name(f"{old.name}-next")
+        launch, config = self.launches.get(old.id, PLAIN), config or old.config
+        next_name = self.registry.fresh_name(f"{old.name}-next", taken=self._detached_names() if config.detach else ())
         try:
-            new = await self._start(config or old.config, launch, wait=True, predecessor=old, name=next_name)
+            new = await self._start(config, launch, wait=True, predecessor=old, name=next_name)
             try:
                 self._check_place(old, name)
             except NameInUse:
@@ -296,7 +307,9 @@ class ManagerCore:
     @hops
     async def rename(self, key: str, name: str) -> None:
         """See ProcessManager.rename."""
-        self.registry.rename(self.registry.get(key), name)
+        process = self.registry.get(key)
+        with self._naming(process, name):
+            self.registry.rename(process, name)
 
     @hops
     async def strays(self) -> tuple[Stray, ...]:

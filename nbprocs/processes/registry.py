@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
@@ -12,7 +13,7 @@ from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
 from nbprocs.processes.core import ProcessCore
 from nbprocs.redact import readable
 
-__all__ = ["Registry", "Slots"]
+__all__ = ["Registry", "Slots", "tell_name"]
 
 _SPILLED_KEPT = 64  # finished processes whose output is in a file: each holds a descriptor or two
 
@@ -140,12 +141,15 @@ class Registry:
             del self._names[process.name]
         process.name = name
         self._names[name] = process
+        tell_name(process)
 
     def swap(self, old: ProcessCore, new: ProcessCore) -> None:
         """The new one takes the old one's name, and the other way round, in one step."""
         old.name, new.name = new.name, old.name
         self._names[old.name] = old
         self._names[new.name] = new
+        tell_name(new)
+        tell_name(old)
 
     def ended(self, process: ProcessCore, *, keep: Callable[[str], bool]) -> list[ProcessCore]:
         """Move it to the history; returns who fell out of the history for it. Nobody falls out for whom ``keep(id)`` says so."""
@@ -193,6 +197,13 @@ class Registry:
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "pm.list() shows all"
             raise UnknownProcess(f"no process with the id or name {key!r}; known names: {known}", hint=hint)
         return process
+
+
+def tell_name(process: ProcessCore) -> None:
+    """Let who asks its shim see the name that it has now, too (ADR 0144)."""
+    if process.child is not None:
+        with contextlib.suppress(OSError):  # it has ended
+            process.child.rename(process.name)
 
 
 def _held(process: ProcessCore) -> int:

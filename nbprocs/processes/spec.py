@@ -94,7 +94,7 @@ def spec_of(config: ProcessConfig, files: Mapping[str, int], *, token: str, labe
         options["rlimits"] = {getattr(resource, f"RLIMIT_{name}"): limits for name, limits in config.rlimits.items()}
     options["stdin"] = config.takes_input or isinstance(config.stdin, bytes)
     return Spec(
-        argv=shell_argv(config.command) if config.shell else config.argv,
+        argv=shell_argv(config.command, config.executable) if config.shell else config.argv,
         env=child_environment(config.env_vars),
         cwd=config.working_dir,
         timeout=config.timeout,

@@ -139,6 +139,8 @@ def start_error(config: ProcessConfig, cause: OSError | ValueError, process: Pro
             kind = PermissionDenied if isinstance(cause, PermissionError) and step != "shim" else StartupFailed
             return kind(f"could not start {command}: {_of_step(step, cause)}", command=command, **fields)
         error.hint = _why(config, cause) or error.hint
+        if cause.errno == errno.EACCES and not (config.user is config.group is None):
+            error.hint = "user= or group= names an account that may not run it: the file and the folders above it must be open to it"
         return error
     hint = "remove the NUL character; no argument, name or variable can hold one" if "embedded null" in str(cause) else ""
     return StartupFailed(f"could not start {command}: {cause}", command=command, hint=hint, **fields)
@@ -169,6 +171,8 @@ def _why(config: ProcessConfig, cause: OSError) -> str:
         if interpreter:
             return f"the program is there, but its interpreter is not: its first line names {interpreter}"
         return "the program is there, but not the loader or library that it was built for"
+    if config.executable is not None:
+        return f"executable= names {readable(config.executable)}, and there is no such program"
     return _misspelt(config)
 
 

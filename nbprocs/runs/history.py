@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RunHistory", "Where", "stored_output"]
 
 Time = datetime | timedelta | str | float
+_TIME = "a datetime, an ISO text, seconds since the epoch, or a timedelta before now"
 _SHOWN = 20  # rows of a display
 _PLAIN = [name for name in COLUMNS if name not in {"key", "session", "command", "context"}]
 _FRAME = ("name", "id", "started", "ended", "state", "exit_code", "signal", "reason", "seconds", "cpu", "peak_rss", "read_bytes",
@@ -115,11 +116,16 @@ class RunHistory(Displayable):
             since: started at that time or later: a datetime, an ISO text, seconds since the epoch, or a timedelta before now.
             until: started before that time.
             task: a scheduler's task id.
+
+        Raises TypeError or ValueError for what is none of these.
         """
-        states = (state,) if isinstance(state, str) else tuple(state or ())
+        for argument, value in (("command", command), ("name", name), ("task", task)):
+            if value is not None:
+                checks.text(argument, value)
+        states = (state,) if isinstance(state, str) else checks.words("state", state or ())
         given: dict[str, Any] = {
-            "command": command, "name": name, "state": tuple(map(str, states)) or None, "since": _seconds(since), "until": _seconds(until),
-            "task": task,
+            "command": command, "name": name, "state": tuple(map(str, states)) or None, "since": _seconds("since", since),
+            "until": _seconds("until", until), "task": task,
         }  # fmt: skip
         return RunHistory(self.path, replace(self.where, **{key: value for key, value in given.items() if value is not None}))
 
@@ -152,11 +158,15 @@ class RunHistory(Displayable):
     @overload
     def __getitem__(self, key: slice) -> list[RunRecord]: ...
     def __getitem__(self, key: int | str | slice) -> RunRecord | list[RunRecord]:
-        """By place (``-1`` is the youngest), by id or its beginning, or by name (the youngest). Raises IndexError or UnknownProcess."""
+        """By place (``-1`` is the youngest), by id or its beginning, or by name (the youngest).
+
+        Raises IndexError or UnknownProcess; TypeError for any other key.
+        """
         if isinstance(key, str):
             return self.get(key)
         if isinstance(key, slice):
             return self._sliced(key)
+        key = checks.whole("the place of a run", key)
         found = self._records("ASC" if key >= 0 else "DESC", 1, key if key >= 0 else -key - 1)
         if not found:
             raise IndexError(f"there is no run number {key} in {self!r}")
@@ -172,6 +182,7 @@ class RunHistory(Displayable):
 
     def get(self, key: str) -> RunRecord:
         """By id, the beginning of an id (at least 6 characters), or name, of which the youngest. Raises UnknownProcess."""
+        checks.text("key", key)
         for extra in ("name = ?", "id = ?", "id GLOB ?"):
             value = f"{key}*" if "GLOB" in extra else key
             if "GLOB" in extra and len(key) < 6:  # noqa: PLR2004 - shorter ones are names
@@ -218,7 +229,7 @@ class RunHistory(Displayable):
         import pandas as pd  # noqa: PLC0415 - `import nbprocs` stays light
 
         with self._reading() as (db, condition, values, dead):
-            cut = "" if limit is None else f"LIMIT {int(limit)}"
+            cut = "" if limit is None else f"LIMIT {checks.whole('limit', limit, least=0)}"
             order = "" if limit is None else "ORDER BY started DESC"
             columns = ", ".join(("session", "command", "context", *_FRAME))
             with _no_collection():
@@ -337,14 +348,18 @@ def _dead(db: sqlite3.Connection) -> list[int]:
     return dead
 
 
-def _seconds(time: Time | None) -> float | None:
-    if time is None or isinstance(time, (int, float)):
-        return time
-    if isinstance(time, timedelta):
-        return (datetime.now(UTC) - time).timestamp()
-    moment = datetime.fromisoformat(time) if isinstance(time, str) else time
-    assert isinstance(moment, datetime)  # noqa: S101 - a timedelta has returned
-    return moment.timestamp()  # without a zone it is local time
+def _seconds(argument: str, time: Time | None) -> float | None:
+    if time is None:
+        return None
+    try:
+        if isinstance(time, timedelta):
+            return (datetime.now(UTC) - time).timestamp()
+        moment = datetime.fromisoformat(time) if isinstance(time, str) else time
+        if isinstance(moment, datetime):
+            return moment.timestamp()  # without a zone it is local time
+    except (ValueError, OverflowError):
+        checks.refuse(ValueError, argument, _TIME, time)
+    return checks.number(argument, time, what=_TIME)
 
 
 def stored_output(path: Path, key: int, stream: str) -> str | None:

@@ -156,6 +156,14 @@ class RowMaker:
         outputs = ((base | number, stream, data) for number, stream, data in self.outputs)
         db.executemany("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", outputs)
 
+    def carry_over(self, db: sqlite3.Connection, *, session: int) -> None:
+        """Have what rows to come may refer to stored again: they go to another file than those of the session so far."""
+        query = "SELECT * FROM {0}s WHERE key IN (SELECT {0} FROM runs WHERE session = ?)"
+        for row in db.execute(query.format("command"), (session,)):
+            self.new_commands.setdefault(row[0], row)
+        for key, value in db.execute(query.format("context"), (session,)):
+            self.new_contexts.setdefault(key, value)
+
     def written(self) -> None:
         """What was pending is on disk."""
         self.pending, self.new_commands, self.new_contexts, self.outputs = {}, {}, {}, []

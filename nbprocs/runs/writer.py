@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nbprocs.engine.places import file_at
 from nbprocs.engine.table import identify
 from nbprocs.model import EventKind
 from nbprocs.runs.cells import notebook_name
@@ -58,6 +59,7 @@ class RunWriter:
         self._after: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._place: tuple[int, int] | None = None  # which file that is: somebody may put another one there, or none
         self._hopeless = False
         self._maker = RowMaker()
         self._session = 0
@@ -185,6 +187,11 @@ class RunWriter:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        if self._db is not None and file_at(self.path) != self._place:
+            log.warning("the run history %s was removed or replaced while it was in use: a new one is begun or continued there", self.path)
+            with contextlib.suppress(sqlite3.Error):
+                self._maker.carry_over(self._db, session=self._session)
+            self._close()
         if self._db is None:
             db = connect(self.path)
             try:
@@ -201,7 +208,7 @@ class RunWriter:
             except BaseException:
                 db.close()
                 raise
-            self._db = db
+            self._db, self._place = db, file_at(self.path)
         return self._db
 
     def _failed(self, error: Exception, *, hopeless: bool) -> None:
@@ -219,9 +226,10 @@ class RunWriter:
         self._notes.clear()
 
     def _close(self) -> None:
-        if self._db is not None:
+        db, self._db = self._db, None
+        if db is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._db.close()
+                db.close()
 
 
 def _mark_lost(db: sqlite3.Connection) -> None:

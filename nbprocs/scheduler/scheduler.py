@@ -1,6 +1,7 @@
 """TaskScheduler: the public face. All that it shows is for users; the work is done inside."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
@@ -14,6 +15,7 @@ from nbprocs.engine.owners import register
 from nbprocs.errors import UnknownProcess
 from nbprocs.model import ProcessResult
 from nbprocs.processes.manager import ProcessManager
+from nbprocs.processes.recording import kernel_runs
 from nbprocs.scheduler import intake, views
 from nbprocs.scheduler.backend import Backend
 from nbprocs.scheduler.batch import TaskBatch
@@ -85,6 +87,7 @@ class TaskScheduler(Displayable):
         if backend is not None and not all(callable(getattr(backend, name, None)) for name in ("start", "cancel", "capacity", "bind")):
             checks.refuse(TypeError, "backend", "a backend, such as LocalBackend() or DaskBackend()", backend)
         checks.flag("background", background)
+        _check_apart(store, kernel_runs() if runs is None or runs is True else runs)
         self._core = SchedulerCore(
             config or SchedulerConfig(),
             store=None if store is None else checks.path("store", store),
@@ -418,3 +421,10 @@ class TaskScheduler(Displayable):
             f"<TaskScheduler: {status.queued_tasks:,} queued, {status.running_tasks} of {status.max_concurrent} running, "
             f"{status.succeeded:,} succeeded, {status.failed:,} failed{extra}>"
         )
+
+
+def _check_apart(store: Word | None, runs: object) -> None:
+    """Raise ValueError where the queue and the run history are one file: the queue holds it for itself, and no run could be written."""
+    path = getattr(runs, "path", runs)
+    if store is not None and isinstance(path, (str, os.PathLike)) and checks.path("runs", path) == checks.path("store", store):
+        checks.refuse(ValueError, "runs", "another file than the queue's own (nbprocs.runs(…) reads a queue as it is)", path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nbprocs.scheduler.errors import StoreCorrupt, StoreError, StoreInUse, StoreTooNew
 
-__all__ = ["APPLICATION", "ATTEMPT", "OUTPUT", "VERSION", "create", "inspect", "upgrade"]
+__all__ = ["APPLICATION", "ATTEMPT", "OUTPUT", "VERSION", "create", "inspect", "rewrite", "upgrade"]
 
 APPLICATION = 0x6E627073  # "nbps", in the file's header
 VERSION = 2
@@ -93,9 +93,33 @@ def create(path: Path, prefix: str, *, replace: bool = False) -> None:
             f"could not create the queue {path}: {error}", hint="check the folder, its permissions and the free space"
         ) from error
     finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            with contextlib.suppress(OSError):
-                Path(f"{draft}{suffix}").unlink()
+        _remove(draft)
+
+
+def rewrite(db: sqlite3.Connection, path: Path) -> None:
+    """Write an open queue whose file was removed under its name again, complete or not at all. Raises StoreError, also if there is one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        draft.unlink(missing_ok=True)
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        db.execute("VACUUM INTO ?", (os.fspath(draft),))
+        with closing(sqlite3.connect(draft, isolation_level=None)) as made:
+            made.execute("PRAGMA journal_mode = WAL").fetchone()
+        _remove(path, ("-wal", "-shm", "-journal"))  # of the removed file: SQLite would take them for the new one's
+        path.hardlink_to(draft)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"the file of the queue {path} was removed while it was in use, and can't be written again: {error}",
+            hint="check the folder, its permissions and the free space",
+        ) from error
+    finally:
+        _remove(draft)
+
+
+def _remove(path: Path, suffixes: tuple[str, ...] = ("", "-wal", "-shm", "-journal")) -> None:
+    for suffix in suffixes:
+        with contextlib.suppress(OSError):
+            Path(f"{path}{suffix}").unlink()
 
 
 def upgrade(db: sqlite3.Connection, path: Path) -> None:

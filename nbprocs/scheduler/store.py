@@ -23,8 +23,10 @@ from typing import Any
 
 import psutil
 
+from nbprocs.engine.home import log
+from nbprocs.engine.places import file_at
 from nbprocs.scheduler.errors import StoreCorrupt, StoreError, StoreInUse
-from nbprocs.scheduler.schema import ATTEMPT, OUTPUT, create, inspect, upgrade
+from nbprocs.scheduler.schema import ATTEMPT, OUTPUT, create, inspect, rewrite, upgrade
 from nbprocs.scheduler.system import whole_path
 
 __all__ = ["INSERT", "Store"]
@@ -36,7 +38,8 @@ _PLAIN_COLUMNS = 5
 _ATTEMPT_COLUMNS = f"{ATTEMPT}, {OUTPUT}"
 _INSERT_ATTEMPT = f"INSERT INTO attempts ({_ATTEMPT_COLUMNS}) VALUES ({', '.join('?' * len(_ATTEMPT_COLUMNS.split(',')))})"  # noqa: S608 - no text of a user's
 
-_open_here: set[tuple[int, int]] = set()  # (device, inode): a second open in this process would drop the POSIX lock of the first
+_LOOK = 1.0  # seconds between two looks whether the file is still there
+_open_here: set[tuple[int, int] | None] = set()  # (device, inode): a second open in this process would drop the POSIX lock of the first
 _registry = threading.Lock()
 
 
@@ -65,7 +68,8 @@ class Store:
         if status.st_size == 0 and not Path(f"{self.path}-journal").exists():  # as made by touch or mktemp
             create(self.path, prefix, replace=True)
             status = self.path.stat()
-        self._identity = (status.st_dev, status.st_ino)
+        self._identity: tuple[int, int] | None = (status.st_dev, status.st_ino)
+        self._look_at = time.monotonic() + _LOOK
         with _registry:
             if self._identity in _open_here:
                 raise StoreInUse(
@@ -131,11 +135,43 @@ class Store:
         )
         return StoreInUse(f"the queue {self.path} is in use by {who}", hint=hint)
 
+    # -- whether it is still there
+
+    def _see_to_file(self) -> None:
+        """Once a second, before something is written: write the file again if somebody has removed it, or nothing would be kept.
+
+        Raises StoreError where that can't be, or where something else is in its place.
+        """
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        found = file_at(self.path)
+        if found is None:
+            log.warning("the file of the queue %s was removed while it was in use: it is written again", self.path)
+            self._write_again()
+        elif found != self._identity:
+            raise StoreError(
+                f"the file of the queue {self.path} was replaced by another one while it was in use",
+                hint="move that one away: this queue is then written there again",
+            )
+        self._look_at = now + _LOOK
+
+    def _write_again(self) -> None:
+        rewrite(self._db, self.path)
+        old, (self._db, _) = self._db, self._connect()
+        old.close()
+        with _registry:
+            _open_here.discard(self._identity)
+            self._identity = file_at(self.path)
+            _open_here.add(self._identity)
+        self._write_owner()
+
     # -- writing
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            self._see_to_file()
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
@@ -155,6 +191,7 @@ class Store:
     def insert(self, row: tuple[Any, ...]) -> None:
         """One new task; see INSERT for the columns. A row of the first five stands for one with nothing special."""
         with self._lock:
+            self._see_to_file()
             try:
                 self._db.execute(_PLAIN if len(row) == _PLAIN_COLUMNS else INSERT, row)
             except sqlite3.Error as error:

@@ -71,10 +71,11 @@ def order(folder: Path, *, socket: str, request: Mapping[str, Any]) -> dict[str,
     """
     if not _SOCKET.fullmatch(socket):
         raise ValueError(f"{socket!r} is no name of a socket")
-    if request.get("op") not in ORDERS:
-        raise ValueError(f"{request.get('op')!r} is none of {', '.join(sorted(ORDERS))}")
+    wanted = request.get("op")
+    if not isinstance(wanted, str) or wanted not in ORDERS:
+        raise ValueError(f"{wanted!r} is none of {', '.join(sorted(ORDERS))}")
     grace = request.get("grace", 5.0)
-    if not isinstance(grace, (int, float)) or not 0 <= grace <= 3600:  # noqa: PLR2004 - an hour
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace <= 3600:  # noqa: PLR2004 - an hour
         raise ValueError("grace is a number of seconds between 0 and 3600")
     reply = ask(folder / socket, {**request, "grace": grace}, timeout=grace + _MARGIN)
     return dict(reply.answer) if reply.answer is not None else {"ok": False, "error": reply.error}

@@ -68,7 +68,10 @@ class OrderHandler(_Handler):
     @authorized
     async def post(self) -> None:
         """Answer when it is carried out; after a stop the whole tree has ended."""
-        body = self.get_json_body()
+        try:
+            body = self.get_json_body()
+        except UnicodeDecodeError as error:  # what is no JSON otherwise is answered by it
+            raise web.HTTPError(400, reason="an order is JSON in UTF-8") from error
         if not isinstance(body, dict) or not isinstance(body.get("socket"), str) or not isinstance(body.get("id"), str):
             raise web.HTTPError(400, reason="an order names a socket, an id and an op")
         request: dict[str, Any] = {key: body[key] for key in ("op", "id", "grace") if key in body}

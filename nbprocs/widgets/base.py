@@ -33,6 +33,7 @@ from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
 from nbprocs.widgets.arrivals import Arrivals
 from nbprocs.widgets.assets import ON_DEMAND, SCRIPT, STATIC, STYLE
+from nbprocs.widgets.hub import answer_where_asked
 from nbprocs.widgets.pacing import pacer_of
 from nbprocs.widgets.record import MUTED
 from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, checked, flag, op, parse, text
@@ -149,6 +150,7 @@ class View(anywidget.AnyWidget):
         """The id of a comm of its own, which is opened now: for boxes of ipywidgets, and front ends that show widgets only."""
         if self.comm is None and not self._closed:
             super().open()
+            answer_where_asked(self.comm)
             self.on_msg(lambda _, content, __: self.receive(content))
             self.outlets.append(lambda content, buffers: self.send(content, buffers=buffers))
         return super().model_id  # type: ignore[no-any-return]

@@ -49,6 +49,8 @@ class QueuePart(Part):
         super().attach(host)
         self._rows, self._dirty = {}, {}
         self._ended.clear()
+        self._bars = deque((bar for bar in self._bars if bar[2] is not None), maxlen=BARS)  # nobody saw how the others ended
+        self._open, self._new_bars = {}, []
         running = [handle.task for handle in self._scheduler.handles(state=TaskState.RUNNING)]
         tasks = self._scheduler.tasks(limit=WAITING)
         latest = self._scheduler.ended(limit=ENDED)
@@ -106,7 +108,8 @@ class QueuePart(Part):
     def _on_event(self, event: SchedulerEvent) -> None:
         now = time.time()
         if event.kind is TaskEventKind.STARTED:
-            self._start_bar(event.task_id, now)
+            if event.task_id not in self._open:  # it ran already when somebody came to look, and this is told after that
+                self._start_bar(event.task_id, now)
         elif event.kind in (TaskEventKind.ENDED, TaskEventKind.RETRYING) and (bar := self._open.pop(event.task_id, None)):
             bar[2] = round(now, 2)
             bar[3] = event.state.value if event.kind is TaskEventKind.ENDED and event.state is not None else "failed"

@@ -155,3 +155,21 @@ async def test_in_a_box_of_widgets(lab: Any) -> None:
     await page.run_all()
     await expect(row(page.output(1), "sleeper")).to_contain_text("running")
     await expect(page.output(1)).to_contain_text("below")
+
+
+async def test_all_cells_are_run_and_one_computes(lab: Any) -> None:
+    """What was said before the page had a thread of the kernel waits for the cell; the rest goes on, and so does the view."""
+    go = lab.server.folder / "computed"
+    cells = [
+        "%load_ext nbprocs",
+        "%%proc --name talker\necho first words; exec sleep 1000",
+        f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\nprint('computed')",
+    ]
+    page = await lab.open(cells=cells)
+    await page.page.evaluate("() => void jupyterapp.commands.execute('notebook:run-all-cells')")
+    await expect(screen(page.output(1))).to_contain_text("first words")
+    await page.output(1).get_by_role("button", name="Stop").click()
+    await expect(page.output(1).locator(".nb-view")).to_contain_text("terminated")
+    await expect(page.output(2)).to_have_text("", use_inner_text=True)
+    go.touch()
+    await expect(page.output(2)).to_contain_text("computed")

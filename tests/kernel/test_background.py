@@ -91,6 +91,33 @@ async def test_views_move_while_a_cell_blocks(kernel):
     await kernel.run("await pm.aclose()")
 
 
+async def test_a_view_answers_a_page_while_a_cell_blocks(kernel, tmp_path):
+    """A page speaks through a subshell. The comm spoke last for the cell that showed the view, and ipykernel 7.4 sends what is said on it after that."""
+    await kernel.run(SETUP)
+    await kernel.run("pm = nbprocs.ProcessManager(background=True); p = await pm.spawn('sleep', '1000', name='stopped'); display(p)")
+    (hub,) = {m["content"]["comm_id"] for _, m in kernel.messages if m["msg_type"] == "comm_msg"}
+    (view,) = {found for _, m in kernel.messages for found in re.findall(r"nb-hole-(\w+)", str(m["content"]))}
+    subshell = await kernel.new_subshell()
+    cell = await kernel.start("print('blocking')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint(p.status)")
+    await cell.says("blocking")
+    for what in ({"do": "hello"}, {"do": "call", "id": 1, "part": "pane", "op": "stop", "args": {}}):
+        data = {"method": "custom", "content": {**what, "view": "a-page", "v": view}}
+        message = kernel.client.session.msg("comm_msg", {"comm_id": hub, "data": data})
+        message["header"]["subshell_id"] = subshell
+        kernel.client.shell_channel.send(message)
+
+    def answers():
+        said = [m["content"]["data"].get("content", {}) for _, m in kernel.messages if m["msg_type"] == "comm_msg"]
+        return any(one.get("s") for one in said) and any(one.get("re") == 1 and one["ok"] for one in said)
+
+    await until(answers, within=30, what="the view has sent what it shows and stopped its process")
+    assert not cell.finished_at
+    (tmp_path / "go").touch()
+    await cell.done()
+    assert "terminated" in cell.text
+    await kernel.run("await pm.aclose()")
+
+
 async def test_a_blocked_kernel_loop_is_reported_once_with_the_cure(kernel):
     await kernel.run(SETUP + "import nbprocs.engine.home as home; home.LATE = 0.5")
     await kernel.run("pm = nbprocs.ProcessManager(); sleeper = await pm.spawn('sleep', '1000')")

@@ -26,6 +26,7 @@ import nbprocs
 from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
 from nbprocs.engine import asking, both, detaching, recorded, records, shim
 from nbprocs.engine.shimlib import keeper, order, segments
+from nbprocs.processes.manager import manager_core
 from tests.waiting import until
 
 ROOT = Path(nbprocs.__file__).parents[1]
@@ -204,6 +205,51 @@ async def test_supervision_goes_on_after_adoption(home, other):
     await until(lambda: other.get("job").pid not in {None, first.pid} and other.get("job").status is ProcessStatus.RUNNING)
     assert other.get("job").restarts == 1
     await other.get("job").stop()
+
+
+async def test_the_record_of_each_life_keeps_the_policy_for_the_next_kernel(home, other):
+    policy = RestartPolicy(initial_delay=0.01, max_delay=0.02, max_restarts=7)
+    async with ProcessManager() as pm:
+        first = await pm.spawn("sleep", "1000", name="job", detach=True, restart=policy)
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: pm.get("job").pid not in {None, first.pid} and pm.get("job").status is ProcessStatus.RUNNING)
+        await pm.restart("job")
+    again = await other.adopt("job")
+    os.kill(again.pid, signal.SIGKILL)
+    await until(lambda: other.get("job").pid not in {None, again.pid} and other.get("job").status is ProcessStatus.RUNNING)
+    await other.get("job").stop()
+    await (await other.restart("job")).stop()  # by its owner: nobody supervises it any more, and no record says so
+    assert [record.restart and record.restart["max_restarts"] for record in sorted(records.records(), key=lambda r: r.created)] == [
+        7,
+        7,
+        7,
+        7,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("command", ["exec sleep 1000", "sleep 1000 & exec sleep 1000"], ids=["alone", "with a leftover"])
+async def test_a_restart_on_purpose_is_not_taken_for_somebody_elses_stop(home, pm, command):
+    policy = RestartPolicy(initial_delay=0.01, max_delay=0.02, max_restarts=50)
+    job = await pm.spawn("sh", "-c", command, name="job", detach=True, restart=policy)
+    for _ in range(3):  # its shim tells all who follow it that it ends
+        job = await pm.restart("job")
+        assert (job.status, pm.get("job")) == (ProcessStatus.RUNNING, job)
+        os.kill(job.pid, signal.SIGKILL)  # and it is still supervised
+        await until(lambda old=job.pid: pm.get("job").pid not in {None, old} and pm.get("job").status is ProcessStatus.RUNNING)
+    assert [record.name for record in records.records() if record.live] == ["job"]
+    await pm.get("job").stop()
+
+
+async def test_who_supervises_it_elsewhere_does_not_restart_what_was_stopped_or_restarted_here(home, pm, other):
+    policy = RestartPolicy(initial_delay=0.01, max_delay=0.02)
+    await pm.spawn("sleep", "1000", name="job", detach=True, restart=policy)
+    seen = await other.adopt("job")
+    new = await pm.restart("job")
+    assert (await seen.wait()).status is ProcessStatus.TERMINATED
+    assert not manager_core(other).supervisor.supervises(seen.id)
+    assert (new.status, [record.pid for record in records.records() if record.live]) == (ProcessStatus.RUNNING, [new.pid])
+    await new.stop()
 
 
 # --- starts -------------------------------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import nbprocs
-from nbprocs.engine import records
+from nbprocs.engine import asking, records
 from nbprocs.engine.claims import NameClaimed, claimed
-from nbprocs.errors import NameInUse
+from nbprocs.errors import NameInUse, UnknownProcess
 from nbprocs.processes import detached
-from tests.unit.test_detached import home, other, pm, until  # noqa: F401 - fixtures
+from nbprocs.processes.manager import manager_core
+from tests.unit.test_detached import answering, home, other, pm, until  # noqa: F401 - fixtures
 
 ROOT = Path(nbprocs.__file__).parents[1]
 
@@ -163,3 +164,61 @@ async def test_a_start_that_is_refused_is_told_to_its_caller_only(pm, caplog):  
     with pytest.raises(nbprocs.StartupFailed, match="no such program"):
         await pm.spawn("no-such-program", detach=True)
     assert not caplog.records
+
+
+# --- names that change
+
+
+def names():
+    """Of the live ones, by pid."""
+    return {record.pid: record.name for record in records.records() if record.live}
+
+
+async def test_a_new_name_is_the_one_that_the_next_kernel_finds(home, pm, other):  # noqa: F811
+    job = await pm.spawn("sleep", "1000", name="job", detach=True)
+    await pm.rename("job", "better")
+    assert names() == {job.pid: "better"}
+    [record] = records.records()
+    answer = await asyncio.to_thread(asking.ask, record.socket, {"op": "status"}, timeout=20)
+    assert [child["name"] for child in answer.answer["children"]] == ["better"]
+    assert (await other.adopt("better")).pid == job.pid
+    with pytest.raises(UnknownProcess):
+        await other.adopt("job")
+    again = await pm.spawn("sleep", "1000", name="job", detach=True)  # free now
+    with pytest.raises(NameInUse, match="detached process named 'taken' lives already"):
+        async with nbprocs.ProcessManager() as third:
+            await third.spawn("sleep", "1000", name="taken", detach=True)
+            await pm.rename("job", "taken")
+    assert (again.name, names()[again.pid]) == ("job", "job")
+    await job.stop()
+    await pm.rename("better", "ended")  # nobody is told of what has ended, and nothing is refused
+    for record in records.records():
+        if record.live and record.pid != again.pid:
+            await (await pm.adopt(record.id)).stop()
+    await again.stop()
+
+
+async def test_what_replaces_a_process_is_found_under_its_name(home, pm, other):  # noqa: F811
+    old = await pm.spawn("sleep", "1000", name="job", detach=True, restart=True)
+    new = await pm.replace("job")
+    assert names() == {new.pid: "job"}
+    assert new.pid != old.pid
+    adopted = await other.adopt("job")
+    assert (adopted.pid, manager_core(other).supervisor.supervises(adopted.id)) == (new.pid, True)
+    newest = await other.replace("job")  # its own "job-next" is nobody else's
+    assert names() == {newest.pid: "job"}
+    await newest.stop()
+
+
+async def test_the_shim_of_a_kernel_tells_the_name_that_its_manager_gave(pm, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", os.path.dirname(path := await answering()))
+    await pm.spawn("sleep", "1000", name="web")
+    new = await pm.replace("web")
+    another = await pm.spawn("sleep", "1000", name="old name")
+    await pm.rename("old name", "new name")
+
+    def told():
+        answer = asking.ask(Path(path), {"op": "status"}, timeout=20).answer
+        return {child["name"]: child["pid"] for child in answer["children"]}
+
+    assert await asyncio.to_thread(told) == {"web": new.pid, "new name": another.pid}

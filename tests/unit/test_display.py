@@ -51,6 +51,24 @@ def test_hostile_text_stays_text(hostile: str) -> None:
     shown.encode()
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f469\u200d\U0001f467",
+        "\u2764\ufe0f\u200d\U0001f525",
+    ],
+)
+def test_what_joins_letters_or_pictures_is_a_part_of_them(written: str) -> None:
+    assert display.plain(written) == written
+
+
+@pytest.mark.parametrize("hiding", ["r\u200dm", "\u200c-rf", "rm\u200d", "\u0645\u200c\u200c\u0645", "\u0645\u200dm"])
+def test_what_joins_nothing_is_shown(hiding: str) -> None:
+    assert display.plain(hiding).count("\ufffd") == 1
+
+
 def test_tabs_and_newlines_survive() -> None:
     assert display.plain("a\tb\nc") == "a\tb\nc"
 

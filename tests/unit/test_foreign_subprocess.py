@@ -113,6 +113,7 @@ SHELL = {
     "a line's own exit": (("exit 9",), {"shell": True}),
     "a line that ends itself": (("kill -9 $$",), {"shell": True}),
     "another shell": (("echo ${BASH_VERSION:+bash}",), {"shell": True, "executable": "/bin/bash"}),
+    "another shell is called by its own name": (("echo $0; shopt -o posix",), {"shell": True, "executable": "/bin/bash"}),
 }
 ENDS = {
     **{f"exit {code}": (("sh", "-c", f"exit {code}"), {}) for code in (0, 1, 2, 126, 127, 128, 137, 255)},
@@ -249,6 +250,17 @@ async def test_what_subprocess_refuses_is_refused(tmp_path):
                 raise AssertionError(what, await by_nbprocs(pm, words, options))
             assert pm.list() == (), what
         assert (await pm.run("echo", "next")).text == "next\n"
+
+
+async def test_what_is_refused_is_named_as_it_was_given(tmp_path):
+    program = Path(script(tmp_path, "#!/bin/sh\n"))
+    async with ProcessManager() as pm:
+        with pytest.raises(StartupFailed, match="executable= names /none, and"):
+            await pm.run("true", executable="/none")
+        if os.geteuid() == 0:
+            tmp_path.chmod(0o700)
+            with pytest.raises(StartupFailed, match="the folders above it"):
+                await pm.run(program, user="nobody")
 
 
 # --- files and descriptors -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a view, a monitor, a handler or a history is made of: a wrong object, and an empty path, are refused where they are given."""
 
 import functools
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -144,3 +145,53 @@ async def test_where_runs_are_kept_is_the_same_file_wherever_the_kernel_goes(tmp
         await pm.run("true")
     assert len(nbprocs.runs(tmp_path / "runs.db")) == 1
     assert not (tmp_path / "below" / "runs.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"command": b"x"}, WrongType),
+        ({"name": 5}, WrongType),
+        ({"task": 5}, WrongType),
+        ({"state": 5}, WrongType),
+        ({"state": [5]}, WrongType),
+        ({"since": []}, WrongType),
+        ({"since": True}, WrongType),
+        ({"since": "yesterday"}, WrongValue),
+        ({"until": float("nan")}, WrongValue),
+        ({"until": timedelta.max}, WrongValue),
+    ],
+    ids=repr,
+)
+def test_what_no_run_can_be_like_is_refused(tmp_path, wrong, error):
+    with pytest.raises(error, match=rf"^{next(iter(wrong))}\S* must be "):
+        RunHistory(tmp_path / "runs.db").filter(**wrong)
+
+
+async def test_a_run_is_asked_for_by_place_name_or_id(tmp_path):
+    async with ProcessManager(runs=tmp_path / "runs.db") as pm:
+        await pm.run("true", name="one")
+    history = nbprocs.runs(tmp_path / "runs.db")
+    for key in (1.5, None, True, b"one", []):
+        with pytest.raises(WrongType, match=r"^the place of a run must be a whole number"):
+            history[key]
+    for key in (5, None):
+        with pytest.raises(WrongType, match=r"^key must be text"):
+            history.get(key)
+    for limit, error in ((-1, WrongValue), ("5", WrongType), (1.5, WrongType)):
+        with pytest.raises(error, match=r"^limit must be a whole number, 0 or more"):
+            history.frame(limit=limit)
+    assert (history["one"].id, len(history.filter(since=datetime.now(UTC) - timedelta(hours=1), until=2e9))) == (history[0].id, 1)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_queue_and_a_run_history_are_two_files(tmp_path, monkeypatch, kernel):
+    monkeypatch.chdir(tmp_path)
+    runs = RunsConfig(path=tmp_path / "one.db")
+    try:
+        nbprocs.set_runs(runs if kernel else None)
+        with pytest.raises(WrongValue, match=r"^runs must be another file than the queue's own"):
+            TaskScheduler(store="one.db", runs=None if kernel else runs)
+    finally:
+        nbprocs.set_runs(None)
+    assert list(tmp_path.iterdir()) == []

@@ -223,6 +223,15 @@ def test_a_python_cell_that_raises_shows_its_own_lines_only(shell):
     assert "cell_main" not in error
 
 
+def test_a_cell_that_is_no_python_shows_where(shell):
+    result = done(run(shell, "%%proc python -n bad\nx = 1\ndef f(:"))
+    error = result.stderr.decode()
+    assert result.exit_code == 1
+    assert error.lstrip().startswith('File "<cell bad>", line 2')
+    assert "def f(:" in error
+    assert "cell_main" not in error
+
+
 def test_a_python_cell_may_exit_and_has_the_notebooks_folder_in_its_path(shell, tmp_path):
     (tmp_path / "helper.py").write_text("answer = 42")
     result = done(run(shell, f"%%proc python --cwd {tmp_path}\nimport helper, sys\nsys.exit(helper.answer)"))
@@ -238,7 +247,9 @@ def test_what_can_not_be_sent_is_named(shell):
         run(shell, "%%proc --send lock\ntrue")
 
 
-@pytest.mark.parametrize("line", ["--out 5x", "--out a.b", "--ready-timeout 0", "--ready-timeout nan", "--timeout -1", "--retries -1"])
+@pytest.mark.parametrize(
+    "line", ["--out 5x", "--out a.b", "--out class", "--ready-timeout 0", "--ready-timeout nan", "--timeout -1", "--retries -1"]
+)
 def test_a_wrong_option_fails_the_cell_before_anything_starts(shell, line):
     with pytest.raises((UsageError, ValueError)):
         run(shell, f"%%proc {line}\ntrue")

@@ -99,6 +99,76 @@ def test_uvloop_starts_what_asks_for_nothing_that_it_has_not(tmp_path):
     assert (done.returncode, done.stdout) == (0, "True 3\nstopped\n"), done.stderr
 
 
+FORKING = """
+import asyncio, os, sys, warnings
+import nbprocs
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: it has threads
+
+def caught(function):
+    try:
+        return function()
+    except Exception as error:
+        return type(error).__name__
+
+pool = nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=1), background=True)
+executor, manager = pool.executor(), nbprocs.ProcessManager(background=True)
+print(nbprocs.run_sync("echo", "parent").text, executor.submit(abs, -1).result(), flush=True)
+pending = executor.submit(__import__("time").sleep, 600)
+child = os.fork()
+if not child:
+    print(nbprocs.run_sync("echo", "child").text, pending.cancel() in (True, False), caught(lambda: executor.submit(abs, -1)))
+    print(caught(lambda: asyncio.run(manager.run("true"))), caught(lambda: asyncio.run(pool.run(abs, -1))), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(nbprocs.run_sync("echo", "still").text, asyncio.run(manager.run("echo", "there")).text)
+asyncio.run(pool.aclose())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_its_own_and_waits_for_nothing_of_its_parents(tmp_path):
+    """As a worker of multiprocessing has it, which is a fork by default before Python 3.14."""
+    done = kernel(FORKING, state=tmp_path)
+    said = ["parent", "1", "child", "True", "RuntimeError", "Closed", "Closed", "still", "there"]
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, said, "")
+
+
+ENDING = """
+import builtins, concurrent.futures, time
+import nbprocs
+
+class Last:
+    def __init__(self, act):
+        self.act = act
+    def __del__(self):
+        try:
+            print(self.act())
+        except Exception as error:
+            print(type(error).__name__)
+
+nbprocs.run_sync("true")
+pool = nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=1), background=True)
+executor = pool.executor()
+future = executor.submit(time.sleep, 600)
+while not future.running():
+    time.sleep(0.001)
+acts = [
+    lambda: nbprocs.run_sync("true"),
+    lambda: executor.submit(abs, -1).result(),
+    future.result,
+    lambda: concurrent.futures.wait([future]),
+    executor.shutdown,
+]
+builtins.kept = [Last(act) for act in acts]  # they live until no thread but this one runs
+"""
+
+
+def test_what_the_interpreters_end_calls_does_not_wait_for_ever(tmp_path):
+    done = kernel(ENDING, state=tmp_path)
+    assert (done.returncode, sorted(done.stdout.split()), done.stderr) == (0, ["Closed"] * 4 + ["RuntimeError"], "")
+
+
 async def test_the_loops_own_way_is_asked_for_no_more_than_was_wanted(monkeypatch):
     loop, seen = asyncio.get_running_loop(), []
     usual = loop.subprocess_exec

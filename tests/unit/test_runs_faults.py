@@ -200,3 +200,32 @@ async def test_memory_is_bounded_while_nothing_can_be_written(path, monkeypatch,
             await asyncio.gather(*(pm.run("true") for _ in range(30)))
             assert len(writer._notes) <= 10
             assert writer.lost
+
+
+@pytest.mark.parametrize("how", ["removed", "removed with its companions", "another one", "a folder"])
+async def test_a_file_that_is_removed_or_replaced_does_not_swallow_the_runs_to_come(path, caplog, monkeypatch, how):
+    monkeypatch.setattr("nbprocs.runs.writer.RETRY", 0.05)
+    if how == "another one":
+        async with nbprocs.ProcessManager(runs=path.with_name("kept.db")) as pm:
+            await pm.run("true", name="kept")
+    async with nbprocs.ProcessManager(runs=path) as pm:
+        sleeper = await pm.spawn("sleep", "1000", name="sleeper")
+        await pm.run("echo", "a", name="before")
+        assert writing(path).flush()
+        for file in path.parent.glob("runs.db" if how == "removed" else "runs.db*"):
+            file.unlink()
+        if how == "another one":
+            path.with_name("kept.db").rename(path)
+        if how == "a folder":
+            path.mkdir()
+        await pm.run("echo", "a", name="after")  # of the same command
+        if how == "a folder":
+            assert not writing(path).flush()
+            path.rmdir()
+            assert await _in_time(writing(path).flush)
+        await sleeper.stop()
+    runs = nbprocs.runs(path)
+    assert sorted(run.name for run in runs) == sorted([*(["kept"] if how == "another one" else []), "after", "sleeper"])
+    assert (runs["after"].command, runs["after"].folder) == ("echo a", os.getcwd())
+    assert set(runs.frame()["command"]) >= {"echo a", "sleep 1000"}
+    assert sum("was removed or replaced while it was in use" in message for message in caplog.messages) == 1

@@ -440,3 +440,49 @@ def test_what_a_full_disk_said_is_what_is_raised(path: Path) -> None:
                 db.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (f"name-{number}", "x" * 5000))
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with its companions", "alone"])
+async def test_a_queue_whose_file_is_removed_is_written_again(path: Path, caplog: Any, monkeypatch: Any, *, whole: bool) -> None:
+    monkeypatch.setattr("nbprocs.scheduler.store._LOOK", 0.0)
+    async with TaskScheduler(store=path) as sch:
+        done = sch.schedule("echo", "one", name="done")
+        await done
+        waits = sch.schedule("true", name="waits", delay=1000)
+        for file in path.parent.glob("queue.db*" if whole else "queue.db"):
+            file.unlink()
+        added = sch.schedule("true", name="added", delay=1000)  # what this returns is on disk
+        assert [m for m in caplog.messages if "was removed while it was in use: it is written again" in m] == caplog.messages
+        with pytest.raises(StoreInUse):
+            TaskScheduler(store=path)
+        shutil.copy(path, path.with_name("copy.db"))
+        shutil.copy(f"{path}-wal", path.with_name("copy.db-wal"))
+        assert await sch.schedule("echo", "two", name="later")
+    async with TaskScheduler(store=path.with_name("copy.db")) as copy:
+        assert {task.name for task in copy.tasks()} == {"waits", "added"}
+    async with TaskScheduler(store=path) as again:
+        assert {task.id for task in again.tasks()} == {waits.id, added.id}
+        assert again.get("done").result.stdout == b"one\n"
+    ended = rows(path, "SELECT name, state FROM tasks WHERE state != 'queued' ORDER BY key")
+    assert ended == [("done", "succeeded"), ("later", "succeeded")]
+    assert sorted(file.name for file in path.parent.iterdir() if file.name[0] == ".") == []
+
+
+async def test_a_queue_whose_file_was_replaced_or_whose_folder_has_gone_says_so(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("nbprocs.scheduler.store._LOOK", 0.0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "queue.db"
+    async with TaskScheduler(store=path) as sch:
+        path.rename(folder / "old.db")
+        path.write_text("another one")
+        with pytest.raises(StoreError, match="was replaced by another one while it was in use"):
+            sch.schedule("true")
+        assert path.read_text() == "another one"
+        shutil.rmtree(folder)
+        with pytest.raises(StoreError, match="was removed while it was in use, and can't be written again"):
+            sch.schedule("true")
+        folder.mkdir()
+        task = sch.schedule("true", delay=1000)
+    async with TaskScheduler(store=path) as again:
+        assert [one.id for one in again.tasks()] == [task.id]

@@ -54,7 +54,7 @@ def test_a_socket_is_named_and_no_path(tmp_path, socket):
         room.output(tmp_path, socket=socket, process="i", offset=0)
 
 
-@pytest.mark.parametrize("op", ["start", "spawn", "status", "", None, "exec"])
+@pytest.mark.parametrize("op", ["start", "spawn", "status", "", None, "exec", ["stop"], {"stop": 1}])
 def test_only_orders_are_carried(shims, tmp_path, op):  # noqa: F811
     shim = shims("a", line({"ok": True}))
     with pytest.raises(ValueError, match="none of"):
@@ -62,7 +62,7 @@ def test_only_orders_are_carried(shims, tmp_path, op):  # noqa: F811
     assert shim.asked == []
 
 
-@pytest.mark.parametrize("grace", [-1, 1e9, float("nan"), "5", None])
+@pytest.mark.parametrize("grace", [-1, 1e9, float("nan"), "5", None, True])
 def test_a_grace_is_a_number_of_seconds(tmp_path, grace):
     with pytest.raises(ValueError, match="grace"):
         room.order(tmp_path, socket="a.sock", request={"op": "stop", "id": "i", "grace": grace})
@@ -190,4 +190,5 @@ def test_nothing_is_reachable_without_the_token(server, shims):  # noqa: F811
     assert fetch(f"{base}/nbprocs/order", body=order, token="secret") == (200, {**STATUS, "ok": True})
     assert fetch(f"{base}/nbprocs/order", body=order.replace(b"stop", b"start"), token="secret")[0] == 400
     assert fetch(f"{base}/nbprocs/order", body=b"[]", token="secret")[0] == 400
+    assert fetch(f"{base}/nbprocs/order", body=b"\xff\xfe", token="secret")[0] == 400
     assert [asked["op"] for asked in shim.asked] == ["status", "stop"]

@@ -102,6 +102,24 @@ async def test_queue_view_follows_the_queue_and_acts_on_it() -> None:
             await tab.delta("queue", lambda d: d.get("status", {}).get("running") == 0 and d["status"]["waiting"] == 0)
 
 
+async def test_each_try_has_one_bar_which_ends_with_it_also_unseen() -> None:
+    async with TaskScheduler(SchedulerConfig(max_concurrent_tasks=4)) as sch:
+        tasks = [sch.schedule("sleep", "1000") for _ in range(4)]
+        await asyncio.sleep(0)  # a turn of the loop, and they run; that they do is told after that
+        with shown(QueueView(sch)) as tab:
+            bars = (await tab.hello())["queue"]["bars"]
+            await until(lambda: all(task.process is not None for task in tasks))
+            tasks[0].cancel()
+            ended = await tab.delta("queue", lambda d: any(bar[2] for bar in d.get("b", ())))
+            starts = {(task, start) for task, start, *_ in bars + [bar for delta in tab.deltas("queue") for bar in delta.get("b", ())]}
+            assert sorted(task for task, _ in starts) == sorted(task.id for task in tasks)
+            assert next(bar for bar in ended["b"] if bar[2])[0] == tasks[0].id
+            tab.bye()
+            sch.cancel()
+            await until(lambda: all(task.state.final for task in tasks))
+            assert [bar[0] for bar in (await tab.hello())["queue"]["bars"] if bar[2] is None] == []
+
+
 async def test_a_long_queue_sends_its_head_only() -> None:
     async with TaskScheduler(SchedulerConfig(max_concurrent_tasks=1)) as sch:
         sch.pause()

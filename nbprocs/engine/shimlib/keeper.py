@@ -83,7 +83,7 @@ class Keeper(Server):
         self.environments: dict[int, Any] = {0: order["environment"]}
         self.record: Record = Record(order["folder"], order["about"])
         self.operations: dict[str, Callable[[dict[str, Any], Any], None]] = {
-            name: getattr(self, f"_op_{name}") for name in ("follow", "output", "write", "close_stdin", "end", "signal", "resize")
+            name: getattr(self, f"_op_{name}") for name in ("follow", "output", "write", "close_stdin", "end", "signal", "resize", "rename")
         }
 
     # -- start
@@ -392,7 +392,7 @@ class Keeper(Server):
             self.tell(wire.ENDED, NUMBER, tuple(tuple(one) for one in left))
             reply.say({**_OK, "survivors": [tuple(one) for one in left]})
 
-        self._announce({"event": "ending", "reason": self._reason or "stopped"})
+        self._announce({"event": "ending", "reason": self._reason or "stopped", "by": request.get("by")})
         self.tending.end(claim, number=number, leader_first=leader_first, grace=grace, leader=kid.pid if kid else 0, over=over)
 
     def _op_signal(self, request: dict[str, Any], reply: Any) -> None:
@@ -401,6 +401,15 @@ class Keeper(Server):
             reply.say(_refusal("it has ended" if kid is None else f"{number!r} is no signal"))
             return
         self._signal(kid, int(number))
+        reply.say(_OK)
+
+    def _op_rename(self, request: dict[str, Any], reply: Any) -> None:
+        name, kid = request.get("name"), self.kids.by_number.get(NUMBER)
+        if kid is None or not isinstance(name, str):
+            reply.say(_refusal("it has ended" if kid is None else f"{name!r} is no name"))
+            return
+        kid.rename(name)
+        self.record.write(name=name)
         reply.say(_OK)
 
     def _op_resize(self, request: dict[str, Any], reply: Any) -> None:

@@ -291,12 +291,11 @@ class Server:
                 link.environments = {fields[0]: fields[1]}
             case wire.SIGNAL:
                 self._to_kid(fields[0], lambda kid: self._signal(kid, fields[1]))
-            case wire.PAUSE:
-                self._to_kid(fields[0], self.tending.pause)
-            case wire.RESUME:
-                self._to_kid(fields[0], self.tending.resume)
-            case wire.INTERRUPT:
-                self._to_kid(fields[0], self.tending.interrupt)
+            case wire.PAUSE | wire.RESUME | wire.INTERRUPT:
+                acts = {wire.PAUSE: self.tending.pause, wire.RESUME: self.tending.resume, wire.INTERRUPT: self.tending.interrupt}
+                self._to_kid(fields[0], acts[operation])
+            case wire.RENAME:
+                self._to_kid(fields[0], lambda kid: kid.rename(fields[1]))
             case wire.TAKE:
                 self._take(link, *fields)
             case wire.STRAYS:

@@ -3,7 +3,7 @@
 import { t } from "./texts.js";
 
 const REPLY_TIMEOUT = 60_000; // ms; stopping a stubborn tree may take its grace
-const HELLO_AGAIN = 3_000; // ms without a snapshot
+const HELLO_AGAIN = 1_000; // ms without an answer, at first: what was said to a kernel whose cell runs, before the page had a thread there, waits for that cell
 
 /** @typedef {DataView<ArrayBuffer> | ArrayBuffer | Uint8Array<ArrayBuffer>} Bytes of a buffer; anywidget hands over a DataView */
 /** @typedef {{re: number, ok: boolean, data?: unknown, error?: string, field?: string}} Reply */
@@ -70,8 +70,8 @@ export class Connection {
     clearTimeout(this.retry);
     this.model.send({ do: "hello", view: this.view });
     this.retry = setTimeout(() => {
-      this.handlers.state?.(t("protocol.waitingForTheKernel"));
-      this.patience = Math.min(2 * this.patience, 60_000); // a kernel that is busy for long gets few hellos to answer
+      if (this.patience > HELLO_AGAIN) this.handlers.state?.(t("protocol.waitingForTheKernel"));
+      this.patience = Math.min(3 * this.patience, 60_000); // a kernel that is busy for long gets few hellos to answer
       this.hello();
     }, this.patience);
   }
@@ -192,6 +192,20 @@ export function octets(buffer) {
 }
 
 /**
+ * Asked again, as hello is.
+ * @param {Connection} connection
+ * @param {string} name
+ * @returns {Promise<Answer>}
+ */
+function fetched(connection, name) {
+  return new Promise((resolve, reject) => {
+    const ask = () => connection.call("view", "asset", { name }).then(resolve, reject);
+    const again = setTimeout(ask, HELLO_AGAIN);
+    ask().finally(() => clearTimeout(again));
+  });
+}
+
+/**
  * A script that only some views need: fetched from the kernel once a page, whatever the number of views. No network is used.
  * @param {Connection} connection
  * @param {string} name
@@ -200,7 +214,7 @@ export function octets(buffer) {
 export function asset(connection, name) {
   const loaded = (globalThis.__nbprocs_assets ??= new Map());
   if (!loaded.has(name)) {
-    const promise = connection.call("view", "asset", { name }).then(async ({ buffers }) => {
+    const promise = fetched(connection, name).then(async ({ buffers }) => {
       const url = URL.createObjectURL(new Blob([octets(buffers[0])], { type: "text/javascript" }));
       try {
         const module = await import(/* @vite-ignore */ url);

@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, it, vi } from "vitest";
-import { CallFailed, Connection, octets } from "../src/protocol.js";
+import { asset, CallFailed, Connection, octets } from "../src/protocol.js";
 import { Model } from "./kernel.js";
 
 let model, seen, connection;
@@ -109,6 +109,18 @@ it("asks again while no snapshot comes, ever less often", () => {
   const count = model.sent.filter((m) => m.do === "hello").length;
   expect(count).toBeGreaterThan(2);
   expect(count).toBeLessThan(8);
+  vi.useRealTimers();
+});
+
+it("asks once more for a script, since the thread that was asked may have to run a cell first", () => {
+  vi.useFakeTimers();
+  asset(connection, "a script").catch(() => {});
+  const asked = () => model.sent.filter((m) => m.op === "asset").length;
+  vi.advanceTimersByTime(900);
+  expect(asked()).toBe(1);
+  vi.advanceTimersByTime(30_000);
+  expect(asked()).toBe(2);
+  globalThis.__nbprocs_assets.clear();
   vi.useRealTimers();
 });
 

@@ -18,6 +18,9 @@ it("shows what is not text, and what reorders it, as a replacement", () => {
   const streams = new Streams();
   expect(streams.text("stdout", new Uint8Array([0xff, 65]))).toBe("\ufffdA");
   expect(streams.text("stdout", encode("user\u202egnp.exe\u200b"))).toBe("user\ufffdgnp.exe\ufffd");
+  const joined = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \ud83d\udc69\u200d\ud83d\udc67";
+  expect(streams.text("stdout", encode(joined))).toBe(joined);
+  expect(streams.text("stdout", encode("r\u200dm\u0645\u200c\u200c\u0645"))).toBe("r\ufffdm\u0645\ufffd\u200c\u0645");
 });
 
 it("says durations and sizes", () => {
