@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
+from typing import Any, Final, Protocol, TypedDict, TypeGuard, TypeVar, Unpack
 
 from nbprocs.checks import data, flag, mapping, name, one_of, path, refuse, seconds, text, whole, word, words
 from nbprocs.guard import WrongType, WrongValue
@@ -37,6 +37,7 @@ __all__ = [
     "Unset",
     "Word",
     "config_from",
+    "has_descriptor",
     "signal_number",
     "takes_config",
 ]
@@ -62,12 +63,16 @@ class Unset(enum.Enum):
 UNSET: Final = Unset.UNSET
 
 
-@runtime_checkable
 class HasDescriptor(Protocol):
     """An open file, a socket, the end of a pipe."""
 
     def fileno(self) -> int:
         """Its descriptor."""
+
+
+def has_descriptor(value: object) -> TypeGuard[HasDescriptor]:
+    """Also what passes everything on to a file, as NamedTemporaryFile's does: to isinstance it is none from Python 3.12 on."""
+    return not isinstance(value, type) and callable(getattr(value, "fileno", None))
 
 
 # --- the checks of single options ----------------------------------------------------------------------------------------
@@ -95,12 +100,8 @@ def _env_vars(argument: str, value: object) -> Mapping[str, str | None]:
     return MappingProxyType(found)
 
 
-def _file(value: object) -> bool:
-    return isinstance(value, HasDescriptor) and not isinstance(value, type)
-
-
 def _stdin(argument: str, value: object) -> object:
-    if value is None or isinstance(value, bool) or _file(value):
+    if value is None or isinstance(value, bool) or has_descriptor(value):
         return bool(value) if value is None or isinstance(value, bool) else value
     if type(value) is int and value in {_PIPE, _DEVNULL}:
         return value == _PIPE
@@ -119,7 +120,7 @@ def _program(argument: str, value: object) -> str:
 
 
 def _output(argument: str, value: object) -> object:
-    if value is None or _file(value) or (type(value) is int and value == _PIPE):
+    if value is None or has_descriptor(value) or (type(value) is int and value == _PIPE):
         return None if isinstance(value, int) else value
     if type(value) is int and value == _DEVNULL:
         return os.devnull
@@ -149,7 +150,7 @@ def _errors(argument: str, value: object) -> str:
 def _inherit(argument: str, value: object) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         refuse(TypeError, argument, "a list of descriptors or open files", value)
-    found = [item.fileno() if isinstance(item, HasDescriptor) else item for item in value]
+    found = [item.fileno() if has_descriptor(item) else item for item in value]
     return tuple(whole(f"{argument}[{i}]", item, least=_STDIO) for i, item in enumerate(found))
 
 

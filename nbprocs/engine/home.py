@@ -99,7 +99,9 @@ class Home:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            msg = "no event loop is running here; create it inside a cell or a coroutine, or with background=True"
+            msg = (
+                "no asyncio loop is running here; create it in a cell or a coroutine, or with background=True (trio: run_sync in a thread)"
+            )
             raise RuntimeError(msg) from None
         home = _here.home
         if home is not None and home._loop() is loop:  # noqa: SLF001 - its own class

@@ -21,7 +21,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from nbprocs.checks import flag, function, instance, path, refuse, seconds, whole
+from nbprocs.checks import flag, function, instance, path, refuse, seconds, whole, words
 from nbprocs.checks import name as check_name
 from nbprocs.config import Command, Word
 from nbprocs.display import Displayable, Html
@@ -370,7 +370,8 @@ class ProcessMonitor(Displayable):
         ``write_bytes`` count what system calls moved since the start, cached or not. A million samples take some 0.2 s.
         """
         chosen = None if scope is None else Scope.of(scope)
-        start = None if since is None else round(since.timestamp() * 1e6)
+        start = None if since is None else round(instance("since", since, datetime, "a datetime or None").timestamp() * 1e6)
+        names = None if names is None else words("names", names)
         snapshot = self._book.history.snapshot()
         if wide is not None:
             return wide_frame(snapshot, wide, names=names, since=start)

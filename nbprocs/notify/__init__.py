@@ -11,7 +11,7 @@
       listen(): the comm target ``nbprocs.notify``, a bell in a view, a test
 
 The comm message. A front end (the JupyterLab extension, a bell in a view) opens a comm to the kernel with the target name
-``nbprocs.notify``; while it is open the kernel sends it one message for each notice, and first those of the last minute that none was
+``nbprocs.notify``; while it is open the kernel sends it one message for each notice, and first those of the last day that none was
 there to hear. Its data is ``{"version": 1, "notices": [notice, …]}``, a notice being ``Notice.plain()``:
 
     title       str     one line, "train failed (exit status 3) after 2 m 05 s"

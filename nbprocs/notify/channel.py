@@ -1,4 +1,4 @@
-"""The notebook's channel: who listens for notices, on any thread. A notice that nobody hears is kept for a minute."""
+"""The notebook's channel: who listens for notices, on any thread. A notice that nobody hears is kept for a day."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbprocs.notify.model import Notice
 __all__ = ["listen", "publish", "recent"]
 
 KEPT = 100  # notices
-UNHEARD = 60.0  # seconds for which one that nobody heard is told to who comes later
+UNHEARD = 86_400.0  # seconds for which one that nobody heard is told to who comes later: a page can be kept waiting by a cell for hours
 
 _lock = threading.Lock()
 _listeners: dict[object, Callable[[Notice], object]] = {}
@@ -24,7 +24,7 @@ _unheard: deque[Notice] = deque(maxlen=KEPT)
 def listen(callback: Callable[[Notice], object]) -> Callable[[], None]:
     """Call it with every notice from now on, on the thread where it comes up; returns what ends that, idempotent.
 
-    The first listener is told at once what nobody heard in the last minute.
+    The first listener is told at once what nobody heard in the last day.
 
     >>> heard = []
     >>> end = listen(heard.append)

@@ -42,9 +42,14 @@ class ExecutorBackend(Protocol):
 class PoolExecutor(concurrent.futures.Executor):
     """Submits to a pool from any thread. ``shutdown`` ends this executor, not the pool: that is its owner's.
 
-    Futures are the standard library's in every respect but one: waiting for one on the pool's own thread raises CommunicationError, where
-    the standard library would hang for ever. A worker that dies fails only the call that it ran (ProcessCrashed); the executor is never
-    broken.
+    Futures are the standard library's. What is not as with its ProcessPoolExecutor:
+
+    - waiting for one on the pool's own thread raises CommunicationError, where the standard library would hang for ever;
+    - a worker that dies fails only the call that it ran (ProcessCrashed, or ProcessFailed); the executor is never broken;
+    - what does not pickle, call or result, is a CommunicationError that says why (there: PicklingError, TypeError or AttributeError), and
+      what would end an interpreter or a loop, such as SystemExit, a RemoteError;
+    - nobody waits for calls at the interpreter's end: they end with their workers. Leave the ``with`` block, or call ``shutdown()``,
+      before; both work in ``atexit``, too. Later, and in a forked child, ``submit`` raises RuntimeError and waiting Closed.
 
     >>> pool = ProcessPool(background=True)
     >>> with pool.executor() as executor:

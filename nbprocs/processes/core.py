@@ -113,6 +113,7 @@ class ProcessCore:
         self.readers: dict[Stream, tuple[LineReader, deque[str]]] = {}  # of receive_output() and receive_error()
         self.expected: dict[Stream, int] = {}  # where the next search of expect() begins
         self.restart_policy: RestartPolicy | None = None  # for the record of a detached one
+        self.lost: str = ""  # what such a record could not keep of its config, once it was adopted
         self._face: weakref.ref[Any] | None = None
         self._held: object | None = None  # the face, while the manager knows the process: views hang on it
         self._known = True

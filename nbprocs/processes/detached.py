@@ -55,6 +55,7 @@ __all__ = [
     "launch",
     "leave",
     "live_names",
+    "may_be_supervised",
     "naming",
     "policy_of",
     "start",
@@ -181,6 +182,8 @@ async def adopted(record: DetachedRecord, owner: ProcessOwner, add: Callable[[Pr
     """The process of a record, taken up again; ``add`` makes it known before its end can be told."""
     core = ProcessCore(config_of(record), name=record.name, owner=owner)
     core.id = record.id
+    lost = record.config.get("lost")
+    core.lost = ", ".join(map(str, lost)) if isinstance(lost, list) else str(lost or "")
     add(core)
     await take_up(core, record, owner).met()
     core.mark_adopted()
@@ -278,16 +281,24 @@ def _unreadable(record: DetachedRecord) -> StartupFailed:
     )
 
 
-def check_whole(record: DetachedRecord) -> None:
-    """Raise StartupFailed if what was started can't be started again from its record."""
-    lost = record.config.get("lost")
-    if lost:
+def check_whole(core: ProcessCore) -> None:
+    """Raise StartupFailed if it was adopted from a record that can't say how it is to be started again."""
+    if core.lost:
         raise StartupFailed(
-            f"{record.name} can't be started again from its record: {', '.join(lost)} held a secret or an input, and {_LOST}",
-            name=record.name,
-            command=record.command,
+            f"{core.name} can't be started again from its record: {core.lost} held a secret or an input, and {_LOST}",
+            name=core.name,
+            command=core.config.display,
             hint="spawn it again with what is missing",
         )
+
+
+def may_be_supervised(core: ProcessCore) -> bool:
+    """Whether its supervisor could start it again; said in the log if not."""
+    try:
+        check_whole(core)
+    except StartupFailed as error:
+        log.warning("%s is not supervised: %s", core.name, error)
+    return not core.lost
 
 
 def _policy_as_json(policy: RestartPolicy) -> dict[str, Any] | None:

@@ -220,7 +220,8 @@ class ManagerCore:
             self.registry.check_free(record.name)
             process = await detached.adopted(record, self, self._take_in)
         policy = detached.policy_of(record) if restart == "recorded" else restart
-        if policy is not None and process.status.live and not self._supervises(process.id):
+        unsupervised = policy is not None and process.status.live and not self._supervises(process.id)
+        if policy is not None and unsupervised and detached.may_be_supervised(process):
             self.supervisor.attach(process, policy)
         return process
 
@@ -257,6 +258,7 @@ class ManagerCore:
     async def restart(self, key: str, *, grace: float | None = None) -> ProcessCore:
         """See ProcessManager.restart."""
         process = self.registry.get(key)
+        self._check_whole(process)  # before it is ended
         held, name = self.supervisor.hold(process.id), process.name
         try:
             if process.status.live:
@@ -275,6 +277,8 @@ class ManagerCore:
     async def replace(self, key: str, *, config: ProcessConfig | None = None, grace: float | None = None) -> ProcessCore:
         """See ProcessManager.replace."""
         old = self.registry.get(key)
+        if config is None:
+            self._check_whole(old)
         held, name = self.supervisor.hold(old.id), old.name
         launch, config = self.launches.get(old.id, PLAIN), config or old.config
         next_name = self.registry.fresh_name(f"{old.name}-next", taken=self._detached_names() if config.detach else ())
@@ -357,12 +361,16 @@ class ManagerCore:
 
     async def respawn(self, process: ProcessCore) -> ProcessCore:
         """Start its config again under its name, as its successor, when nothing of the old one is left."""
-        if process.config.detach:
-            from nbprocs.processes import detached  # noqa: PLC0415 - most are not
-
-            detached.check_whole(detached.find(process.id))
+        self._check_whole(process)
         await process.end_leftovers(grace=self.grace)
         return await self._start(process.config, self.launches.get(process.id, PLAIN), wait=True, predecessor=process, name=process.name)
+
+    @staticmethod
+    def _check_whole(process: ProcessCore) -> None:
+        if process.lost:
+            from nbprocs.processes import detached  # noqa: PLC0415 - most are not
+
+            detached.check_whole(process)
 
     def on_end(self, process: ProcessCore, callback: Callable[[ProcessCore], None]) -> None:
         """The supervisor's way to hear of an end."""

@@ -8,7 +8,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 
-from nbprocs.checks import whole
+from nbprocs.checks import refuse, whole
 from nbprocs.errors import Closed, NameInUse, ResourceExhausted, UnknownProcess
 from nbprocs.processes.core import ProcessCore
 from nbprocs.redact import readable
@@ -187,7 +187,9 @@ class Registry:
         return self._live.get(key) or self._ended.get(key) or self._names.get(key)
 
     def get(self, key: str) -> ProcessCore:
-        """The same. Raises UnknownProcess."""
+        """The same. Raises UnknownProcess, TypeError."""
+        if not isinstance(key, str):
+            refuse(TypeError, "key", "a name or an id", key)
         process = self.find(key)
         if process is None:
             import difflib  # noqa: PLC0415 - `import nbprocs` stays light

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from nbprocs.config import HasDescriptor, ProcessConfig
+from nbprocs.config import ProcessConfig, has_descriptor
 from nbprocs.engine.child import Label, Spec, child_environment, shell_argv
 
 __all__ = ["opened", "spec_of"]
@@ -50,7 +50,7 @@ def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as stack:
         for option in ("stdin", "stdout", "stderr"):
             value = getattr(config, option)
-            if value is None or isinstance(value, (bool, bytes)):  # most: a question to a protocol costs 10 µs
+            if value is None or isinstance(value, (bool, bytes)):  # most
                 continue
             try:
                 found[option] = _descriptor(config, option, found, stack, again=again)
@@ -62,7 +62,7 @@ def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
 
 def _descriptor(config: ProcessConfig, option: str, found: Mapping[str, int], stack: contextlib.ExitStack, *, again: bool) -> int:
     value = getattr(config, option)
-    if isinstance(value, HasDescriptor):
+    if has_descriptor(value):
         flush = getattr(value, "flush", None)
         if option != "stdin" and callable(flush):
             flush()

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from nbprocs.checks import data as bytes_of
-from nbprocs.checks import refuse, seconds, text, whole
+from nbprocs.checks import member, refuse, seconds, text, whole
 from nbprocs.config import Data
 from nbprocs.engine.home import Home, hops
 from nbprocs.engine.output import LONGEST_LINE, LineReader, OutputLog
@@ -59,6 +59,8 @@ class Talk:
 
     async def send_line(self, line: str) -> None:
         """send() with a newline behind it."""
+        if not isinstance(line, str):
+            refuse(TypeError, "line", "text", line)
         await self.send(line + "\n")
 
     @hops
@@ -128,7 +130,7 @@ class Talk:
         """
         compiled = _compiled(pattern)
         limit = seconds("timeout", timeout, zero=True)
-        streams = tuple(Stream) if stream is None else (Stream(stream),)
+        streams = tuple(Stream) if stream is None else (member("stream", stream, Stream),)
         found, stream, position = await self._expect(compiled, limit, streams)
         self._core.expected[stream] = position  # on the caller's side of the hop: a cancelled wait must lose nothing
         return found
@@ -175,7 +177,7 @@ class Talk:
         return True
 
     def _log(self, stream: Stream | str) -> OutputLog:
-        return self._core.stdout if Stream(stream) is Stream.STDOUT else self._core.stderr
+        return self._core.stdout if member("stream", stream, Stream) is Stream.STDOUT else self._core.stderr
 
 
 def _compiled(pattern: object) -> re.Pattern[str]:

@@ -161,6 +161,7 @@ class ErrorHandler(Displayable):
 
         For "more than 500 MiB for 30 s": a monitor with ``max_memory_mb=500``, type MEMORY_USAGE, ``lasting=30``. Returns what ends it.
         """
+        like("monitor", monitor, ("on_alert",), "a ProcessMonitor")
         plan = Plan(strategy=as_strategy(strategy))
         number("lasting", lasting, least=0, most=LONGEST, what="a number of seconds, 0 or more")
         trigger = AlertTrigger(
@@ -249,7 +250,7 @@ class ErrorHandler(Displayable):
 
         For an owner who stops something while the handler is about to start it again.
         """
-        found = self._cases.get(name)
+        found = self._cases.get(check_text("name", name))
         if found is None:
             return False
         case, task = found
@@ -267,7 +268,8 @@ class ErrorHandler(Displayable):
             except UnknownProcess:
                 process = None
             return process, error
-        process = self._manager.get(error) if isinstance(error, str) else error
+        what = "an exception, a ManagedProcess, its name or its id"
+        process = self._manager.get(error) if isinstance(error, str) else instance("error", error, ManagedProcess, what)
         problem = error_from_result(process.result) if process.result is not None else None
         if problem is None:
             state = "is still running" if process.status.live else "completed"

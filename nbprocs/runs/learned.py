@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbprocs import checks
 from nbprocs.redact import mask_words
 from nbprocs.runs.errors import RunsError
 from nbprocs.runs.rows import fingerprint
@@ -150,9 +151,10 @@ class Regression:
 
 
 def regressions(frame: "pd.DataFrame", *, factor: float = 2.0, window: int = 20, minimum: int = 5) -> list[Regression]:
-    """Of a history's frame; see ``RunHistory.regressions``. Raises ValueError for a factor that is not above 1."""
-    if not factor > 1:
-        raise ValueError(f"factor must be above 1, not {factor!r}")
+    """Of a history's frame; see ``RunHistory.regressions``. Raises TypeError or ValueError for what are no such numbers."""
+    checks.number("factor", factor, above=1)
+    checks.whole("window", window, least=1)
+    checks.whole("minimum", minimum, least=1)
     seen: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=window))
     found = []
     done = frame[frame["seconds"].notna() & frame["state"].isin(["completed", "failed", "terminated"])]

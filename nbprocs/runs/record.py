@@ -101,8 +101,9 @@ class RunRecord(Displayable):
         """The whole output, where the history keeps it (``RunsConfig(output=True)``), else its end; masked. Reads the file."""
         from nbprocs.runs.history import stored_output  # noqa: PLC0415 - the history makes these records
 
-        kept = stored_output(self.path, self.key, str(Stream(stream)))
-        return kept if kept is not None else (getattr(self, str(Stream(stream))) or "")
+        name = checks.member("stream", stream, Stream).value
+        kept = stored_output(self.path, self.key, name)
+        return kept if kept is not None else (getattr(self, name) or "")
 
     def show(self) -> "RunRecord":
         """Itself, for the last line of a cell: displayed it tells all that is known."""
@@ -155,9 +156,11 @@ class RunRecord(Displayable):
         'again\n'
         """
         config = self.to_config(**changes)
+        checks.flag("check", check)
         if manager is None:
             async with ProcessManager(runs=self.path) as own:
                 return await self._run(own, config, check=check)
+        checks.instance("manager", manager, ProcessManager, "a ProcessManager or None")
         return await self._run(manager, config, check=check)
 
     async def _run(self, manager: ProcessManager, config: ProcessConfig, *, check: bool) -> ProcessResult:

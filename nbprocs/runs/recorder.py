@@ -18,7 +18,7 @@ from nbprocs.runs.writer import RunWriter, writer_for
 
 __all__ = ["ManagerRecorder", "RunsConfig", "make_job_recorder", "make_past", "make_recorder", "make_witness"]
 
-_NOTED = frozenset({EventKind.STARTED, EventKind.EXITED, EventKind.FAILED})
+_NOTED = frozenset({EventKind.STARTED, EventKind.ADOPTED, EventKind.EXITED, EventKind.FAILED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class ManagerRecorder:
         self._open = True
 
     def heard(self, kind: EventKind, process: ManagedProcess, error: BaseException | None) -> None:
-        """Note a start, a failed start or an end."""
+        """Note a start, a failed start, an adoption or an end."""
         if kind not in _NOTED or not self._open:
             return
         if kind is EventKind.EXITED:

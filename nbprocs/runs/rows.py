@@ -28,6 +28,7 @@ __all__ = ["KernelSide", "Note", "RowMaker", "Scheduled", "fingerprint"]
 log: logging.Logger = logging.getLogger("nbprocs")
 
 _TASK = "NBPROCS_TASK_ID"
+_ENDS = frozenset(COLUMNS[COLUMNS.index("ended") : COLUMNS.index("pid")]) | {"name", "error"}  # what is known at the end only
 _UPSERTS = {rows: upsert(rows) for rows in (64, 16, 4, 1)}  # so few statements are prepared once
 _EMPTY: Mapping[str, Any] = dict.fromkeys(COLUMNS)
 _CACHED = 2_048
@@ -117,6 +118,16 @@ def fingerprint(words: Iterable[str]) -> int:
     return _hash("\0".join(words))
 
 
+def _go_on(db: sqlite3.Connection, row: dict[str, Any]) -> bool:
+    """Write the end of a run into the row that an earlier kernel began, if it did; False where there is none."""
+    known = db.execute("SELECT key, state FROM runs WHERE id = ?", (row["id"],)).fetchone()
+    if known is not None and known[1] in ("running", "lost"):
+        told = {name: _text(value) if isinstance(value, str) else value for name, value in row.items() if name in _ENDS}
+        names = ", ".join(f"{name} = ?" for name in told)
+        db.execute(f"UPDATE runs SET {names} WHERE key = ?", (*told.values(), known[0]))  # noqa: S608 - our own names
+    return known is not None
+
+
 class RowMaker:
     """Makes rows of notes. ``pending`` holds those that are not on disk yet, by number."""
 
@@ -127,6 +138,7 @@ class RowMaker:
         self.new_contexts: dict[int, str] = {}
         self.outputs: list[tuple[int, str, bytes]] = []
         self._live: dict[str, tuple[int, dict[str, Any], Scrubber]] = {}  # by the process's id
+        self._adopted: set[int] = set()  # rows of processes that an earlier kernel started, and perhaps recorded
         self._repositories = Repositories()
         self._inputs = Inputs()
         self._base: dict[str, str] | None = None  # the kernel's environment when the recording began
@@ -142,9 +154,12 @@ class RowMaker:
         db.executemany("INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?)", self.new_commands.values())
         db.executemany("INSERT OR IGNORE INTO contexts VALUES (?, ?)", self.new_contexts.items())
         base = session << 32
+        keys = {number: base | number for number in self.pending}
         for number, row in self.pending.items():
             row["key"], row["session"] = base | number, session
-        rows, at = [list(row.values()) for row in self.pending.values()], 0
+            if number in self._adopted and _go_on(db, row):
+                del keys[number]
+        rows, at = [list(self.pending[number].values()) for number in keys], 0
         for size, statement in _UPSERTS.items():
             while len(rows) - at >= size:
                 values = [value for row in rows[at : at + size] for value in row]
@@ -153,7 +168,7 @@ class RowMaker:
                     db.execute(statement, values)
                 except UnicodeEncodeError:  # bytes that are no text become question marks
                     db.execute(statement, [_text(value) if isinstance(value, str) else value for value in values])
-        outputs = ((base | number, stream, data) for number, stream, data in self.outputs)
+        outputs = ((keys[number], stream, data) for number, stream, data in self.outputs if number in keys)
         db.executemany("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", outputs)
 
     def carry_over(self, db: sqlite3.Connection, *, session: int) -> None:
@@ -166,6 +181,7 @@ class RowMaker:
 
     def written(self) -> None:
         """What was pending is on disk."""
+        self._adopted -= self.pending.keys()
         self.pending, self.new_commands, self.new_contexts, self.outputs = {}, {}, {}, []
 
     def take(self, notes: Iterable[Note | Scheduled], number: Callable[[], int]) -> None:
@@ -178,6 +194,8 @@ class RowMaker:
                 continue
             if note.kind in (EventKind.STARTED, EventKind.FAILED):
                 self._start(note, number())
+            if note.kind is EventKind.ADOPTED and note.process.id not in self._live:
+                self._adopt(note, number())
             if note.kind in (EventKind.EXITED, EventKind.FAILED):
                 self._end(note)
 
@@ -193,12 +211,24 @@ class RowMaker:
         self._live[process.id] = number, row, scrub
         self.pending[number] = row
 
+    def _adopt(self, note: Note, number: int) -> None:
+        """Nothing is written before its end: an earlier kernel may have recorded its start in the same file."""
+        self._start(note, number)
+        del self.pending[number]
+        self._adopted.add(number)
+        process: Any = note.process  # of a manager: jobs elsewhere are not adopted
+        self._live[process.id][1].update(started=process.created_at.timestamp(), cell=None)
+        if not process.status.live:
+            self._end(note)
+
     def _end(self, note: Note) -> None:
         if note.process.id not in self._live:
             return  # it started before the recording
         number, row, scrub = self._live.pop(note.process.id)
         process, result = note.process, note.process.result
         values: dict[str, Any] = {"ended": note.at, "state": str(process.status), **_annotated(process)}
+        if result is not None and number in self._adopted:  # perhaps it ended while no kernel was there
+            values["ended"] = row["started"] + result.execution_time
         if result is not None:
             values |= {
                 "exit_code": result.exit_code, "signal": result.signal, "reason": result.reason, "seconds": result.execution_time,

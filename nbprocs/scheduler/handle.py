@@ -98,7 +98,7 @@ class TaskHandle(Displayable, Generic[T]):
 
     def output(self, stream: Stream | str = Stream.STDOUT) -> bytes:
         """What the attempt under way, or else the last one, has written so far."""
-        name = Stream(stream).value
+        name = checks.member("stream", stream, Stream).value
         process = self.process
         if process is not None:
             log = process.stdout if name == "stdout" else process.stderr
@@ -108,6 +108,7 @@ class TaskHandle(Displayable, Generic[T]):
 
     def tail(self, lines: int = 10) -> str:
         """The last lines of its stderr, or of its stdout if that is empty."""
+        checks.whole("lines", lines, least=1)
         return tail_text(self.output(Stream.STDERR) or self.output(Stream.STDOUT), lines=lines)
 
     async def lines(self, stream: Stream | str = Stream.STDOUT) -> AsyncIterator[str]:

@@ -361,11 +361,11 @@ class TaskScheduler(Displayable):
 
     def tasks(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have not ended, in the order of their arrival, then of those that have, latest last."""
-        return views.tasks(self._core, limit=limit)
+        return views.tasks(self._core, limit=_limit(limit))
 
     def ended(self, *, limit: int | None = None) -> tuple[ScheduledTask, ...]:
         """Snapshots of the tasks that have ended, latest first; of very many the last ``history``."""
-        return views.ended(self._core, limit=limit)
+        return views.ended(self._core, limit=_limit(limit))
 
     def attempts(self) -> list[Attempt]:
         """Every attempt that is known, the running ones last: of the store, or the last ones of this scheduler."""
@@ -421,6 +421,10 @@ class TaskScheduler(Displayable):
             f"<TaskScheduler: {status.queued_tasks:,} queued, {status.running_tasks} of {status.max_concurrent} running, "
             f"{status.succeeded:,} succeeded, {status.failed:,} failed{extra}>"
         )
+
+
+def _limit(given: int | None) -> int | None:
+    return None if given is None else checks.whole("limit", given, least=0)
 
 
 def _check_apart(store: Word | None, runs: object) -> None:

@@ -33,10 +33,9 @@ from nbprocs.engine.home import Home, Tasks
 from nbprocs.errors import Closed, ProcessError
 from nbprocs.widgets.arrivals import Arrivals
 from nbprocs.widgets.assets import ON_DEMAND, SCRIPT, STATIC, STYLE
-from nbprocs.widgets.hub import answer_where_asked
 from nbprocs.widgets.pacing import pacer_of
 from nbprocs.widgets.record import MUTED
-from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, checked, flag, op, parse, text
+from nbprocs.widgets.wire import BadMessage, Call, Delta, Hello, Refused, answer_where_asked, checked, flag, op, parse, text
 
 __all__ = ["Host", "Part", "View", "held_by"]
 

@@ -19,8 +19,9 @@ import anywidget
 import traitlets
 
 from nbprocs.widgets.assets import SCRIPT, STYLE
+from nbprocs.widgets.wire import answer_where_asked
 
-__all__ = ["Hub", "answer_where_asked", "connect"]
+__all__ = ["Hub", "connect"]
 
 _lock = threading.Lock()
 _hub: "Hub | None" = None
@@ -43,7 +44,7 @@ class Hub(anywidget.AnyWidget):
         self.on_msg(self._received)
 
     def open(self) -> None:
-        """Open its comm. See :func:`answer_where_asked`."""
+        """Open its comm. See :func:`nbprocs.widgets.wire.answer_where_asked`."""
         super().open()
         answer_where_asked(self.comm)
 
@@ -86,15 +87,6 @@ class Hub(anywidget.AnyWidget):
             view.receive(content)
         elif isinstance(uid, str):
             self._tell({"closed": True, "v": uid[:80]})
-
-
-def answer_where_asked(comm: Any) -> None:
-    """Let what a page says on a comm go to the thread that the page chose for it.
-
-    JupyterLab has a subshell for widgets, which answers while a cell runs. ipykernel 7.4 takes a message to the thread for which the comm
-    spoke last instead, and that is most often the cell's: a view was dead for as long as a cell computed, also one of a background manager.
-    """
-    comm._reply_subshell_for = None  # noqa: SLF001 - asked for by its name; a kernel that knows no such thing sees nothing
 
 
 def connect(view: Any) -> None:

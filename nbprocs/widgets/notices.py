@@ -3,6 +3,7 @@
 from typing import Any
 
 from nbprocs.notify import Notice, listen
+from nbprocs.widgets.wire import answer_where_asked
 
 __all__ = ["opened"]
 
@@ -15,5 +16,6 @@ def opened(comm: Any) -> None:
     def send(notice: Notice) -> None:
         comm.send({"version": VERSION, "notices": [notice.plain()]})
 
+    answer_where_asked(comm)
     end = listen(send)
     comm.on_close(lambda _message: end())

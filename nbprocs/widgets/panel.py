@@ -20,6 +20,7 @@ from nbprocs.errors import UnknownProcess
 from nbprocs.model import Stream
 from nbprocs.processes.manager import ProcessManager
 from nbprocs.processes.process import ManagedProcess, process_core
+from nbprocs.widgets.wire import answer_where_asked
 
 __all__ = ["asked"]
 
@@ -36,6 +37,7 @@ def asked(comm: Any, message: Any) -> None:
         comm.send({"unknown": True})
         comm.close()
         return
+    answer_where_asked(comm)
     core = process_core(process)
     tasks = Tasks(core.home)
     streams = {Stream.STDOUT: core.stdout, Stream.STDERR: core.stderr}

@@ -24,6 +24,7 @@ __all__ = [
     "Delta",
     "Hello",
     "Refused",
+    "answer_where_asked",
     "checked",
     "choice",
     "flag",
@@ -209,3 +210,12 @@ def checked(method: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, An
         msg = f"unknown arguments: {', '.join(sorted(unknown))}"[:200]
         raise BadMessage(msg)
     return {name: checks[name](name, value) for name, value in args.items()}
+
+
+def answer_where_asked(comm: Any) -> None:
+    """Let what a page says on a comm go to the thread that the page chose for it.
+
+    JupyterLab has a subshell for widgets, which answers while a cell runs. ipykernel 7.4 takes a message to the thread for which the comm
+    spoke last instead, and that is most often the cell's: a view was dead for as long as a cell computed, also one of a background manager.
+    """
+    comm._reply_subshell_for = None  # noqa: SLF001 - asked for by its name; a kernel that knows no such thing sees nothing

@@ -303,3 +303,18 @@ async def test_a_kernel_that_was_killed_is_heard_again(lab):
     await notebook.run(0)
     await notebook.run(3)
     await expect(toasts.filter(has_text="killed-and-back")).to_be_visible(timeout=60_000)
+
+
+async def test_what_ends_while_a_cell_computes_is_told_meanwhile(lab):
+    """All cells are run: the page comes to ask for news when the kernel's main thread has no time for it."""
+    computed, end = lab.server.folder / "told-meanwhile", lab.server.folder / "end-now"
+    busy = f"import pathlib, time\nwhile not pathlib.Path({str(computed)!r}).exists(): time.sleep(0.01)\nprint('computed')"
+    job = f"%%proc --name meanwhile --notify\nuntil [ -e {end} ]; do sleep 0.05; done"
+    notebook = await lab.open(cells=["%load_ext nbprocs", job, busy])
+    await notebook.page.evaluate("() => void jupyterapp.commands.execute('notebook:run-all-cells')")
+    await expect(notebook.output(1).locator(".nb-view")).to_contain_text("meanwhile")
+    end.touch()
+    await expect(notebook.page.locator(".Toastify__toast", has_text="meanwhile completed")).to_be_visible(timeout=60_000)
+    await expect(notebook.output(2)).to_have_text("", use_inner_text=True)
+    computed.touch()
+    await expect(notebook.output(2)).to_contain_text("computed")

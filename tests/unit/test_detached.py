@@ -252,6 +252,39 @@ async def test_who_supervises_it_elsewhere_does_not_restart_what_was_stopped_or_
     await new.stop()
 
 
+async def test_the_kernel_that_has_its_secret_restarts_and_replaces_it(home, pm, tmp_path):
+    policy = RestartPolicy(initial_delay=0.01, max_delay=0.02)
+    script = 'echo "$API_KEY" >> keys; exec sleep 1000'
+    job = await pm.spawn("sh", "-c", script, name="job", detach=True, restart=policy, env_vars={"API_KEY": "hush"}, working_dir=tmp_path)
+
+    async def told(count):  # each has written before the next step ends it
+        await until(lambda: (tmp_path / "keys").exists() and (tmp_path / "keys").read_text() == "hush\n" * count)
+
+    await told(1)
+    os.kill(job.pid, signal.SIGKILL)
+    await told(2)
+    await until(lambda: pm.get("job").pid not in {None, job.pid} and pm.get("job").status is ProcessStatus.RUNNING)
+    await pm.restart("job")
+    await told(3)
+    new = await pm.replace("job")
+    await told(4)
+    await new.stop()
+
+
+async def test_a_kernel_that_has_not_its_secret_starts_nothing_without_it(home, other, caplog):
+    policy = RestartPolicy(initial_delay=0.01, max_delay=0.02)
+    async with ProcessManager() as pm:
+        await pm.spawn("sleep", "1000", name="job", detach=True, restart=policy, env_vars={"API_KEY": "hush"})
+    job = await other.adopt("job")
+    assert any("job is not supervised" in m and "env_vars['API_KEY'] held a secret" in m for m in caplog.messages)
+    for again in (other.restart, other.replace):
+        with pytest.raises(StartupFailed, match=r"env_vars\['API_KEY'\] held a secret"):
+            await again("job")
+        assert job.status is ProcessStatus.RUNNING
+    assert (await other.replace("job", config=job.config.replace(env_vars={"API_KEY": "hush"}))).status is ProcessStatus.RUNNING
+    await other.get("job").stop()
+
+
 # --- starts -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -332,16 +365,18 @@ async def test_its_config_is_adopted_with_it(home, other):
     assert b"planted" not in b"".join(path.read_bytes() for path in (home / "state").rglob("*") if path.is_file())
 
 
-async def test_secrets_are_nowhere_on_disk(home, pm):
+async def test_secrets_are_nowhere_on_disk(home, pm, other):
     job = await pm.spawn(
         "sh", "-c", "exit 0", "--password=planted-one", detach=True, env_vars={"API_TOKEN": "planted-two", "PLAIN": "kept"}, name="job"
     )
     await job.wait()
+    await (await pm.restart("job")).wait()
     written = b"".join(path.read_bytes() for path in (home / "state").rglob("*") if path.is_file())
     assert b"planted" not in written
     assert b"kept" in written
-    with pytest.raises(StartupFailed, match="can't be started again"):
-        await pm.restart("job")
+    await other.adopt("job")
+    with pytest.raises(StartupFailed, match=r"can't be started again from its record: command, env_vars\['API_TOKEN'\] held a secret"):
+        await other.restart("job")
 
 
 async def test_records_and_sockets_are_for_their_owner_only(home, pm):

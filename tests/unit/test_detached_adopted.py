@@ -4,8 +4,10 @@ import asyncio
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -48,6 +50,29 @@ async def test_the_monitor_sees_an_adopted_process(adopt):
         await job.wait()
         await monitor.sample()
         assert monitor.current()["manager"].success_count == 1
+
+
+@pytest.mark.parametrize("when", ["while it is followed", "while no kernel was there", "as lost", "in another file"])
+async def test_its_run_ends_in_the_row_that_the_first_kernel_began(tmp_path, when):
+    runs, go_on = tmp_path / "runs.db", tmp_path / "go on"
+    script = f"until [ -e '{go_on}' ]; do sleep 0.01; done; echo done; exit 3"
+    async with ProcessManager(runs=tmp_path / "first.db" if when == "in another file" else runs) as pm:
+        job = await pm.spawn("sh", "-c", script, name="job", detach=True)
+    if when == "while no kernel was there":
+        go_on.touch()
+        await until(lambda: not records.records()[0].live)
+    if when == "as lost":  # so it stands after the first kernel's end
+        with closing(sqlite3.connect(runs)) as db, db:
+            db.execute("UPDATE runs SET state = 'lost', reason = 'its kernel ended'")
+    for _ in range(2):  # the second one sees what is known already
+        async with ProcessManager(runs=runs) as pm:
+            again = await pm.adopt("job")
+            go_on.touch()
+            await again.wait()
+    [run] = nbprocs.runs(runs)
+    assert (run.id, run.name, run.state, run.exit_code, run.stdout, run.reason) == (job.id, "job", "failed", 3, "done\n", None)
+    assert abs(run.started - job.created_at.timestamp()) < 1
+    assert abs(run.ended - run.started - run.seconds) < 1
 
 
 async def test_recovery_restarts_an_adopted_process(adopt):

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -285,6 +286,20 @@ async def test_open_files_are_used_where_they_stand(tmp_path):
         with (tmp_path / "in").open() as source, (tmp_path / "copy").open("w") as target:
             assert (await pm.run("cat", stdin=source, stdout=target)).ok
         assert (tmp_path / "copy").read_text() == "one\ntwo\n"
+
+
+async def test_what_passes_everything_on_to_a_file_is_one(tmp_path):
+    """A NamedTemporaryFile has its fileno by __getattr__: from Python 3.12 on isinstance with a protocol does not see it."""
+    async with ProcessManager() as pm:
+        with tempfile.NamedTemporaryFile(dir=tmp_path) as file, tempfile.NamedTemporaryFile("w+", dir=tmp_path) as errors:
+            await pm.run("sh", "-c", "echo out; echo err >&2", stdout=file, stderr=errors)
+            file.seek(0)
+            errors.seek(0)
+            assert (await pm.run("cat", stdin=file)).text == "out\n"
+            assert errors.read() == "err\n"
+            echo = python("os.write(int(sys.argv[1]), b'more')", str(file.fileno()))
+            assert (await pm.run(*echo, inherit=[file])).ok
+            assert Path(file.name).read_text() == "out\nmore"
 
 
 async def test_pipes_and_sockets_are_files_too():

@@ -1,6 +1,7 @@
 """What a view, a monitor, a handler or a history is made of: a wrong object, and an empty path, are refused where they are given."""
 
 import functools
+import inspect
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -195,3 +196,44 @@ def test_a_queue_and_a_run_history_are_two_files(tmp_path, monkeypatch, kernel):
     finally:
         nbprocs.set_runs(None)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_methods_are_given_is_refused_at_the_call(tmp_path):
+    async with (
+        ProcessManager(runs=tmp_path / "runs.db") as pm,
+        ProcessMonitor() as monitor,
+        TaskScheduler() as sch,
+        ErrorHandler(pm) as handler,
+    ):
+        process = await pm.spawn("cat", stdin=True)
+        await pm.run("true", name="one")
+        monitor.watch(pm)
+        await monitor.sample()
+        task = sch.schedule("true")
+        await task
+        run = nbprocs.runs(tmp_path / "runs.db")["one"]
+        calls = [
+            (functools.partial(handler.recover_on_alert, pm), r"^monitor must be a ProcessMonitor"),
+            (functools.partial(handler.handle_error, 5), r"^error must be an exception, a ManagedProcess, its name or its id"),
+            (functools.partial(handler.leave_alone, []), r"^name must be text"),
+            (functools.partial(monitor.frame, since=5), r"^since must be a datetime"),
+            (functools.partial(monitor.frame, names="web"), r"^names must be a list of text"),
+            (functools.partial(run.rerun, manager=pm._core), r"^manager must be a ProcessManager"),
+            (functools.partial(run.rerun, check=1), r"^check must be True or False"),
+            (functools.partial(run.output, []), r"^stream must be a Stream"),
+            (functools.partial(task.output, []), r"^stream must be a Stream"),
+            (functools.partial(process.lines, stream=[]), r"^stream must be a Stream"),
+            (functools.partial(process.send_line, b"x"), r"^line must be text"),
+            (functools.partial(task.tail, 1.5), r"^lines must be a whole number"),
+            (functools.partial(sch.tasks, limit=1.5), r"^limit must be a whole number, 0 or more"),
+            (functools.partial(sch.ended, limit="x"), r"^limit must be a whole number, 0 or more"),
+            (functools.partial(pm.get, []), r"^key must be a name or an id"),
+            (functools.partial(pm.rename, 5, "x"), r"^key must be a name or an id"),
+            (functools.partial(nbprocs.runs(tmp_path / "runs.db").regressions, window="x"), r"^window must be a whole number, 1 or more"),
+        ]
+        for call, match in calls:
+            with pytest.raises(WrongType, match=match):
+                answer = call()
+                if inspect.isawaitable(answer):
+                    await answer
+                await anext(answer)

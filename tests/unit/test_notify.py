@@ -408,12 +408,13 @@ def test_it_goes_through_json_and_pickle_but_for_callables():
 def test_who_comes_late_hears_what_nobody_heard():
     channel._unheard.clear()
     old, new = Notice(title="old", level="success", process_id="1", at=1.0), Notice(title="new", level="success", process_id="2")
-    publish(old)
-    publish(new)
+    kept = Notice(title="of a cell's first minute", level="success", process_id="3", at=new.at - 10 * 3600)
+    for notice in (old, kept, new):
+        publish(notice)
     heard, again = [], []
     end = listen(heard.append)
     end_again = listen(again.append)
-    assert (heard, again) == ([new], [])
+    assert (heard, again) == ([kept, new], [])
     end()
     end()
     end_again()

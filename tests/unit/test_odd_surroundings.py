@@ -135,7 +135,7 @@ def test_a_forked_child_has_its_own_and_waits_for_nothing_of_its_parents(tmp_pat
 
 
 ENDING = """
-import builtins, concurrent.futures, time
+import atexit, builtins, concurrent.futures, time
 import nbprocs
 
 class Last:
@@ -148,8 +148,9 @@ class Last:
             print(type(error).__name__)
 
 nbprocs.run_sync("true")
-pool = nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=1), background=True)
+pool = nbprocs.ProcessPool(nbprocs.PoolConfig(max_processes=2), background=True)
 executor = pool.executor()
+atexit.register(lambda: print(executor.submit(abs, -1).result(), nbprocs.run_sync("echo", "2").text))
 future = executor.submit(time.sleep, 600)
 while not future.running():
     time.sleep(0.001)
@@ -166,7 +167,7 @@ builtins.kept = [Last(act) for act in acts]  # they live until no thread but thi
 
 def test_what_the_interpreters_end_calls_does_not_wait_for_ever(tmp_path):
     done = kernel(ENDING, state=tmp_path)
-    assert (done.returncode, sorted(done.stdout.split()), done.stderr) == (0, ["Closed"] * 4 + ["RuntimeError"], "")
+    assert (done.returncode, sorted(done.stdout.split()), done.stderr) == (0, ["1", "2"] + ["Closed"] * 4 + ["RuntimeError"], "")
 
 
 async def test_the_loops_own_way_is_asked_for_no_more_than_was_wanted(monkeypatch):

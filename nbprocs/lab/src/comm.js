@@ -14,7 +14,7 @@ const ENDS = ["restarting", "autorestarting", "dead"];
  * Open a comm and hear it; returns what closes it. `closed` is called once, when the kernel closed it, ended or was restarted.
  * @param {Kernel} kernel @param {string} target @param {import("@lumino/coreutils").JSONObject} data
  * @param {{heard: (data: any, buffers: (ArrayBuffer | ArrayBufferView)[]) => void, closed: () => void}} on
- * @returns {() => void}
+ * @returns {() => Promise<void>}
  */
 export function openComm(kernel, target, data, on) {
   const id = UUID.uuid4();
@@ -39,10 +39,30 @@ export function openComm(kernel, target, data, on) {
   const about = { channel: /** @type {"shell"} */ ("shell"), session: kernel.clientId, username: kernel.username };
   kernel.iopubMessage.connect(listen);
   kernel.statusChanged.connect(turn);
-  kernel.sendShellMessage(KernelMessage.createMessage({ ...about, msgType: "comm_open", content: { comm_id: id, target_name: target, data } }));
-  return () => {
-    quiet();
+  const opened = beside(kernel, (subshellId) =>
+    KernelMessage.createMessage({ ...about, subshellId, msgType: "comm_open", content: { comm_id: id, target_name: target, data } }),
+  ).catch(() => {}); // it ended or was restarted meanwhile
+  const close = () => {
     if (kernel.isDisposed || kernel.status === "dead") return;
     kernel.sendShellMessage(KernelMessage.createMessage({ ...about, msgType: "comm_close", content: { comm_id: id, data: {} } }));
   };
+  return () => {
+    quiet();
+    return opened.then(close);
+  };
+}
+
+/**
+ * Say one thing to a kernel, where it can without waiting for the cell that runs: in a subshell, which is there for no longer than that takes.
+ * @param {Kernel} kernel @param {(subshell: string | null) => KernelMessage.IShellMessage<"comm_open">} message
+ */
+async function beside(kernel, message) {
+  await kernel.info;
+  if (!kernel.supportsSubshells) {
+    kernel.sendShellMessage(message(null));
+    return;
+  }
+  const { subshell_id } = (await kernel.requestCreateSubshell({}).done).content;
+  await kernel.sendShellMessage(message(subshell_id)).done;
+  await kernel.requestDeleteSubshell({ subshell_id }).done;
 }

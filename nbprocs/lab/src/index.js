@@ -222,8 +222,7 @@ class Panel {
     const own = this.app.serviceManager.kernels.connectTo({ model: { id: row.kernel, name: "" }, handleComms: false }); // a notebook's may end before the tab
     const end = fromKernel(own, tab);
     return () => {
-      end();
-      own.dispose();
+      void end().then(() => own.dispose());
     };
   }
 
