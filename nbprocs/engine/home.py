@@ -359,8 +359,9 @@ class _Host:
             return self._home
 
     def _run(self, ready: list[Home], started: threading.Event) -> None:
-        # On Windows a Proactor loop, whatever the kernel's policy says: only that one can start processes.
-        loop = getattr(asyncio, "ProactorEventLoop", asyncio.new_event_loop)()
+        # Whatever the kernel's policy says (uvloop's, a GUI toolkit's): on Windows only a Proactor loop can start processes, and
+        # elsewhere the shim's children are read by a selector loop.
+        loop = getattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop)()
 
         async def announce() -> None:
             ready.append(Home.current())

@@ -301,27 +301,34 @@ def may_be_supervised(core: ProcessCore) -> bool:
     return not core.lost
 
 
-def _policy_as_json(policy: RestartPolicy) -> dict[str, Any] | None:
-    """The policy, if it is made of plain values only: a callable in it belongs to its kernel."""
-    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.init}
-    plain = {name: _plain(value) for name, value in fields.items()}
-    if all(isinstance(value, (int, float, str, bool, list, type(None))) for value in plain.values()):
-        return plain
-    return None
+def _policy_as_json(policy: RestartPolicy) -> dict[str, Any]:
+    """The policy as JSON. Its source of random numbers belongs to its kernel, and so does what its breaker has seen."""
+    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.init and field.name != "rng"}
+    if policy.exit_codes is not None:
+        fields["exit_codes"] = sorted(policy.exit_codes)
+    if policy.breaker is not None:
+        fields["breaker"] = {name: _number(getattr(policy.breaker, name)) for name in ("failures", "window", "open_for")}
+    return {name: _number(value) for name, value in fields.items()}
+
+
+def _number(value: Any) -> Any:
+    """A number of another library as one of Python's; anything else as it is."""
+    return value if isinstance(value, (int, str, list, dict)) or value is None else float(value)
 
 
 def policy_of(record: DetachedRecord) -> RestartPolicy | None:
-    """The restart policy that it was started with, if its record could keep it; a damaged one is said in the log, once, and is none.
+    """The restart policy that it was started with, if there was one; a damaged one is said in the log, once, and is none.
 
     The process can be looked after without a policy: a damaged one is no reason to leave it alone.
     """
     if record.restart is None:
         return None
-    from nbprocs.policy import RestartPolicy  # noqa: PLC0415 - most processes have none
+    from nbprocs.policy import CircuitBreaker, RestartPolicy  # noqa: PLC0415 - most processes have none
 
     try:
-        stored = mapping("restart", record.restart)
-        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        fields: dict[str, Any] = dict(mapping("restart", record.restart))
+        if isinstance(breaker := fields.get("breaker"), dict):
+            fields["breaker"] = CircuitBreaker(**breaker)
         return RestartPolicy(**fields)
     except (TypeError, ValueError) as error:
         if record.id not in _SAID:

@@ -318,3 +318,21 @@ async def test_what_ends_while_a_cell_computes_is_told_meanwhile(lab):
     await expect(notebook.output(2)).to_have_text("", use_inner_text=True)
     computed.touch()
     await expect(notebook.output(2)).to_contain_text("computed")
+
+
+async def test_the_output_of_a_detached_process_comes_when_the_server_is_back(lab):
+    start = "import nbprocs; q = await nbprocs.spawn('sh', '-c', 'echo here it is; exec sleep 1000', name='panel-job', detach=True)"
+    notebook = await lab.open(cells=[start, "_ = await q.stop(grace=0)"])
+    await notebook.run(0)
+    page = notebook.page
+    row = await opened_panel(page)
+    await page.route("**/nbprocs/output*", lambda route: route.abort())
+    await row.click(button="right")
+    await page.locator(".lm-Menu-item[data-command='nbprocs:output']").click()
+    output = page.locator(".nbprocs-output")
+    await expect(output.get_by_role("status")).not_to_have_text("")
+    await page.unroute("**/nbprocs/output*")
+    await expect(output.locator(".xterm-accessibility")).to_contain_text("here it is")
+    await expect(output.get_by_role("status")).to_have_text("")
+    await page.evaluate(OPEN, notebook.notebook)  # in front of the tab
+    await notebook.run(1)

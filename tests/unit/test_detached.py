@@ -5,7 +5,9 @@ import base64
 import errno
 import fcntl
 import json
+import math
 import os
+import random
 import select
 import signal
 import struct
@@ -18,12 +20,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbprocs
-from nbprocs import EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
+from nbprocs import CircuitBreaker, EventKind, NameInUse, ProcessManager, ProcessStatus, RestartPolicy, StartupFailed, UnknownProcess, cli
 from nbprocs.engine import asking, both, detaching, recorded, records, shim
 from nbprocs.engine.shimlib import keeper, order, segments
 from nbprocs.processes.manager import manager_core
@@ -226,6 +229,23 @@ async def test_the_record_of_each_life_keeps_the_policy_for_the_next_kernel(home
         7,
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        RestartPolicy(exit_codes={75, 3}, on="always", max_restarts=None, jitter="proportional"),
+        RestartPolicy(breaker=CircuitBreaker(failures=2, window=7, open_for=np.float32(1.5))),
+        RestartPolicy(rng=random.Random(3), healthy_after=math.inf, window=np.float32(5), max_restarts=np.int64(3)),
+    ],
+    ids=["exit codes", "a breaker", "numbers"],
+)
+async def test_every_policy_goes_on_after_adoption(home, other, policy):
+    async with ProcessManager() as pm:
+        await pm.spawn("sleep", "1000", name="job", detach=True, restart=policy)
+    job = await other.adopt("job")
+    assert manager_core(other).supervisor.policy(job.id) == policy
+    await job.stop()
 
 
 @pytest.mark.parametrize("command", ["exec sleep 1000", "sleep 1000 & exec sleep 1000"], ids=["alone", "with a leftover"])

@@ -170,6 +170,25 @@ def test_what_the_interpreters_end_calls_does_not_wait_for_ever(tmp_path):
     assert (done.returncode, sorted(done.stdout.split()), done.stderr) == (0, ["1", "2"] + ["Closed"] * 4 + ["RuntimeError"], "")
 
 
+OTHER_POLICY = """
+import asyncio
+
+def another_kind():
+    raise NotImplementedError("for a main thread with a window system")
+
+asyncio.new_event_loop = another_kind  # as an event loop policy would have it
+import nbprocs
+print(nbprocs.run_sync("sh", "-c", "test -t 1 && echo terminal", pty=True).text)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_the_background_loop_is_asyncios_own_whatever_the_policy_makes(tmp_path):
+    """Under uvloop.install() it was uvloop's, without the shim and pseudo-terminals; a policy that fails there was waited for forever."""
+    done = kernel(OTHER_POLICY, state=tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, ["terminal"]), done.stderr
+
+
 async def test_the_loops_own_way_is_asked_for_no_more_than_was_wanted(monkeypatch):
     loop, seen = asyncio.get_running_loop(), []
     usual = loop.subprocess_exec

@@ -92,12 +92,9 @@ export function fromShim(processes, tab) {
       const query = new URLSearchParams({ socket: tab.row.socket, id: tab.row.id, offset: String(offset) });
       const answer = await processes.request(`output?${query}`);
       if (over) return;
-      if (answer.ok === false) {
-        tab.say(answer.error);
-        return;
-      }
+      if (answer.ok === false) throw new Error(answer.error);
       const data = Uint8Array.from(atob(answer.data), (c) => c.charCodeAt(0));
-      if (data.length) tab.write(data);
+      tab.write(data);
       offset = answer.offset + data.length;
       if (answer.ended && offset >= answer.end) {
         tab.say(TEXTS.ended);
@@ -105,7 +102,9 @@ export function fromShim(processes, tab) {
       }
       timer = setTimeout(() => void look(), offset < answer.end ? 0 : AGAIN);
     } catch (error) {
-      tab.say(String(error));
+      if (over) return;
+      tab.say(error instanceof Error ? error.message : String(error));
+      timer = setTimeout(() => void look(), 4 * AGAIN); // a busy shim, a server that was away, a laptop that slept: the log is there when they are
     }
   };
   void look();
