@@ -53,7 +53,10 @@ def _umask_and_affinity() -> bytes:
 
 
 def _policy() -> int:
-    return os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else 0
+    try:
+        return os.sched_getscheduler(0)
+    except (AttributeError, OSError):  # not on this system; musl has the call, and refuses it
+        return 0
 
 
 def _limits() -> tuple[tuple[int, int], ...]:

@@ -143,13 +143,21 @@ class Exit:
         """From what a shim reported."""
         if report.status is None:
             return cls(exit_code=None, signal=None, at=report.at)
-        used = {"peak_rss": report.peak, "cpu_time": report.cpu, "read_bytes": report.read, "written_bytes": report.written}
-        return cls.from_code(os.waitstatus_to_exitcode(report.status), at=report.at, **used)
+        code = os.waitstatus_to_exitcode(report.status)
+        return cls(
+            exit_code=None if code < 0 else code,
+            signal=-code if code < 0 else None,
+            at=report.at,
+            peak_rss=report.peak,
+            cpu_time=report.cpu,
+            read_bytes=report.read,
+            written_bytes=report.written,
+        )
 
     @classmethod
-    def from_code(cls, code: int, *, at: float, **usage: Any) -> Exit:
-        """From the convention of subprocess: a negative code is a signal. ``usage`` are the fields that it does not tell."""
-        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at, **usage)
+    def from_code(cls, code: int, *, at: float) -> Exit:
+        """From the convention of subprocess: a negative code is a signal."""
+        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at)
 
 
 class Listener(Protocol):

@@ -98,6 +98,10 @@ class ShimClient:
             self._socket.close()
             raise
 
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it is that loop's, and open."""
+        return self._loop() is loop and not self.closed
+
     # -- out
 
     def start(self, child: ShimChild, order: Callable[[int], wire.StartOrder], env: Mapping[Any, Any], fds: Sequence[int]) -> None:

@@ -96,7 +96,10 @@ class Shim:
     @property
     def queued(self) -> int:
         """How many starts were asked for and are not yet answered."""
-        return sum(len(client.waiting) for client in self.clients)
+        queued = 0
+        for client in self.clients:
+            queued += len(client.waiting)
+        return queued
 
     @property
     def busy(self) -> bool:
@@ -274,14 +277,13 @@ class Shims:
         return shim
 
     def _client(self, loop: AbstractEventLoop, shim: Shim) -> ShimClient:
-        from nbprocs.engine.client import ShimClient  # noqa: PLC0415 - it needs this module
-
+        for client in shim.clients:  # one, nearly always: a question to a table of weak keys costs more
+            if client.serves(loop):
+                return client
         found = self._clients.setdefault(loop, {})
-        client = found.get(shim)
-        if client is None:
-            client = found[shim] = ShimClient(loop, shim, self)
-            shim.clients.append(client)
-            self.stir()  # while there are clients the thread looks by itself: a write for each start would cost a switch of threads
+        client = found[shim] = ShimClient(loop, shim, self)
+        shim.clients.append(client)
+        self.stir()  # while there are clients the thread looks by itself: a write for each start would cost a switch of threads
         return client
 
     def _stable(self) -> Shim | None:

@@ -247,7 +247,7 @@ class ManagerCore:
                 self.tasks.start(feed(process, given), name=f"input of {process.name}")
             if process.child is not None:
                 process.child.begin()  # nobody but us knows it: an end that has come already need not wait for the loop's next turn
-            return await process.wait()
+            return await process.wait() if process.result is None else process.result
         except BaseException:
             self._unwanted(process)
             raise

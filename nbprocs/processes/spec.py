@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
 
@@ -39,18 +40,28 @@ _OURS = frozenset(
 _ENGINES = frozenset(f.name for f in fields(Spec))
 
 
-@contextlib.contextmanager
-def opened(config: ProcessConfig, *, again: bool) -> Iterator[dict[str, int]]:
+def opened(config: ProcessConfig, *, again: bool) -> AbstractContextManager[Mapping[str, int]]:
     """The descriptors of the files that stdin, stdout and stderr name, open for the start. Raises OSError.
 
     A path is written anew; ``again``, for a restart, adds to it: the output of the life before says why it ended. One path for both is
     one file. Of an open file what Python still holds is written first.
     """
+    for value in (config.stdin, config.stdout, config.stderr):
+        if not (value is None or isinstance(value, (bool, bytes))):
+            return _opened(config, again=again)
+    return _NO_FILES  # most
+
+
+_NO_FILES: AbstractContextManager[Mapping[str, int]] = contextlib.nullcontext({})
+
+
+@contextlib.contextmanager
+def _opened(config: ProcessConfig, *, again: bool) -> Iterator[Mapping[str, int]]:
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         for option in ("stdin", "stdout", "stderr"):
             value = getattr(config, option)
-            if value is None or isinstance(value, (bool, bytes)):  # most
+            if value is None or isinstance(value, (bool, bytes)):
                 continue
             try:
                 found[option] = _descriptor(config, option, found, stack, again=again)

@@ -336,3 +336,19 @@ async def test_the_output_of_a_detached_process_comes_when_the_server_is_back(la
     await expect(output.get_by_role("status")).to_have_text("")
     await page.evaluate(OPEN, notebook.notebook)  # in front of the tab
     await notebook.run(1)
+
+
+CONSOLE = """async (code) => {
+  const { commands } = jupyterapp;
+  const panel = await commands.execute('console:create', { path: '', kernelPreference: { name: 'python3' } });
+  await panel.sessionContext.ready;
+  await panel.console.inject(code);
+  await commands.execute('nbprocs:refresh');
+}"""
+
+
+async def test_a_console_hears_the_news_of_its_kernel(lab):
+    notebook = await lab.open(cells=["1"])
+    page = notebook.page
+    await page.evaluate(CONSOLE, "import nbprocs\n" + TOLD.format("of-a-console"))
+    await expect(page.locator(".Toastify__toast", has_text="of-a-console completed")).to_be_visible(timeout=60_000)

@@ -125,10 +125,12 @@ class Panel {
     // A kernel is asked for news when the server says that it has loaded nbprocs; a cell that ran may just have done that.
     this.processes.changed.connect(() => {
       const known = new Set(this.processes.kernels);
-      tracker.forEach((panel) => {
-        const kernel = panel.sessionContext.session?.kernel;
+      const shown = [.../** @type {Iterable<any>} */ (this.app.shell.widgets("main"))]; // consoles, too
+      tracker.forEach((panel) => void shown.push(panel));
+      for (const widget of shown) {
+        const kernel = widget.sessionContext?.session?.kernel;
         if (kernel && known.has(kernel.id)) this.announcer.listen(kernel);
-      });
+      }
     });
     NotebookActions.executed.connect(() => {
       if (!document.hidden) void this.processes.poll.refresh();
