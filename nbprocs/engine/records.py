@@ -54,6 +54,7 @@ class DetachedRecord:
     written: int | None = None  # bytes to disk
     reason: str | None = None
     dropped: int = 0
+    ends: Mapping[str, Any] = field(default_factory=dict)  # bytes that each stream has written in all, once it has ended
     pty: bool = False
     stdin: bool = False
     seen: float = 0.0  # unix time: when somebody looked last
@@ -72,11 +73,13 @@ class DetachedRecord:
         return None if self.status is None else os.waitstatus_to_exitcode(self.status)
 
     def size(self, stream: str) -> int:
-        """How many bytes a stream's log goes up to."""
+        """How many bytes a stream's log goes up to: what the disk refused at the end counts, too, where its shim could still say so."""
+        end = self.ends.get(stream)
+        found = end if isinstance(end, int) and 0 <= end < _MOST else 0
         with contextlib.suppress(OSError, IndexError):
             last = segments_of(self.folder, stream)[-1]
-            return last[0] + size_of(self.folder, last)
-        return 0
+            found = max(found, last[0] + size_of(self.folder, last))
+        return found
 
 
 def detached_folder() -> Path:
@@ -137,7 +140,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("pid", "status", "peak", "read", "written", "kernel"), (int, NoneType)),
     **dict.fromkeys(("start", "created"), (int, float)),
     **dict.fromkeys(("ended", "execution_time", "cpu"), (int, float, NoneType)),
-    **dict.fromkeys(("config", "dropped", "shim"), (dict, NoneType)),
+    **dict.fromkeys(("config", "dropped", "ends", "shim"), (dict, NoneType)),
 }
 
 
@@ -188,6 +191,7 @@ def _judged(folder: Path, fields: dict[str, Any], *, seen: float, boot: str) -> 
         written=fields.get("written"),
         reason=fields.get("reason"),
         dropped=sum((fields.get("dropped") or {}).values()),
+        ends=fields.get("ends") or {},
         pty=bool(fields.get("pty")),
         stdin=bool(fields.get("stdin")),
         seen=seen or fields.get("created", 0.0),

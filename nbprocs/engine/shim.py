@@ -15,6 +15,7 @@ it sleeps in ``poll``, so it notices a shim's death and a shim that does not ans
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import select
@@ -70,7 +71,8 @@ class Shim:
         self.greeted = False
         self.pinged: float | None = None  # since when an answer is awaited
         self.answered: float = 0.0
-        self.path: str | None = None
+        self.path: str | None = None  # where it answers status questions
+        self.mute = False  # it can't be had
         self.first: socket.socket
         self.first, end = socket.socketpair()
         try:
@@ -380,12 +382,15 @@ class Shims:
                     log.warning("%s", fields[0])
 
     def _serve(self, shim: Shim) -> None:
+        """Have it answer status questions. Where there is no descriptor left for that, the next look tries again."""
         try:  # also what is loaded here needs a descriptor
             from nbprocs.engine.places import runtime_folder  # noqa: PLC0415 - it may load jupyter_core; this is not the loop's thread
 
             shim.path = os.path.join(runtime_folder(), f"shim-{os.getpid()}-{os.urandom(4).hex()}.sock")
         except (OSError, ImportError) as error:
-            log.warning("there is no folder for the status socket: %s", error)
+            shim.mute = not isinstance(error, OSError) or error.errno not in {errno.EMFILE, errno.ENFILE}
+            if shim.mute:
+                log.warning("there is no folder for the status socket: %s", error)
             return
         shim.say(wire.SERVE, shim.path)
 
@@ -394,6 +399,8 @@ class Shims:
         now = time.monotonic()
         for client in list(shim.clients):
             client.prune()
+        if shim.greeted and shim.path is None and not shim.mute:
+            self._serve(shim)
         if shim.busy:
             shim.idle_since = now
         elif now - shim.idle_since > _LEAVES and self._stable() not in (None, shim):

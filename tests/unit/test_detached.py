@@ -583,6 +583,23 @@ def test_bytes_that_a_full_disk_refused_are_counted_and_the_child_never_waits(ho
     assert (code, end) == (0, 5_000_004)
     assert dropped > 0
     assert dropped + kept == end
+    (record,) = records.records()  # who comes when its shim has gone is told the same
+    assert record.size("stdout") == end
+
+
+def test_what_a_pipe_holds_is_read_before_it_is_closed_however_late(tmp_path):
+    heard, said = os.pipe()
+    os.set_blocking(heard, False)
+    fcntl.fcntl(heard, fcntl.F_SETPIPE_SZ, keeper._PIPE)
+    os.write(said, bytes(keeper._PIPE))
+    logs = {stream: segments.Segments(str(tmp_path), stream, limit=1 << 30) for stream in keeper.STREAMS}
+    logs["stdout"]._full(OSError(errno.ENOSPC, "full"))  # then it comes in the smallest pieces
+    shim = keeper.Keeper.__new__(keeper.Keeper)
+    shim.__dict__.update(_readers={heard: "stdout"}, _logs=logs, _sequence=order.OrderWriter(str(tmp_path)))
+    shim.__dict__.update(_handlers={}, _followers=(), _telling=None, _exit=None)
+    shim._late()
+    assert (logs["stdout"].end, shim._readers) == (keeper._PIPE, {})
+    os.close(said)
 
 
 async def test_the_gap_leaves_a_line_that_says_so(tmp_path, monkeypatch):

@@ -79,6 +79,38 @@ def test_a_kernel_short_of_descriptors_says_so_and_goes_on(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
+POOR_AT_FIRST = """
+import asyncio, errno, os, sys
+import nbprocs
+from nbprocs.engine import places
+
+real, left = places.runtime_folder, [1, 2]
+
+def runtime_folder():
+    if left:
+        left.pop()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return real()
+
+places.runtime_folder = runtime_folder
+
+async def main():
+    async with nbprocs.ProcessManager() as pm:
+        await pm.spawn("sleep", "1000")
+        async with asyncio.timeout(30):
+            while not os.path.isdir(sys.argv[1]) or not os.listdir(sys.argv[1]):
+                await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+
+
+def test_a_shim_answers_once_there_is_a_descriptor_for_that(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBPROCS_RUNTIME_DIR", str(tmp_path / "run"))
+    done = kernel(POOR_AT_FIRST, str(tmp_path / "run"), state=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 UVLOOP = """
 import asyncio, uvloop
 import nbprocs

@@ -38,7 +38,7 @@ from nbprocs.engine.shimlib import wire
 from nbprocs.engine.shimlib.links import ShimLink
 from nbprocs.engine.shimlib.order import OrderWriter, read_both
 from nbprocs.engine.shimlib.record import Record, looked_at
-from nbprocs.engine.shimlib.segments import Segments, read_segment, segments_of
+from nbprocs.engine.shimlib.segments import READ, Segments, read_segment, segments_of
 from nbprocs.engine.shimlib.server import Server
 
 __all__ = ["Keeper"]
@@ -47,6 +47,7 @@ DRAIN = 0.1  # seconds that a pipe may stay open after the process has gone
 QUIET = 0.01  # seconds between two words to a follower about output
 TURNS = 8  # reads of one descriptor before others get their turn
 _PIPE = 1 << 20  # bytes
+WHOLE = _PIPE // READ + 1
 _LARGEST = 4 << 20  # bytes of output in one answer
 NUMBER = 1  # there is one child
 STREAMS = ("stdout", "stderr")
@@ -175,11 +176,11 @@ class Keeper(Server):
 
     # -- output
 
-    def _readable(self, fd: int) -> None:
+    def _readable(self, fd: int, turns: int = TURNS) -> None:
         stream = self._readers[fd]
         log = self._logs[stream]
         self._sequence.turn(int(stream == "stderr"), self._logs["stdout" if stream == "stderr" else "stderr"].end)
-        for _ in range(TURNS):
+        for _ in range(turns):
             try:
                 moved = log.take(fd)
             except (BlockingIOError, InterruptedError):
@@ -222,14 +223,15 @@ class Keeper(Server):
         if not self._readers:
             self._drained()
             return
-        for fd in list(self._readers):
-            self._readable(fd)
+        for fd in list(self._readers):  # what the process itself wrote is in the pipes by now
+            self._readable(fd, WHOLE)
         if self._readers:
             self.timers.at(time.monotonic() + DRAIN, self._late)
 
     def _late(self) -> None:
+        """Somebody else holds its pipes still. This may come late: what has come is read before they are closed."""
         for fd in list(self._readers):
-            self._readable(fd)
+            self._readable(fd, WHOLE)
         for fd in list(self._readers):
             self._close_reader(fd)
 
@@ -245,6 +247,7 @@ class Keeper(Server):
             execution_time=report.at - self.began,
             reason=self._reason,
             dropped={stream: log.dropped for stream, log in self._logs.items()},
+            ends=self._ends(),
         )
         self._say_ends()
         self._announce(self._exit_event())

@@ -30,11 +30,11 @@ import time
 
 from nbprocs.engine.shimlib.record import boot_id
 
-__all__ = ["SEGMENT", "Segments", "read_segment", "segments_of", "size_of"]
+__all__ = ["READ", "SEGMENT", "Segments", "read_segment", "segments_of", "size_of"]
 
 SEGMENT = 32 << 20  # bytes of one file
 _SPLICE = 1 << 20  # bytes at once
-_READ = 64 << 10
+READ = 64 << 10  # bytes
 _AGAIN = 1 << 20  # bytes that are dropped before a full disk is tried again
 _FAST = 0.2  # seconds in which a segment is filled by who writes flat out
 _HAS_SPLICE = hasattr(os, "splice")
@@ -229,10 +229,10 @@ def _reserve(fd: int, size: int) -> None:
     ctypes.CDLL(None).fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(size))  # FALLOC_FL_KEEP_SIZE; what it says does not matter
 
 
-def _read(fd: int, most: int = _READ) -> bytes:
+def _read(fd: int, most: int = READ) -> bytes:
     """What is there, a block at most; nothing at the end. Raises BlockingIOError."""
     try:
-        return os.read(fd, min(_READ, most))
+        return os.read(fd, min(READ, most))
     except BlockingIOError:
         raise
     except OSError:  # EIO: the last holder of a terminal has gone
