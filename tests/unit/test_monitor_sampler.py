@@ -135,8 +135,9 @@ def test_memory_is_that_of_smaps_rollup(start, sampling, portable):
     found = row(look(sampler, asks))
     rollup = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
     truth = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in rollup[1:]}
-    assert found["pss_mb"] == pytest.approx(truth["Pss"], abs=0.01)
-    assert found["uss_mb"] == pytest.approx(truth["Private_Clean"] + truth["Private_Dirty"], abs=0.01)
+    # A page is more or less shared from one moment to the next: whoever starts or ends beside it maps the same libraries.
+    assert found["pss_mb"] == pytest.approx(truth["Pss"], abs=1)
+    assert found["uss_mb"] == pytest.approx(truth["Private_Clean"] + truth["Private_Dirty"], abs=1)
     assert found["memory_usage_mb"] == pytest.approx(truth["Rss"], abs=1)  # the kernel batches this counter by CPU
     assert found["memory_usage_mb"] > 64
 
