@@ -143,10 +143,8 @@ class Exit:
         """From what a shim reported."""
         if report.status is None:
             return cls(exit_code=None, signal=None, at=report.at)
-        code = os.waitstatus_to_exitcode(report.status)
-        return cls(
-            exit_code=None if code < 0 else code,
-            signal=-code if code < 0 else None,
+        return cls.from_code(
+            os.waitstatus_to_exitcode(report.status),
             at=report.at,
             peak_rss=report.peak,
             cpu_time=report.cpu,
@@ -155,9 +153,9 @@ class Exit:
         )
 
     @classmethod
-    def from_code(cls, code: int, *, at: float) -> Exit:
-        """From the convention of subprocess: a negative code is a signal."""
-        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at)
+    def from_code(cls, code: int, *, at: float, **usage: Any) -> Exit:
+        """From the convention of subprocess: a negative code is a signal. ``usage`` are the fields that it does not tell."""
+        return cls(exit_code=None if code < 0 else code, signal=-code if code < 0 else None, at=at, **usage)
 
 
 class Listener(Protocol):

@@ -44,9 +44,7 @@ __all__ = ["DETACHED_LOG", "DetachedChild", "DetachedListener", "launch"]
 
 DETACHED_LOG = 1 << 30  # bytes of each stream that are kept on disk
 _MAIN = os.path.join(os.path.dirname(__file__), "shim_main.py")
-_LOOK = (
-    3.0  # seconds between two looks at a shim that is followed: one that is stopped says nothing, and neither does one with a silent child
-)
+_LOOK = 3.0  # seconds between two looks at a shim that is followed: a stopped one is as silent as one with a silent child
 _AGAIN = 0.5  # seconds between two tries to reach a shim that lives, or to watch a process: too few descriptors, say
 
 

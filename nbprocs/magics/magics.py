@@ -21,7 +21,6 @@ import shlex
 import sys
 import tempfile
 import threading
-import uuid
 import weakref
 from argparse import Namespace
 from pathlib import Path
@@ -33,6 +32,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
+from nbprocs.engine.child import new_id
 from nbprocs.errors import error_from_result
 from nbprocs.magics.handle import CellProcess
 from nbprocs.magics.lookup import act, all_managers, find, known
@@ -125,7 +125,7 @@ def _python_cell(name: str, source: str, variables: dict[str, Any], *, detach: b
         except Exception as error:
             msg = f"--send: {key} can't be sent to another interpreter: {error}"
             raise UsageError(msg) from error
-    path = cells_folder() / f"{uuid.uuid4()}.cell" if detach else _shared.next_file()
+    path = cells_folder() / f"{new_id()}.cell" if detach else _shared.next_file()
     path.write_bytes(pickle.dumps((f"<cell {name}>", source, sent)))
     path.with_suffix(".py").write_text(_AGAIN.format(main=_CELL_MAIN, cell=str(path)), encoding="utf-8")
     first = next((line.strip() for line in source.splitlines() if line.strip()), "")

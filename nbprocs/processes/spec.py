@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
@@ -46,23 +46,19 @@ def opened(config: ProcessConfig, *, again: bool) -> AbstractContextManager[Mapp
     A path is written anew; ``again``, for a restart, adds to it: the output of the life before says why it ended. One path for both is
     one file. Of an open file what Python still holds is written first.
     """
-    for value in (config.stdin, config.stdout, config.stderr):
-        if not (value is None or isinstance(value, (bool, bytes))):
-            return _opened(config, again=again)
-    return _NO_FILES  # most
+    streams = (("stdin", config.stdin), ("stdout", config.stdout), ("stderr", config.stderr))
+    named = [option for option, value in streams if not (value is None or isinstance(value, (bool, bytes)))]
+    return _opened(config, named, again=again) if named else _NO_FILES  # most
 
 
 _NO_FILES: AbstractContextManager[Mapping[str, int]] = contextlib.nullcontext({})
 
 
 @contextlib.contextmanager
-def _opened(config: ProcessConfig, *, again: bool) -> Iterator[Mapping[str, int]]:
+def _opened(config: ProcessConfig, named: Iterable[str], *, again: bool) -> Iterator[Mapping[str, int]]:
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        for option in ("stdin", "stdout", "stderr"):
-            value = getattr(config, option)
-            if value is None or isinstance(value, (bool, bytes)):
-                continue
+        for option in named:
             try:
                 found[option] = _descriptor(config, option, found, stack, again=again)
             except OSError as error:

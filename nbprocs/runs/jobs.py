@@ -2,11 +2,11 @@
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbprocs.engine.child import new_id
 from nbprocs.errors import WorkerLost
 from nbprocs.guard import guarded
 from nbprocs.model import EventKind, ProcessConfig, ProcessResult, ProcessStatus
@@ -36,7 +36,7 @@ class Kept:
 class JobRun:
     """One attempt, as a note's ``process``: what is known here of a process elsewhere."""
 
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    id: str = field(default_factory=new_id)
     name: str
     config: ProcessConfig
     host: str = ""

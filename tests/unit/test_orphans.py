@@ -390,3 +390,34 @@ def test_the_end_of_the_kernel_ends_it_later(tmp_path, shim):
         assert left_by(place)
         kernel.kill()
     asyncio.run(until(lambda: not left_by(place), within=3, what="nobody is left"))
+
+
+DEAF_CHILD = """
+import asyncio
+from nbprocs import LogLine, ProcessManager
+from nbprocs.engine.shim import shims
+async def main():
+    pm = ProcessManager()
+    await pm.spawn("trap '' TERM; echo ready; while :; do sleep 1000; done", shell=True, ready=LogLine("ready"))
+    print(*shims.pids, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has policies of scheduling")
+def test_a_shim_stands_back_until_its_kernel_ends():
+    """Then it is as every other process: nobody is left to go before it, and a chain of forks is to be caught up with (ADR 0142)."""
+
+    def policy(shim):
+        with contextlib.suppress(ProcessLookupError):  # it has ended its kernel's children, and itself
+            return os.sched_getscheduler(shim)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", DEAF_CHILD], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    ) as kernel:
+        shim = int(kernel.stdout.readline())
+        assert policy(shim) == os.SCHED_BATCH
+        kernel.kill()
+        asyncio.run(until(lambda: policy(shim) == os.SCHED_OTHER, within=10, what="the shim hurries"))
+    asyncio.run(until(lambda: policy(shim) is None, within=10, what="the shim has ended"))

@@ -56,8 +56,8 @@ INTERRUPT = 12  # (number): SIGINT as a terminal's Ctrl-C
 TAKE = 13  # (number, pid, start, tag, stop, remaining, label): a child of a shim that died
 STRAYS = 14  # (key)
 LEAVE = 15  # (): end, if nobody descends from you; else STAYS is the answer
-RENAME = 17  # (number, name)
 INHERIT = 16  # (): another shim died: what belongs to the kernel may be anywhere
+RENAME = 17  # (number, name): what its manager calls it from now on
 
 # shim → kernel
 HELLO = 32  # (version, pid, tags)
